@@ -1,0 +1,65 @@
+"""How the decoder hears of CLIP: four extra context tokens and an addition to the time embedding (paper, section 2.1)."""
+
+# B batch, N text tokens, D embedding dimension, K context width, T time-embedding width
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+
+class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
+    """Projects the CLIP embeddings and the text encodings to what the decoder is conditioned on.
+
+    Parameters carry the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`
+    multiplies the CLIP embeddings on entry: unit vectors of D dimensions want sqrt(D), or they arrive as almost nothing.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        clip_extra_context_tokens: int = 4,
+        clip_embeddings_dim: int = 768,
+        time_embed_dim: int,
+        cross_attention_dim: int,
+        embedding_scale: float = 1.0,
+    ):
+        super().__init__()
+        dim, tokens = clip_embeddings_dim, clip_extra_context_tokens
+        self.clip_extra_context_tokens = tokens
+        self.embedding_scale = embedding_scale
+        self.learned_classifier_free_guidance_embeddings = nn.Parameter(torch.zeros(dim))
+        self.embedding_proj = nn.Linear(dim, time_embed_dim)
+        self.clip_image_embeddings_project_to_time_embeddings = nn.Linear(dim, time_embed_dim)
+        self.clip_extra_context_tokens_proj = nn.Linear(dim, tokens * cross_attention_dim)
+        self.encoder_hidden_states_proj = nn.Linear(dim, cross_attention_dim)
+        self.text_encoder_hidden_states_norm = nn.LayerNorm(cross_attention_dim)
+
+    def forward(
+        self,
+        *,
+        image_embeddings: Tensor,
+        prompt_embeds: Tensor,
+        text_encoder_hidden_states: Tensor,
+        do_classifier_free_guidance: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """-> context tokens [B, 4 + N, K] and the addition to the time embedding [B, T].
+
+        `image_embeddings` [B, D], `prompt_embeds` [B, D], `text_encoder_hidden_states` [B, N, D]. Under guidance the
+        texts are [2B, ...], unconditional first, and the image embeddings still [B, D]: the learned "no image"
+        embedding is put before them here.
+        """
+        if do_classifier_free_guidance:
+            empty = self.learned_classifier_free_guidance_embeddings.expand(len(image_embeddings), -1)
+            image_embeddings = torch.cat([empty, image_embeddings])
+        if len(image_embeddings) != len(prompt_embeds):
+            raise ValueError(f"{len(image_embeddings)} image embeddings for {len(prompt_embeds)} prompt embeddings")
+        image_embeddings = image_embeddings * self.embedding_scale
+        prompt_embeds = prompt_embeds * self.embedding_scale
+        added = self.clip_image_embeddings_project_to_time_embeddings(image_embeddings)
+        added = added + self.embedding_proj(prompt_embeds)  # [B, T]
+        extra = self.clip_extra_context_tokens_proj(image_embeddings)  # [B, K * 4], tokens innermost
+        extra = extra.unflatten(1, (-1, self.clip_extra_context_tokens)).transpose(1, 2)  # [B, 4, K]
+        text = self.text_encoder_hidden_states_norm(self.encoder_hidden_states_proj(text_encoder_hidden_states))
+        return torch.cat([extra, text], 1), added

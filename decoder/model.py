@@ -1,0 +1,142 @@
+"""The 64 px decoder: a lean UNet on 2x2 pixel-unshuffled pictures, called as diffusers' `UNet2DConditionModel`."""
+
+# B batch, C channels, H height, W width, N context tokens, K context width, T time-embedding width
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor, nn
+
+from prior.blocks import AttentionFunction, set_attention
+
+from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
+
+
+class Decoder(ModelMixin, ConfigMixin):
+    """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend.
+
+    The output starts at zero. Sizes other than `sample_size` work when they are multiples of `stride`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        channels: Sequence[int] = (96, 192, 320),
+        blocks: Sequence[int] = (2, 2, 2),
+        attention: Sequence[bool] = (False, True, True),
+        head_dim: int = 64,
+        cross_attention_dim: int = 384,
+        time_embed_dim: int = 512,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if not len(channels) == len(blocks) == len(attention):
+            raise ValueError(
+                f"channels {list(channels)}, blocks {list(blocks)} and attention {list(attention)} must be equally long"
+            )
+        self.stride = 2 ** len(channels)
+        if sample_size % self.stride:
+            raise ValueError(f"sample_size ({sample_size}) must be a multiple of {self.stride}")
+        self.time_embedding = nn.Sequential(
+            nn.Linear(channels[0], time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
+        )
+
+        def stage(channels_in: int, channels_out: int, attend: bool) -> nn.ModuleDict:
+            parts = nn.ModuleDict({"block": ResBlock(channels_in, channels_out, time_embed_dim, dropout)})
+            if attend:
+                parts["attention"] = SpatialAttention(channels_out, cross_attention_dim, head_dim)
+            return parts
+
+        self.conv_in = nn.Conv2d(4 * in_channels, channels[0], 3, padding=1)
+        self.down, self.downsamplers = nn.ModuleList(), nn.ModuleList()
+        skips, width = [], channels[0]
+        for level, (count, attend) in enumerate(zip(blocks, attention, strict=True)):
+            if level:
+                self.downsamplers.append(nn.Conv2d(width, channels[level], 3, stride=2, padding=1))
+                width = channels[level]
+            self.down.append(nn.ModuleList(stage(width, width, attend) for _ in range(count)))
+            skips += [width] * count
+        self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
+        self.up, self.upsamplers = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(channels))):
+            if width != channels[level]:
+                self.upsamplers.append(Upsample(width, channels[level]))
+                width = channels[level]
+            self.up.append(nn.ModuleList(stage(width + skips.pop(), width, attention[level]) for _ in range(blocks[level])))
+        self.norm_out = ChannelNorm(width)
+        self.conv_out = nn.Conv2d(width, 4 * out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def set_attn_processor(self, function: AttentionFunction) -> None:
+        """Use `function` for every attention of the network."""
+        set_attention(self, function)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        class_labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ):
+        """`sample` [B, 3, H, W]; `timestep` a number or [B]; `encoder_hidden_states` [B, N, K]; `class_labels` [B, T],
+        added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended.
+        """
+        if sample.shape[-1] % self.stride or sample.shape[-2] % self.stride:
+            raise ValueError(f"height and width must be multiples of {self.stride}, got {list(sample.shape[-2:])}")
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        emb = get_timestep_embedding(timestep, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        emb = self.time_embedding(emb.to(self.dtype))  # [B, T]
+        if class_labels is not None:
+            emb = emb + class_labels
+        emb = F.silu(emb)
+        context = encoder_hidden_states
+
+        def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+            x = parts["block"](x, emb)
+            if "attention" in parts:
+                x = parts["attention"](x, context, _with_pixels(attention_mask, x))
+            return x
+
+        x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))  # [B, C, H/2, W/2]
+        skips = []
+        for level, stages in enumerate(self.down):
+            if level:
+                x = self.downsamplers[level - 1](x)
+            for parts in stages:
+                x = run(parts, x)
+                skips.append(x)
+        for parts in self.middle:
+            x = run(parts, x)
+        for level, stages in enumerate(self.up):
+            if level:
+                x = self.upsamplers[level - 1](x)
+            for parts in stages:
+                x = run(parts, torch.cat([x, skips.pop()], 1))
+        x = self.conv_out(F.silu(self.norm_out(x)))  # [B, 12, H/2, W/2]
+        x = F.pixel_shuffle(x, 2)  # [B, 3, H, W]
+        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+
+def _with_pixels(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """A mask over context tokens [B, N] as one over [context, pixels]: [B, 1, 1, N + H*W]."""
+    if mask is None:
+        return None
+    return F.pad(mask.bool(), (0, x.shape[2] * x.shape[3]), value=True)[:, None, None, :]
+
+
+def _channels_last(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`x` in the memory layout of the network's own weights: pixel-unshuffling loses it."""
+    if conv.weight.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x

@@ -1,0 +1,60 @@
+"""Blocks that every stage may use: attention over [B, N, H, D], with the kernel chosen from outside."""
+
+# B batch, N query tokens, M key tokens, C channels, H heads, D channels of a head
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (query [B, N, H, D], key [B, M, H, D], value [B, M, H, D], mask [B or 1, 1, N or 1, M] bool, True = attend) -> [B, N, H, D]
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """torch's scaled dot product attention in this module's layout: the default of every stage."""
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # [B, H, N, D]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` to itself and to an optional context, with query and key normalisation.
+
+    With a context the keys and values are [context, x] ("added" keys and values), one softmax over both, as in the
+    decoder of GLIDE (arXiv 2112.10741, section 4) that DALL·E 2 builds on.
+    """
+
+    def __init__(self, channels: int, head_dim: int = 64, context_dim: int | None = None):
+        super().__init__()
+        if channels % head_dim:
+            raise ValueError(f"channels ({channels}) must be a multiple of head_dim ({head_dim})")
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.context_kv = nn.Linear(context_dim, 2 * channels) if context_dim else None
+        self.query_norm = nn.LayerNorm(head_dim, bias=False)
+        self.key_norm = nn.LayerNorm(head_dim, bias=False)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.function: AttentionFunction = sdpa
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        query, key, value = self._heads(self.qkv(x), 3)  # each [B, N, H, D]
+        key = self.key_norm(key)
+        if context is not None:
+            context_key, context_value = self._heads(self.context_kv(context), 2)
+            key = torch.cat([self.key_norm(context_key), key], 1)  # [B, M + N, H, D]
+            value = torch.cat([context_value, value], 1)
+        attended = self.function(self.query_norm(query).to(value.dtype), key.to(value.dtype), value, mask)
+        return self.out(attended.flatten(2))  # [B, N, C]
+
+    def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
+        return [p.unflatten(-1, (-1, self.head_dim)) for p in projected.chunk(parts, -1)]
+
+
+def set_attention(model: nn.Module, function: AttentionFunction) -> None:
+    """Make every `Attention` inside `model` use `function`."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.function = function

@@ -1,0 +1,116 @@
+"""The diffusion prior (paper, section 2.2): text to a CLIP image embedding, called as diffusers' `PriorTransformer`."""
+
+# B batch, N text tokens, D embedding dimension, C width, S = N + 4 tokens in all
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.transformers.prior_transformer import PriorTransformerOutput
+from torch import Tensor, nn
+
+from .blocks import Attention, AttentionFunction, set_attention
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer layer."""
+
+    def __init__(self, width: int, head_dim: int, dropout: float):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, head_dim)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), mask=mask)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class DiffusionPrior(ModelMixin, ConfigMixin):
+    """A causal Transformer over [text encodings, text embedding, timestep, noised image embedding, query].
+
+    Predicts the un-noised image embedding (x0) at the query token. Diffusion runs on whitened embeddings: `clip_mean`
+    and `clip_std` travel with the weights, and `post_process_latents` leads back to unit vectors of CLIP's space.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        embedding_dim: int = 384,
+        num_embeddings: int = 32,
+        width: int = 384,
+        layers: int = 5,
+        head_dim: int = 64,
+        dropout: float = 0.0,
+        normalize: bool = True,
+    ):
+        super().__init__()
+        self.proj_in = nn.Linear(embedding_dim, width)
+        self.embedding_proj = nn.Linear(embedding_dim, width)
+        self.encoder_hidden_states_proj = nn.Linear(embedding_dim, width)
+        self.time_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.positional_embedding = nn.Parameter(torch.randn(1, num_embeddings + 4, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, head_dim, dropout) for _ in range(layers))
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_to_clip_embeddings = nn.Linear(width, embedding_dim)
+        self.register_buffer("clip_mean", torch.zeros(1, embedding_dim))
+        self.register_buffer("clip_std", torch.ones(1, embedding_dim))
+        nn.init.zeros_(self.proj_to_clip_embeddings.weight)
+
+    def set_attn_processor(self, function: AttentionFunction) -> None:
+        """Use `function` for every attention of the network."""
+        set_attention(self, function)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor | float | int,
+        proj_embedding: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ):
+        """`hidden_states` [B, D], the noised whitened image embedding; `timestep` a number or [B]; `proj_embedding` [B, D],
+        the text embedding; `encoder_hidden_states` [B, N, D]; `attention_mask` [B, N] bool, True at a token.
+        """
+        batch, dim = hidden_states.shape
+        tokens = self.config.num_embeddings
+        if encoder_hidden_states.shape[1] != tokens:
+            raise ValueError(f"encoder_hidden_states must have {tokens} tokens, got {encoder_hidden_states.shape[1]}")
+        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
+        time = get_timestep_embedding(timestep, self.config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        scale = math.sqrt(dim)  # unit vectors arrive with entries of order one
+        sequence = torch.cat(
+            [
+                self.encoder_hidden_states_proj(encoder_hidden_states),  # [B, N, C]
+                self.embedding_proj(proj_embedding * scale)[:, None],
+                self.time_embedding(time.to(self.dtype))[:, None],
+                self.proj_in(hidden_states)[:, None],
+                self.prd_embedding.expand(batch, -1, -1),
+            ],
+            1,
+        )  # [B, S, C]
+        x = sequence + self.positional_embedding.to(sequence.dtype)
+        mask = torch.ones(tokens + 4, tokens + 4, dtype=torch.bool, device=x.device).tril()[None, None]  # [1, 1, S, S]
+        if attention_mask is not None:
+            mask = mask & F.pad(attention_mask.bool(), (0, 4), value=True)[:, None, None, :]  # [B, 1, S, S]
+        for block in self.blocks:
+            x = block(x, mask)
+        predicted = self.proj_to_clip_embeddings(self.norm_out(x[:, -1]))  # [B, D]
+        return PriorTransformerOutput(predicted_image_embedding=predicted) if return_dict else (predicted,)
+
+    def whiten(self, embeddings: Tensor) -> Tensor:
+        """CLIP image embeddings [B, D] as the diffusion sees them: zero mean and unit variance in every dimension."""
+        return (embeddings - self.clip_mean) / self.clip_std
+
+    def post_process_latents(self, latents: Tensor) -> Tensor:
+        """Whitened embeddings [B, D] back in CLIP's space, as unit vectors when `normalize` is set."""
+        embeddings = latents * self.clip_std + self.clip_mean
+        return F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings

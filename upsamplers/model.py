@@ -1,0 +1,90 @@
+"""Both upsamplers: one convolutional UNet without attention, called as diffusers' `UNet2DModel`."""
+
+# B batch, C channels, H height, W width, u the pixel-unshuffle factor
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from decoder.blocks import ChannelNorm, ResBlock, Upsample
+
+
+class Upsampler(ModelMixin, ConfigMixin):
+    """Predicts the sharp picture (x0) from [noisy picture, low-resolution picture resized to the same size].
+
+    The network adds a residual to the resized low-resolution picture, so that a new one already resizes. Fully
+    convolutional: trained on crops, run on whole pictures of any size that is a multiple of `stride`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 256,
+        in_channels: int = 6,
+        out_channels: int = 3,
+        unshuffle: int = 4,
+        channels: Sequence[int] = (64, 96),
+        blocks: Sequence[int] = (2, 2),
+        time_embed_dim: int = 128,
+    ):
+        super().__init__()
+        if len(channels) != len(blocks):
+            raise ValueError(f"channels {list(channels)} and blocks {list(blocks)} must be equally long")
+        if in_channels != 2 * out_channels:
+            raise ValueError(f"in_channels ({in_channels}) must be twice out_channels ({out_channels})")
+        self.stride = unshuffle * 2 ** (len(channels) - 1)
+        self.time_embedding = nn.Sequential(
+            nn.Linear(channels[0], time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim), nn.SiLU()
+        )
+        self.conv_in = nn.Conv2d(in_channels * unshuffle**2, channels[0], 3, padding=1)
+        self.down, self.downsamplers = nn.ModuleList(), nn.ModuleList()
+        width = channels[0]
+        for level, count in enumerate(blocks):
+            if level:
+                self.downsamplers.append(nn.Conv2d(width, channels[level], 3, stride=2, padding=1))
+                width = channels[level]
+            self.down.append(nn.ModuleList(ResBlock(width, width, time_embed_dim) for _ in range(count)))
+        self.up, self.upsamplers = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(channels) - 1)):
+            self.upsamplers.append(Upsample(width, channels[level]))
+            width = channels[level]
+            sizes = [2 * width] + [width] * (blocks[level] - 1)
+            self.up.append(nn.ModuleList(ResBlock(size, width, time_embed_dim) for size in sizes))
+        self.norm_out = ChannelNorm(width)
+        self.conv_out = nn.Conv2d(width, out_channels * unshuffle**2, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, sample: Tensor, timestep: Tensor | float | int, return_dict: bool = True):
+        """`sample` [B, 6, H, W]: the noisy picture, then the resized low-resolution one; -> the sharp one [B, 3, H, W]."""
+        height, width = sample.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"height and width must be multiples of {self.stride}, got {[height, width]}")
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        emb = get_timestep_embedding(timestep, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        emb = self.time_embedding(emb.to(self.dtype))  # [B, T]
+        unshuffle, out_channels = self.config.unshuffle, self.config.out_channels
+        x = F.pixel_unshuffle(sample, unshuffle)  # [B, 6 u^2, H/u, W/u]
+        if self.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.conv_in(x)
+        skips = []
+        for level, stages in enumerate(self.down):
+            if level:
+                skips.append(x)
+                x = self.downsamplers[level - 1](x)
+            for block in stages:
+                x = block(x, emb)
+        for upsampler, stages in zip(self.upsamplers, self.up, strict=True):
+            x = torch.cat([upsampler(x), skips.pop()], 1)
+            for block in stages:
+                x = block(x, emb)
+        residual = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), unshuffle)  # [B, 3, H, W]
+        sharp = sample[:, out_channels:] + residual
+        return UNet2DOutput(sample=sharp) if return_dict else (sharp,)
