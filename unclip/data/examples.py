@@ -1,0 +1,99 @@
+"""Training examples by index: the same (seed, index) is the same example on any process and after any resume."""
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .emoji import STYLES
+from .render import BACKGROUNDS, WHITE, apply_matrix, flatten, hue_rotation, render_svg
+from .scenes import IconSet, SceneSampler, mentions_style, split_of_concept
+
+
+class EmojiScenes(Dataset):
+    """Endless captioned scenes at 64 px.
+
+    Items: `index` int; `image` uint8 [3, 64, 64]; `caption` str; `key` int64, equal for scenes of the same meaning;
+    `style` the style's number; `caption_style` the same if the caption names the style, else -1; `random` float32 [16],
+    uniform in [0, 1): the example's own random numbers.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        seed: int = 0,
+        kinds: tuple[str, ...] | list[str] | None = None,
+        contrast: float = 0.0,
+    ):
+        self.icons = IconSet.load(path)
+        self.sampler = SceneSampler(self.icons, split, seed, tuple(kinds) if kinds else None, contrast)
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene = self.sampler.scene(index)
+        style = STYLES.index(scene.style)
+        image = torch.from_numpy(self.icons.pixels(scene)).permute(2, 0, 1).contiguous()
+        return {
+            "index": index,
+            "image": image,
+            "caption": scene.caption,
+            "key": zlib.crc32(scene.key.encode()),
+            "style": style,
+            "caption_style": style if mentions_style(scene) else -1,
+            "random": torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32)),
+        }
+
+
+class EmojiCrops(Dataset):
+    """Endless crops of single icons drawn at `size` px, rendered from the vectors; `crop` is their share of the side.
+
+    A third of the icons have their hue turned and a fifth stand on a coloured ground, as in scenes. Flat crops are
+    drawn again. Items: `index`, `image` uint8 [3, S, S] with S = crop * size, `random` as in `EmojiScenes`.
+    """
+
+    TRIES = 8
+
+    def __init__(self, path: str, split: str = "train", seed: int = 0, size: int = 256, crop: float = 0.25):
+        self.icons = IconSet.load(path)
+        self.seed, self.size, self.crop = seed, size, crop
+        rows = [n for n, icon in enumerate(self.icons.icons) if split_of_concept(icon["concept"]) == split]
+        self.rows = [n for n in rows if not self.icons.icons[n]["tone"]]
+        if not self.rows:
+            raise ValueError(f"the icons of {path} hold no concept of the split {split!r}")
+        self.split = split
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, 4, len(self.split), index])
+        side = round(self.crop * self.size)
+        for _ in range(self.TRIES):
+            svg = self.icons.icons[self.rows[int(rng.integers(len(self.rows)))]]["svg"]
+            left, top = rng.uniform(0, 1 - self.crop, 2)
+            window = (round(left * self.size) / self.size, round(top * self.size) / self.size, self.crop)
+            rgba = render_svg(svg, side, window)
+            background = WHITE
+            if rng.random() < 0.2:
+                background = BACKGROUNDS[list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]]
+            turn = hue_rotation(rng.uniform(0, 360), rng.uniform(0.7, 1.2)) if rng.random() < 0.33 else None
+            if turn is not None:
+                turned = apply_matrix(rgba[..., :3].astype(np.float32) / 255, turn)
+                rgba = np.concatenate([(turned * 255).round().astype(np.uint8), rgba[..., 3:]], -1)
+            picture = flatten(rgba, background)
+            if picture.std() > 6:
+                break
+        return {
+            "index": index,
+            "image": torch.from_numpy(picture).permute(2, 0, 1).contiguous(),
+            "random": torch.from_numpy(rng.random(16, dtype=np.float32)),
+        }
+
+
+def seeded_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Normal noise [len(indices), *shape], fp32 on the CPU, each row from its own generator."""
+    rows = []
+    for index in indices.tolist():
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        rows.append(torch.randn(shape, generator=generator))
+    return torch.stack(rows)

@@ -1,0 +1,421 @@
+"""Scenes and their captions: what a picture shows, where, in which colour, and how a person would say it.
+
+A scene is drawn from a generator seeded by (seed, split, index), so scene 123 is the same picture on any machine, any
+number of processes and after any resume. What is held out is decided by hashes of names, never by a random state.
+"""
+
+import gzip
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import inflect
+import numpy as np
+
+from .render import BACKGROUNDS, WHITE, Layer, colour_share, compose_sprites, compose_svg, turn_to
+
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+RELATIONS = ("left", "right", "above", "below", "on top")
+OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
+# How often a concept of each group is drawn, relative to an animal: symbols and flags are many and little asked for.
+GROUP_WEIGHTS = {
+    "smileys-emotion": 1.0,
+    "people-body": 0.4,
+    "animals-nature": 1.0,
+    "food-drink": 1.0,
+    "travel-places": 0.8,
+    "activities": 1.0,
+    "objects": 0.9,
+    "symbols": 0.25,
+    "flags": 0.1,
+}
+KIND_WEIGHTS = {
+    "single": 0.50,
+    "colour": 0.12,
+    "count": 0.09,
+    "relation": 0.12,
+    "pair": 0.05,
+    "background": 0.09,
+    "size": 0.03,
+}
+TONE_SHARE = 0.2
+MAX_TRIES = 10_000
+_INFLECT = inflect.engine()
+
+
+# ---------------------------------------------------------------------------------------------- held out
+
+
+def _fraction(*words: str) -> float:
+    digest = hashlib.sha256("|".join(words).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split(share: float, *words: str) -> str:
+    """ "validation" for the first half of the held-out `share`, "test" for the second, "train" for the rest."""
+    at = _fraction(*words)
+    return "validation" if at < share / 2 else "test" if at < share else "train"
+
+
+def split_of_concept(concept: str) -> str:
+    return _split(0.10, "concept", concept)
+
+
+def split_of_icon(concept: str, style: str) -> str:
+    split = split_of_concept(concept)
+    return split if split != "train" else _split(0.05, "style", style, concept)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scene shows, before it is laid out: the meaning that its caption states."""
+
+    kind: str
+    concepts: tuple[str, ...]
+    style: str
+    colour: str | None = None
+    count: int = 1
+    relation: str | None = None
+    background: str | None = None
+    size: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for two plans exactly when one caption (without a style word) is true of both."""
+        concepts = sorted(self.concepts) if self.kind == "pair" else self.concepts
+        facts = (self.colour, self.count, self.relation, self.background, self.size)
+        return "|".join([*concepts, *(str(f) for f in facts)])
+
+    @property
+    def split(self) -> str:
+        """Where the plan belongs: a plan is in train only if no part and no combination in it is held out."""
+        combinations = [split_of_icon(c, self.style) for c in self.concepts]
+        first = self.concepts[0]
+        if self.colour:
+            combinations.append(_split(0.15, "colour", self.colour, first))
+        if len(self.concepts) == 2:
+            combinations.append(_split(0.20, "pair", *sorted(self.concepts)))
+        if self.count > 1:
+            combinations.append(_split(0.15, "count", str(self.count), first))
+        if self.background:
+            combinations.append(_split(0.15, "background", self.background, first))
+        held_out = [s for s in combinations if s != "train"]
+        return "train" if not held_out else "test" if "test" in held_out else "validation"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A laid-out picture: back-to-front `layers` over an RGB `background`, with one true `caption`."""
+
+    kind: str
+    key: str
+    style: str
+    caption: str
+    layers: tuple[Layer, ...]
+    background: tuple[int, int, int] = WHITE
+
+
+# ---------------------------------------------------------------------------------------------- icons
+
+
+@dataclass
+class IconSet:
+    """The icons that scenes are made of, as `unclip data emoji` leaves them in a folder."""
+
+    icons: list[dict]
+    sprites: np.ndarray = field(repr=False)  # [N, 64, 64, 4] uint8 RGBA, memory-mapped
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "IconSet":
+        """The icons of a built dataset, or the plain shapes when `folder` is "shapes".
+
+        Raises FileNotFoundError, with what to run, when the folder holds no built dataset.
+        """
+        if str(folder) == "shapes":
+            from .shapes import shape_icons
+
+            return cls(*shape_icons())
+        folder = Path(folder)
+        if not (folder / "icons.json.gz").exists():
+            raise FileNotFoundError(f"no emoji dataset in {folder}; build it with `unclip data emoji --out {folder}`")
+        icons = json.loads(gzip.decompress((folder / "icons.json.gz").read_bytes()))
+        return cls(icons, np.load(folder / "sprites-64.npy", mmap_mode="r"))
+
+    def __len__(self) -> int:
+        return len(self.icons)
+
+    @cached_property
+    def by_concept(self) -> dict[str, dict[str, list[int]]]:
+        """Concept -> style -> rows; the drawing without a skin tone comes first."""
+        table: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for n, icon in enumerate(self.icons):
+            table[icon["concept"]][icon["style"]].append(n)
+        for styles in table.values():
+            for rows in styles.values():
+                rows.sort(key=lambda n: self.icons[n]["tone"] != "")
+        return {concept: dict(styles) for concept, styles in table.items()}
+
+    @cached_property
+    def concepts(self) -> list[str]:
+        return sorted(self.by_concept)
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        return {icon["concept"]: icon["group"] for icon in self.icons}
+
+    @cached_property
+    def objects(self) -> list[str]:
+        """Concepts that can stand in a scene: things and animals with a short, countable name."""
+        return [c for c in self.concepts if self.groups[c] in OBJECT_GROUPS and _countable(c)]
+
+    @cached_property
+    def synonyms(self) -> dict[str, list[str]]:
+        """Concept -> tags that at most three concepts share: a kitty is a cat, but "face" is a hundred things."""
+        tags = {icon["concept"]: icon["tags"] for icon in self.icons}
+        shared: dict[str, int] = defaultdict(int)
+        for words in tags.values():
+            for word in words:
+                shared[word] += 1
+        return {c: [w for w in words if shared[w] <= 3 and len(w) > 2] for c, words in tags.items()}
+
+    def tags(self, concept: str) -> list[str]:
+        styles = self.by_concept[concept]
+        return self.icons[next(iter(styles.values()))[0]]["tags"]
+
+    def captions(self, row: int) -> list[str]:
+        """Every plain caption of one icon: its name, with its style, with its tags, and its synonyms."""
+        icon = self.icons[row]
+        name = _with_tone(icon["concept"], icon["tone"])
+        captions = [name, f"{name}, {style_phrase(icon['style'])}"]
+        if icon["tags"]:
+            captions.append(f"{name}: {', '.join(icon['tags'])}")
+        return captions + self.synonyms[icon["concept"]]
+
+    def svg(self, scene: Scene) -> str:
+        return compose_svg(scene.layers, lambda n: self.icons[n]["svg"], scene.background)
+
+    def pixels(self, scene: Scene, size: int = 64) -> np.ndarray:
+        """RGB [size, size, 3] uint8, blended from the cached sprites."""
+        return compose_sprites(scene.layers, self.sprites, size, scene.background)
+
+
+def _countable(concept: str) -> bool:
+    words = concept.split()
+    return len(words) <= 3 and concept.replace(" ", "").isalpha() and not set(words) & {"and", "no", "with", "of", "button"}
+
+
+def _with_tone(concept: str, tone: str) -> str:
+    return f"{concept} with {tone.replace('-', ' ')} skin" if tone else concept
+
+
+def style_phrase(style: str) -> str:
+    return f"{style} style"
+
+
+# ---------------------------------------------------------------------------------------------- sampling
+
+
+class SceneSampler:
+    """Draws scene `index` of a split; the same (icons, split, seed, index) always gives the same scene.
+
+    `kinds` restricts the kinds of scene. `contrast` is the share of odd indices that repeat the scene before with one
+    attribute changed (another colour, number, place or ground): hard negatives for contrastive training.
+    """
+
+    def __init__(self, icons: IconSet, split: str, seed: int = 0, kinds: tuple[str, ...] | None = None, contrast: float = 0.0):
+        unknown = set(kinds or ()) - set(KIND_WEIGHTS)
+        if unknown:
+            raise ValueError(f"unknown kinds of scene {sorted(unknown)}; choose from {list(KIND_WEIGHTS)}")
+        self.icons, self.split, self.seed, self.contrast = icons, split, seed, contrast
+        self.kinds = list(kinds or KIND_WEIGHTS)
+        self._kind_weights = _normalised([KIND_WEIGHTS[k] for k in self.kinds])
+        # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
+        keep = (lambda c: split_of_concept(c) == "train") if split == "train" else (lambda c: True)
+        self._concepts = [c for c in icons.concepts if keep(c)]
+        self._concept_weights = _normalised([GROUP_WEIGHTS[icons.groups[c]] for c in self._concepts])
+        self._objects = [c for c in icons.objects if keep(c)]
+
+    def scene(self, index: int) -> Scene:
+        rng = self._rng(index)
+        if self.contrast and index % 2 and rng.random() < self.contrast:
+            changed = self._change(self._plan(self._rng(index - 1)), rng)
+            if changed is not None:
+                return self._lay_out(changed, rng)
+            rng = self._rng(index, 1)
+        return self._lay_out(self._plan(rng), rng)
+
+    def _rng(self, *index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, {"train": 0, "validation": 1, "test": 2}[self.split], *index])
+
+    def _plan(self, rng: np.random.Generator) -> Plan:
+        kind = self.kinds[rng.choice(len(self.kinds), p=self._kind_weights)]
+        for _ in range(MAX_TRIES):
+            plan = self._candidate(kind, rng)
+            if plan is not None and plan.split == self.split:
+                return plan
+        raise ValueError(f"these icons allow no scene of the kind {kind!r} in the split {self.split!r}")
+
+    def _candidate(self, kind: str, rng: np.random.Generator) -> Plan | None:
+        if kind == "single":
+            concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
+            return Plan(kind, (concept,), _pick(rng, list(self.icons.by_concept[concept])))
+        if kind == "colour":
+            concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
+        else:
+            concept = _pick(rng, self._objects)
+        style = _pick(rng, list(self.icons.by_concept[concept]))
+        plan = Plan(kind, (concept,), style)
+        if kind == "colour":
+            colours = self._colours(concept, style)
+            return replace(plan, colour=_pick(rng, colours)) if colours else None
+        if kind == "count":
+            return replace(plan, count=int(rng.integers(2, 6)))
+        if kind == "background":
+            return replace(plan, background=_pick(rng, list(BACKGROUNDS)))
+        if kind == "size":
+            return replace(plan, size=_pick(rng, ["small", "large"]))
+        other = _pick(rng, self._objects)
+        if other == concept or style not in self.icons.by_concept[other]:
+            return None
+        relation = _pick(rng, list(RELATIONS)) if kind == "relation" else None
+        return replace(plan, concepts=(concept, other), relation=relation)
+
+    def _change(self, plan: Plan, rng: np.random.Generator) -> Plan | None:
+        """The plan with one attribute changed, still in this split; None where there is nothing to change."""
+        if plan.kind == "colour":
+            options = [replace(plan, colour=c) for c in self._colours(plan.concepts[0], plan.style) if c != plan.colour]
+        elif plan.kind == "count":
+            options = [replace(plan, count=n) for n in NUMBERS if n != plan.count]
+        elif plan.kind == "background":
+            options = [replace(plan, background=b) for b in BACKGROUNDS if b != plan.background]
+        elif plan.kind == "relation":
+            options = [replace(plan, relation=r) for r in RELATIONS if r != plan.relation]
+            options.append(replace(plan, concepts=plan.concepts[::-1]))
+        else:
+            return None
+        options = [p for p in options if p.split == self.split]
+        return _pick(rng, options) if options else None
+
+    def _colours(self, concept: str, style: str) -> list[str]:
+        return self.icons.icons[self.icons.by_concept[concept][style][0]]["colours"]
+
+    # -- from a plan to layers and words
+
+    def _lay_out(self, plan: Plan, rng: np.random.Generator) -> Scene:
+        tone = plan.kind == "single" and rng.random() < TONE_SHARE
+        rows = [self._row(c, plan.style, rng, tone) for c in plan.concepts] * plan.count
+        if plan.count > 1:
+            spots = _COUNT_SPOTS[plan.count]
+        elif plan.relation:
+            spots = _RELATION_SPOTS[plan.relation]
+        elif len(rows) == 2:
+            spots = _RELATION_SPOTS[_pick(rng, ["left", "right"])]
+        else:
+            side = {"small": 0.42, "large": 1.0}.get(plan.size, rng.uniform(0.84, 0.98))
+            spots = ((0.5, 0.5, side),)
+        matrix = None
+        if plan.colour:
+            sprite = np.asarray(self.icons.sprites[rows[0]])
+            if colour_share(sprite, plan.colour) < 0.75:
+                matrix = turn_to(sprite, plan.colour)
+        shrink = rng.uniform(0.9, 1.0) if len(rows) > 1 else 1.0
+        layers = []
+        for row, (x, y, size) in zip(rows, spots, strict=True):
+            dx, dy = rng.uniform(-0.02, 0.02, 2) * (1.0 if size < 0.95 else 0.3)
+            layers.append(Layer(row, x + dx, y + dy, size * shrink, matrix))
+        ground = WHITE
+        if plan.background:
+            ground = tuple(int(np.clip(v + rng.integers(-10, 11), 0, 255)) for v in BACKGROUNDS[plan.background])
+        tone_name = self.icons.icons[rows[0]]["tone"]
+        key = plan.key + (f"|{tone_name}" if tone_name else "")
+        return Scene(plan.kind, key, plan.style, self._caption(plan, tone_name, rng), tuple(layers), ground)
+
+    def _row(self, concept: str, style: str, rng: np.random.Generator, tone: bool) -> int:
+        rows = self.icons.by_concept[concept][style]
+        return int(rows[rng.integers(1, len(rows))]) if tone and len(rows) > 1 else rows[0]
+
+    def _caption(self, plan: Plan, tone: str, rng: np.random.Generator) -> str:
+        names = [self._name(c, plan.kind, rng) for c in plan.concepts]
+        first = _with_tone(names[0], tone)
+        if plan.kind == "single":
+            tags = self.icons.tags(plan.concepts[0])
+            if tags and rng.random() < 0.15:
+                chosen = rng.permutation(tags)[: int(rng.integers(1, 4))]
+                text = f"{first}, {', '.join(chosen)}"
+            else:
+                text = _pick(rng, [first, first, _a(first), _a(first), f"an emoji of {_a(first)}", f"{first} emoji"])
+        elif plan.kind == "colour":
+            text = _pick(rng, [_a(f"{plan.colour} {first}"), f"{plan.colour} {first}", f"{_a(first)} in {plan.colour}"])
+        elif plan.kind == "count":
+            text = f"{NUMBERS[plan.count]} {_plural(first)}"
+        elif plan.kind == "background":
+            text = f"{_a(first)} on {_a(f'{plan.background} background')}"
+        elif plan.kind == "size":
+            word = _pick(rng, {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}[plan.size])
+            text = _a(f"{word} {first}")
+        elif plan.kind == "relation":
+            text = _pick(rng, _RELATION_WORDS[plan.relation]).format(_a(first), _a(names[1]))
+        else:
+            pair = [_a(n) for n in names]
+            text = _pick(rng, ["{} and {}", "{} with {}", "{} next to {}"]).format(
+                *(pair if rng.random() < 0.5 else pair[::-1])
+            )
+        if rng.random() < 0.3:
+            phrase = style_phrase(plan.style)
+            text = _pick(rng, [f"{text} in {phrase}", f"{text}, {phrase}", f"{phrase}, {text}"])
+        return text
+
+    def _name(self, concept: str, kind: str, rng: np.random.Generator) -> str:
+        synonyms = self.icons.synonyms[concept]
+        if synonyms and rng.random() < (0.2 if kind == "single" else 0.1):
+            return _pick(rng, synonyms)
+        return concept
+
+
+def mentions_style(scene: Scene) -> bool:
+    return style_phrase(scene.style) in scene.caption
+
+
+_COUNT_SPOTS = {
+    2: ((0.26, 0.5, 0.46), (0.74, 0.5, 0.46)),
+    3: ((0.5, 0.27, 0.44), (0.26, 0.73, 0.44), (0.74, 0.73, 0.44)),
+    4: ((0.26, 0.26, 0.44), (0.74, 0.26, 0.44), (0.26, 0.74, 0.44), (0.74, 0.74, 0.44)),
+    5: ((0.2, 0.2, 0.34), (0.8, 0.2, 0.34), (0.5, 0.5, 0.34), (0.2, 0.8, 0.34), (0.8, 0.8, 0.34)),
+}
+# The first spot is the first-named object's.
+_RELATION_SPOTS = {
+    "left": ((0.26, 0.5, 0.48), (0.74, 0.5, 0.48)),
+    "right": ((0.74, 0.5, 0.48), (0.26, 0.5, 0.48)),
+    "above": ((0.5, 0.26, 0.48), (0.5, 0.74, 0.48)),
+    "below": ((0.5, 0.74, 0.48), (0.5, 0.26, 0.48)),
+    "on top": ((0.5, 0.30, 0.48), (0.5, 0.67, 0.60)),
+}
+_RELATION_WORDS = {
+    "left": ["{} to the left of {}", "{} left of {}"],
+    "right": ["{} to the right of {}", "{} right of {}"],
+    "above": ["{} above {}", "{} over {}"],
+    "below": ["{} below {}", "{} under {}"],
+    "on top": ["{} on top of {}"],
+}
+
+
+def _pick(rng: np.random.Generator, options: list):
+    return options[int(rng.integers(len(options)))]
+
+
+def _normalised(weights: list[float]) -> np.ndarray:
+    return np.asarray(weights) / np.sum(weights)
+
+
+def _a(noun: str) -> str:
+    """The noun with its article; plurals (scissors, cherries) take none."""
+    head = noun.split(" in ")[0].split(" with ")[0].split(" of ")[0]
+    plural = _INFLECT.singular_noun(head) and not head.endswith("ss")
+    return noun if plural else _INFLECT.a(noun)
+
+
+def _plural(noun: str) -> str:
+    return _INFLECT.plural_noun(noun) or noun
