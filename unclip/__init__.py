@@ -1,0 +1,31 @@
+"""unCLIP: text to image through CLIP image embeddings, after DALL·E 2 (arXiv 2204.06125).
+
+from unclip import UnCLIPPipeline
+UnCLIPPipeline.from_pretrained("emoji")("a rocket").images[0].save("rocket.png")
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decoder import UnCLIPTextProjModel
+
+    from .clip import CLIP
+    from .pipelines import UnCLIPPipeline
+
+try:
+    __version__ = version("unclip")
+except PackageNotFoundError:  # a bare clone, not installed
+    __version__ = "0+clone"
+
+__all__ = ["CLIP", "UnCLIPPipeline", "UnCLIPTextProjModel", "__version__"]
+
+# torch takes seconds to import: `unclip --help` shall not wait for it
+_HOMES = {"CLIP": "unclip.clip", "UnCLIPPipeline": "unclip.pipelines", "UnCLIPTextProjModel": "decoder"}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

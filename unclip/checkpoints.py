@@ -1,0 +1,187 @@
+"""Folders of safetensors: training checkpoints that are whole or not there, and the components of a pipeline."""
+
+import copy
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write `{name}.safetensors` for each entry and a manifest, beside; then rename the folder into place.
+
+    A process killed at any moment leaves either the whole checkpoint or a `.partial` folder that nothing reads.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    hashes = {}
+    for name, content in tensors.items():
+        path = partial / f"{name}.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, path)
+        _sync(path)
+        hashes[path.name] = _sha256(path)
+    manifest = partial / "manifest.json"
+    manifest.write_text(json.dumps({"state": state, "files": hashes}, indent=1))
+    _sync(manifest)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    _sync(folder.parent)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors and state of a checkpoint. Raises ValueError, naming the file, when it is not whole."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    tensors = {}
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.exists() or _sha256(path) != digest:
+            raise ValueError(f"{path} is {'truncated or changed' if path.exists() else 'missing'}")
+        tensors[path.stem] = load_file(path)
+    return tensors, manifest["state"]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoint folders with a manifest, newest first."""
+    return sorted((p.parent for p in run.glob("checkpoint-*/manifest.json") if p.parent.suffix != ".partial"), reverse=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- pipelines
+
+
+def resolve(model: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: the name of a shipped one ("emoji"), a folder, or a Hub id (fetched, safetensors only).
+
+    Raises ValueError, in one line, for a name that is none of these.
+    """
+    name = str(model)
+    if (PRETRAINED / name / "model_index.json").is_file() and "/" not in name:
+        return PRETRAINED / name
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    shipped = sorted(p.parent.name for p in PRETRAINED.glob("*/model_index.json"))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"unknown model {name!r}: not a shipped model ({', '.join(shipped) or 'none'}), a folder, or a Hub id")
+    from huggingface_hub import snapshot_download
+
+    allowed = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed))
+    except Exception as error:  # the Hub client raises a dozen kinds: not found, gated, offline, time-out
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model {name!r} is neither a folder nor could it be fetched from the Hub: {reason}") from error
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """A pipeline folder's `model_index.json`, after checking that each component's files are there and whole.
+
+    Raises ValueError that names the file: missing, truncated, or pickled weights where safetensors are expected.
+    """
+    index_path = folder / "model_index.json"
+    if not index_path.is_file():
+        raise ValueError(f"{folder} is not a model folder: model_index.json is missing")
+    try:
+        index = json.loads(index_path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{index_path} is not valid JSON: {error}") from None
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+            continue
+        part = folder / name
+        if not part.is_dir():
+            raise ValueError(f"{folder} lacks the folder {name}/ that its model_index.json names")
+        configs = [p for p in part.glob("*.json") if not p.name.endswith(".index.json")]
+        if not configs:
+            raise ValueError(f"{part} holds no configuration (.json)")
+        is_network = (part / "config.json").is_file() and not (part / "tokenizer_config.json").is_file()
+        weights = sorted(part.glob("*.safetensors"))
+        if is_network and not weights:
+            pickles = sorted(p.name for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth") for p in part.glob(pattern))
+            if pickles:
+                raise ValueError(f"{part / pickles[0]} is a pickle and is refused; convert it to safetensors")
+            raise ValueError(f"{part} holds no weights (.safetensors)")
+        for path in weights:
+            check_safetensors(path)
+    return index
+
+
+def import_own_modules(index: Mapping[str, Any]) -> None:
+    """Import this package's modules that a `model_index.json` names: diffusers only looks in what is imported already."""
+    for entry in index.values():
+        if isinstance(entry, list) and str(entry[0]).split(".")[0] in ("prior", "decoder", "upsamplers", "unclip"):
+            importlib.import_module(entry[0])
+
+
+def check_safetensors(path: Path) -> None:
+    """Raises ValueError when a safetensors file is truncated or damaged; reads only its header."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({str(error).splitlines()[0]})") from None
+
+
+def save_components(folder: Path, components: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write components as a pipeline's sub-folders, with the `model_index.json` that names their classes.
+
+    Floating-point weights are stored as `dtype` when one is given.
+    """
+    index: dict[str, Any] = {"_class_name": "UnCLIPPipeline"}
+    for name, component in components.items():
+        module = type(component).__module__
+        library = module.split(".")[0]
+        index[name] = [library if library in ("diffusers", "transformers") else module, type(component).__name__]
+        if isinstance(component, torch.nn.Module) and dtype is not None:
+            component = copy.deepcopy(component).to(dtype)
+        component.save_pretrained(folder / name)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def load_components(model: str | Path, names: Sequence[str], torch_dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Some components of a pipeline folder, each by the class that its model_index.json names."""
+    folder = resolve(model)
+    index = check_folder(folder)
+    missing = [n for n in names if index.get(n, [None])[0] is None]
+    if missing:
+        raise ValueError(f"{folder} has no {missing[0]}; its parts: {', '.join(k for k in index if not k.startswith('_'))}")
+    return {name: load_component(folder / name, *index[name], torch_dtype=torch_dtype) for name in names}
+
+
+def load_component(folder: Path, library: str, class_name: str, torch_dtype: torch.dtype | None = None) -> Any:
+    """One component from its folder; networks come in evaluation mode, from safetensors only."""
+    component = getattr(importlib.import_module(library), class_name)
+    if not issubclass(component, torch.nn.Module):
+        return component.from_pretrained(folder)
+    dtype = {"torch_dtype": torch_dtype} if torch_dtype is not None else {}
+    return component.from_pretrained(folder, use_safetensors=True, **dtype).eval()

@@ -1,0 +1,76 @@
+"""Configurations: YAML sections that fill constructors, with `key=value` overrides and errors that help.
+
+The schema is the constructors' own signatures: a section names no key that its class does not take.
+"""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line for the user."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with the option most like `word`, or "" when none is."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The YAML file at `path` with `key=value` overrides (dots descend into sections, values are YAML)."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration at {path}")
+    try:
+        config = yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} must hold a mapping, not {type(config).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is not of the form key=value")
+        section = config
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{override!r}: {parent!r} is a value, not a section")
+        section[leaf] = yaml.load(value, Loader=_Loader)
+    return config
+
+
+def construct(factory: Callable, section: Mapping[str, Any] | None, where: str, **given: Any) -> Any:
+    """`factory(**section, **given)`; an unknown or missing key is a ConfigError that names it and the nearest valid one."""
+    section = dict(section or {})
+    parameters = inspect.signature(factory).parameters
+    options = [name for name in parameters if name not in given and name not in ("self", "args", "kwargs")]
+    for key in section:
+        if key not in options:
+            raise ConfigError(f"unknown key {where}.{key}{nearest(key, options)}; valid keys: {', '.join(options)}")
+    missing = [n for n in options if parameters[n].default is inspect.Parameter.empty and n not in section]
+    if missing:
+        raise ConfigError(f"missing key {where}.{missing[0]}")
+    try:
+        return factory(**section, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a string; numbers with an exponent are numbers here."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,57 @@
+"""Assembling a pipeline folder from the stages' training runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from .checkpoints import check_folder, load_components, resolve
+from .pipelines import UnCLIPPipeline
+
+
+def export_pipeline(runs: list[Path], out: Path, force: bool = False, dtype: torch.dtype = torch.float16) -> Path:
+    """Write the pipeline that the runs' averaged weights make together; -> its folder.
+
+    Each of `runs` is a training run (its `final/`, or `latest/` while it goes on), a folder of components, or another
+    pipeline; a component in a later one replaces an earlier one's. Sampling defaults and the model card of a pipeline
+    are kept. Raises ValueError when a part is missing or parts don't fit together.
+    """
+    components, defaults, cards = {}, None, []
+    for run in runs:
+        folder = next((run / name for name in ("final", "latest") if (run / name).is_dir()), None) or resolve(run)
+        index = check_folder(folder)
+        names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
+        components |= load_components(folder, names, torch_dtype=dtype)
+        defaults = index.get("defaults") or defaults
+        cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; pass --force to replace it")
+    components.setdefault("super_res_last", None)
+    required = [n for n in UnCLIPPipeline.required_components() if n not in components]
+    if required:
+        raise ValueError(f"no run holds the {required[0]}; a pipeline needs {', '.join(UnCLIPPipeline.required_components())}")
+    check_fit(components)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    UnCLIPPipeline(**components, defaults=defaults).save_pretrained(partial)
+    index_path = partial / "model_index.json"
+    index = json.loads(index_path.read_text()) | {"defaults": defaults}
+    index_path.write_text(json.dumps(index, indent=2) + "\n")
+    for card in cards:
+        shutil.copy(card, partial)
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    return out
+
+
+def check_fit(components: dict) -> None:
+    """Raises ValueError, with both values, when the stages were not made for each other."""
+    dim = components["prior"].config.embedding_dim
+    for name, other in (
+        ("text_encoder", getattr(components["text_encoder"].config, "embedding_dim", dim)),
+        ("text_proj", components["text_proj"].config.clip_embeddings_dim),
+    ):
+        if other != dim:
+            raise ValueError(f"the prior makes embeddings of {dim} dimensions, but {name} has {other}")

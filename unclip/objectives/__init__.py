@@ -1,0 +1,32 @@
+"""What each stage learns: its networks, its loss, its examples, and how progress is measured and shown."""
+
+from .base import Objective
+
+__all__ = ["Objective", "create"]
+
+
+def create(stage: str, config: dict, seed: int) -> Objective:
+    """The objective of a stage, from its `data`, `model` and `objective` sections."""
+    from ..config import ConfigError, construct, nearest
+    from .clip import ClipObjective
+    from .decoder import DecoderObjective
+    from .prior import PriorObjective
+    from .upsampler import UpsamplerObjective
+
+    stages = {
+        "clip": ClipObjective,
+        "prior": PriorObjective,
+        "decoder": DecoderObjective,
+        "upsampler_256": UpsamplerObjective,
+        "upsampler_1024": UpsamplerObjective,
+    }
+    if stage not in stages:
+        raise ConfigError(f"unknown stage {stage!r}{nearest(stage, stages)}; choose from {', '.join(stages)}")
+    return construct(
+        stages[stage],
+        config.get("objective"),
+        "objective",
+        model=config.get("model", {}),
+        data=config.get("data", {}),
+        seed=seed,
+    )

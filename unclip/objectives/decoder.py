@@ -1,0 +1,180 @@
+"""Training the 64 px decoder (paper, section 2.1): a picture from its own CLIP embedding and its caption."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from decoder import Decoder, UnCLIPTextProjModel
+
+from .. import attention
+from ..clip import CLIP
+from ..config import construct
+from ..data.examples import EmojiScenes, seeded_noise
+from ..diffusion import levels, logit_normal_timesteps, schedule, target
+from ..sampling import denoise
+from .base import Objective, grid
+
+VALIDATION_EXAMPLES = 128
+SHOWN = 16
+
+
+class DecoderObjective(Objective):
+    """v-prediction on scenes, conditioned on the frozen CLIP's image embedding, text embedding and token encodings.
+
+    `drop_both`, `drop_image` and `drop_text` are disjoint shares of the examples that lose the conditions named (a
+    dropped text is the encoding of "", a dropped image the learned null embedding). `embedding_noise` blurs the image
+    embedding by noise of up to that share of its length, because the prior's embeddings will be off by some.
+    """
+
+    def __init__(
+        self,
+        model: dict,
+        data: dict,
+        seed: int,
+        clip: str,
+        drop_both: float = 0.1,
+        drop_image: float = 0.05,
+        drop_text: float = 0.1,
+        embedding_noise: float = 0.5,
+        prediction_type: str = "v_prediction",
+        timestep_mean: float = 0.2,
+        timestep_std: float = 1.2,
+    ):
+        super().__init__()
+        self.examples = construct(EmojiScenes, data, "data", seed=seed)
+        self.validation = EmojiScenes(data["path"], "validation", seed=0)
+        self.frozen = frozen_clip(clip)
+        decoder = construct(Decoder, model, "model")
+        text_proj = UnCLIPTextProjModel(
+            clip_embeddings_dim=self.frozen.dim,
+            time_embed_dim=decoder.config.time_embed_dim,
+            cross_attention_dim=decoder.config.cross_attention_dim,
+            embedding_scale=self.frozen.dim**0.5,
+        )
+        self.trained = nn.ModuleDict({"decoder": attention.install(decoder), "text_proj": text_proj})
+        self.seed, self.drops, self.embedding_noise = seed, (drop_both, drop_image, drop_text), embedding_noise
+        self.timesteps = (timestep_mean, timestep_std)
+        self.schedule = schedule(prediction_type)
+
+    def compile_networks(self) -> None:
+        self.trained["decoder"].compile()
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, timesteps = self._losses(batch)
+        count = self.schedule.config.num_train_timesteps
+        return losses.mean(), levels(losses.detach(), timesteps, count)
+
+    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Per-example losses [B] and their timesteps [B]."""
+        clean = batch["image"].float() / 127.5 - 1
+        random = batch["random"]
+        both, image, text = self.drops
+        no_text = (random[:, 0] < both) | (random[:, 0] >= 1 - text)
+        no_image = random[:, 0] < both + image
+        captions = ["" if dropped else c for c, dropped in zip(batch["caption"], no_text.tolist(), strict=True)]
+        image_embeds = self.frozen.image(clean)
+        deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(clean) / self.frozen.dim**0.5
+        blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
+        image_embeds = torch.where(no_image[:, None], null, blurred)
+        noise = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
+        timesteps = logit_normal_timesteps(random[:, 2], self.schedule.config.num_train_timesteps, *self.timesteps)
+        noised = self.schedule.add_noise(clean, noise, timesteps)
+        context, added, mask = self._conditions(captions, image_embeds)
+        predicted = self.trained["decoder"](noised, timesteps, context, class_labels=added, attention_mask=mask).sample
+        wanted = target(self.schedule, clean, noise, timesteps)
+        return (predicted.float() - wanted).square().mean((1, 2, 3)), timesteps
+
+    def _conditions(self, captions: list[str], image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        text_embeds, encodings, mask = self.frozen.text(captions)
+        project = self.trained["text_proj"]
+        context, added = project(image_embeddings=image_embeds, prompt_embeds=text_embeds, text_encoder_hidden_states=encodings)
+        return context, added, F.pad(mask, (project.clip_extra_context_tokens, 0), value=True)
+
+    def _held_out(self, count: int) -> dict:
+        return default_collate([self.validation[i] for i in range(count)])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss on held-out scenes with fixed noise, in all and per quarter of the schedule."""
+        batch = self._held_out(VALIDATION_EXAMPLES)
+        parts = [self._losses({k: v[i : i + 32] for k, v in batch.items()}) for i in range(0, VALIDATION_EXAMPLES, 32)]
+        losses, timesteps = (torch.cat(p) for p in zip(*parts, strict=True))
+        found = levels(losses, timesteps, self.schedule.config.num_train_timesteps)
+        return {"loss": losses.mean().item()} | {k: v.item() for k, v in found.items()}
+
+    @torch.no_grad()
+    def sample(self) -> Image.Image:
+        """Held-out scenes: true pictures, drawn from embedding and caption, and drawn from the caption alone."""
+        batch = self._held_out(SHOWN)
+        clean = batch["image"].float() / 127.5 - 1
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SHOWN, -1)
+        start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:]))
+        rows = [clean]
+        for image_embeds in (self.frozen.image(clean), null):
+            conditions = [
+                torch.cat(pair)
+                for pair in zip(
+                    self._conditions([""] * SHOWN, null), self._conditions(batch["caption"], image_embeds), strict=True
+                )
+            ]
+            context, added, mask = conditions
+
+            def predict(x: Tensor, t: Tensor) -> Tensor:
+                return self.trained["decoder"](x, t, context, class_labels=added, attention_mask=mask).sample.float()  # noqa: B023
+
+            rows.append(denoise(predict, start, sampling_schedule(self.schedule), 16, guidance=2.0))
+        return grid(torch.cat(rows) / 2 + 0.5, SHOWN)
+
+    def components(self) -> dict[str, Any]:
+        return {**self.trained, "decoder_scheduler": sampling_schedule(self.schedule)}
+
+
+class FrozenCLIP(nn.Module):
+    """The CLIP that a stage is trained against, without gradients."""
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.towers = nn.ModuleDict({"text": clip.text_encoder, "image": clip.image_encoder}).requires_grad_(False).eval()
+        self.clip = clip
+        self.dim = clip.text_encoder.config.embedding_dim
+
+    def train(self, mode: bool = True) -> "FrozenCLIP":
+        return super().train(False)
+
+    @torch.no_grad()
+    def text(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings [B, D], token encodings [B, N, D] and mask [B, N] bool."""
+        tokens = self.clip.tokenize(captions).to(self.towers["text"].device)
+        longest = int(tokens.attention_mask.sum(1).max())
+        ids, mask = tokens.input_ids[:, :longest], tokens.attention_mask[:, :longest]
+        output = self.towers["text"](ids, mask)
+        encodings = F.pad(output.last_hidden_state, (0, 0, 0, tokens.input_ids.shape[1] - longest))
+        return output.text_embeds.float(), encodings.float(), tokens.attention_mask.bool()
+
+    @torch.no_grad()
+    def image(self, pictures: Tensor) -> Tensor:
+        """Image embeddings [B, D] of pictures [B, 3, H, W] in [-1, 1]."""
+        size = self.towers["image"].config.image_size
+        if pictures.shape[-1] != size:
+            pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        return self.towers["image"](pictures.contiguous(memory_format=torch.channels_last)).image_embeds.float()
+
+
+def frozen_clip(model: str) -> FrozenCLIP:
+    """The CLIP of a run's `final/` folder or of a pipeline, in fp32 and channels_last."""
+    clip = CLIP.from_pretrained(model, torch_dtype=torch.float32)
+    clip.image_encoder.to(memory_format=torch.channels_last)
+    return FrozenCLIP(clip)
+
+
+def sampling_schedule(training) -> DPMSolverMultistepScheduler:
+    """The scheduler that the decoder is sampled with: DPM-Solver++(2M) on the training schedule (arXiv 2211.01095)."""
+    return DPMSolverMultistepScheduler.from_config(
+        training.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing", lower_order_final=True
+    )

@@ -1,0 +1,69 @@
+"""THE denoising loop: prior, decoder and upsamplers, text to image and every manipulation, run through it."""
+
+import inspect
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+Generators = torch.Generator | list[torch.Generator] | None
+# (latents, timestep) -> prediction; under guidance the latents arrive doubled, unconditional half first
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+def denoise(
+    predict: Predict,
+    latents: Tensor,
+    scheduler,
+    steps: int,
+    *,
+    guidance: float = 1.0,
+    generator: Generators = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+    on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Take `latents` [B, ...] from noise to a sample with a diffusers scheduler.
+
+    `guidance` w > 1 asks `predict` for an unconditional and a conditional half and follows uncond + w (cond - uncond)
+    (classifier-free guidance, arXiv 2207.12598, equation 6); predictions with twice the channels carry a variance,
+    which is taken from the conditional half. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
+    replace the latents after a step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    scheduler.set_timesteps(steps, device=latents.device)
+    timesteps = scheduler.timesteps
+    takes = inspect.signature(scheduler.step).parameters
+    latents = latents * scheduler.init_noise_sigma
+    for i, t in enumerate(progress(timesteps)):
+        guided = guidance > 1
+        model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+        prediction = predict(model_input, t)
+        if guided:
+            prediction = guide(prediction, latents.shape[1], guidance)
+        extra = {"generator": generator} if "generator" in takes else {}
+        if "prev_timestep" in takes:
+            extra["prev_timestep"] = timesteps[i + 1] if i + 1 < len(timesteps) else None
+        elif prediction.shape[1] == 2 * latents.shape[1]:
+            prediction = prediction[:, : latents.shape[1]]
+        latents = scheduler.step(prediction, t, latents, **extra).prev_sample
+        if on_step is not None:
+            latents = on_step(i, t, latents)
+    return latents
+
+
+def guide(prediction: Tensor, channels: int, guidance: float) -> Tensor:
+    """[2B, C or 2C, ...] -> [B, C or 2C, ...]: the guided prediction, with the conditional half's variance."""
+    unconditional, conditional = prediction.chunk(2)
+    mean = unconditional[:, :channels] + guidance * (conditional[:, :channels] - unconditional[:, :channels])
+    return torch.cat([mean, conditional[:, channels:]], 1)
+
+
+def noise(shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Normal noise of `shape`; a list of generators gives each row its own.
+
+    Drawn in float32 (float64 for float64) and then cast, so that a seed means the same picture in every dtype.
+    """
+    drawn = dtype if dtype == torch.float64 else torch.float32
+    return randn_tensor(shape, generator=generator, device=device, dtype=drawn).to(dtype)
