@@ -294,11 +294,13 @@ class Loop:
 
     def _loader(self) -> DataLoader:
         sampler = GlobalBatches(self.run, self.step, self.accelerator.process_index, self.accelerator.num_processes)
+        workers = self.run.workers
         return DataLoader(
             self.objective.examples,
             batch_sampler=sampler,
-            num_workers=self.run.workers,
-            prefetch_factor=4 if self.run.workers else None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals,
         )
 
     @contextmanager
@@ -371,6 +373,12 @@ class Loop:
                 file.write(json.dumps(row) + "\n")
             if kind == "validation":
                 self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+
+def _leave_signals(worker: int) -> None:
+    """A signal to the whole process group is for the main process, which saves and then ends its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""The decoder and its conditioning."""
+
+import pytest
+import torch
+from conftest import randomise
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel as Deprecated
+
+from decoder import Decoder, UnCLIPTextProjModel
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    sizes = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True]}
+    return randomise(Decoder(**sizes, head_dim=16, cross_attention_dim=24, time_embed_dim=32)).double()
+
+
+def inputs(batch: int = 2, height: int = 16, width: int = 16) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    shapes = {
+        "sample": (batch, 3, height, width),
+        "encoder_hidden_states": (batch, 6, 24),
+        "class_labels": (batch, 32),
+    }
+    made = {k: torch.randn(s, generator=g, dtype=torch.float64) for k, s in shapes.items()}
+    return made | {"timestep": torch.tensor(300), "attention_mask": torch.ones(batch, 6, dtype=torch.bool)}
+
+
+def test_a_new_decoder_answers_zero():
+    fresh = Decoder(channels=[16], blocks=[1], attention=[True], head_dim=16, cross_attention_dim=24, time_embed_dim=32)
+    assert fresh.double()(**inputs()).sample.abs().max() == 0
+
+
+def test_every_condition_is_seen_and_padding_is_not(decoder):
+    given = inputs()
+    base = decoder(**given).sample
+    assert base.shape == (2, 3, 16, 16)
+    for name in ("encoder_hidden_states", "class_labels", "timestep"):
+        assert not torch.allclose(decoder(**(given | {name: given[name] + 1})).sample, base)
+    mask = given["attention_mask"].clone()
+    mask[:, 4:] = False
+    hidden = given["encoder_hidden_states"].clone()
+    hidden[:, 4:] = 50.0
+    answers = [decoder(**(given | {"attention_mask": mask, "encoder_hidden_states": h})).sample for h in (given["encoder_hidden_states"], hidden)]
+    torch.testing.assert_close(*answers)
+
+
+def test_sizes_other_than_its_own(decoder):
+    assert decoder(**inputs(height=24, width=8)).sample.shape == (2, 3, 24, 8)
+    with pytest.raises(ValueError, match=r"multiples of 4, got \[18, 16\]"):
+        decoder(**inputs(height=18))
+
+
+def test_memory_layout_changes_nothing(decoder):
+    given = inputs()
+    base = decoder(**given).sample
+    turned = decoder.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(turned(**given).sample, base)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_conditioning_is_that_of_diffusers(guided):
+    sizes = {"clip_embeddings_dim": 12, "time_embed_dim": 16, "cross_attention_dim": 20}
+    theirs, ours = randomise(Deprecated(**sizes)).double(), UnCLIPTextProjModel(**sizes).double()
+    ours.load_state_dict(theirs.state_dict())
+    texts = 4 if guided else 2
+    given = {
+        "image_embeddings": torch.randn(2, 12, dtype=torch.float64),
+        "prompt_embeds": torch.randn(texts, 12, dtype=torch.float64),
+        "text_encoder_hidden_states": torch.randn(texts, 5, 12, dtype=torch.float64),
+        "do_classifier_free_guidance": guided,
+    }
+    for a, b in zip(ours(**given), theirs(**given), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_embedding_scale_only_scales_the_embeddings():
+    sizes = {"clip_embeddings_dim": 12, "time_embed_dim": 16, "cross_attention_dim": 20}
+    plain = randomise(UnCLIPTextProjModel(**sizes)).double()
+    scaled = UnCLIPTextProjModel(**sizes, embedding_scale=3.0).double()
+    scaled.load_state_dict(plain.state_dict())
+    image, text, encodings = torch.randn(2, 12).double(), torch.randn(2, 12).double(), torch.randn(2, 5, 12).double()
+    a = plain(image_embeddings=3 * image, prompt_embeds=3 * text, text_encoder_hidden_states=encodings)
+    b = scaled(image_embeddings=image, prompt_embeds=text, text_encoder_hidden_states=encodings)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y)

@@ -1,0 +1,57 @@
+"""The house: style, import directions, and the README's two commands."""
+
+import re
+import shutil
+import subprocess
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]])
+def test_ruff_finds_nothing(run, arguments):
+    result = run("-m", "ruff", *arguments, "--no-cache", ".")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_imports_run_downwards_only():
+    command = shutil.which("lint-imports")
+    assert command, "import-linter is not installed"
+    result = subprocess.run([command, "--no-cache", "--config", "setup.cfg"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("heading", "word"), [("Quick start", "unclip generate"), ("Tests", "pytest")])
+def test_readme_has_one_line_under_each_heading(heading, word):
+    text = (ROOT / "README.md").read_text()
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.M | re.S).group(1)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", section, re.M | re.S)
+    assert len(blocks) == 1
+    assert len(blocks[0].strip().splitlines()) == 1
+    assert word in blocks[0]
+
+
+def test_ci_runs_the_readme_line():
+    """`.ci/run` takes the line from the README, so that the two cannot differ."""
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_working_folders_are_ignored_and_the_data_package_is_not():
+    def ignored(path: str) -> bool:
+        return subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode == 0
+
+    assert all(map(ignored, ["data/emoji", "runs/x", "out/y.png"]))
+    assert not ignored("unclip/data/emoji.py")
+
+
+def test_extras_and_bounds():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    requirements = config["options"]["install_requires"].split()
+    assert "torch>=2.13,<2.14" in requirements
+    assert all(">=" in r for r in requirements)
+    extras = config["options.extras_require"]
+    assert "xformers" in extras["cuda"] and "gradio" in extras["app"] and "peft" in extras["train"]

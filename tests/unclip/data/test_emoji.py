@@ -1,0 +1,83 @@
+"""The emoji dataset's builder, on packages in the sources' own layout."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+
+from unclip.data import emoji
+from unclip.data.emoji import NAMES, SOURCES, build, read_icons, slug
+from unclip.data.shapes import SHAPES
+
+COLOUR = {"noto": "#e2453c", "flat": "#3b7de0", "3d": "#2fae54", "twemoji": "#f0b429"}
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """Five small packages: every shape in four styles, one with skin tones, one icon that no name knows."""
+    folder = tmp_path / "emoji"
+    for package, version, style, *_ in SOURCES:
+        root = folder / "npm" / f"{package.lstrip('@').replace('/', '-')}-{version}"
+        root.mkdir(parents=True)
+        bodies = {name: f'<g fill="{COLOUR[style]}">{body}</g>' for name, body in SHAPES.items()}
+        bodies |= {"star-dark-skin-tone": bodies["star"], "star-dark": bodies["star"], "nameless": bodies["dot"], "empty": "<g/>"}
+        icons = {"width": 100, "height": 100, "icons": {name: {"body": body} for name, body in bodies.items()}}
+        (root / "icons.json").write_text(json.dumps(icons))
+        (root / "package.json").write_text("{}")
+    names = folder / "npm" / "-".join(NAMES)
+    (names / "en").mkdir(parents=True)
+    (names / "package.json").write_text("{}")
+    (names / "en" / "messages.json").write_text(json.dumps({"groups": [{"order": 0, "key": "objects"}]}))
+    labels = [*SHAPES, "empty"]
+    data = [{"label": n, "group": 0, "tags": ["figure", f"{n}let", n]} for n in labels]
+    (names / "en" / "data.json").write_text(json.dumps(data))
+    return folder
+
+
+def test_names(tmp_path):
+    assert slug("Smiling face: with Heart-Eyes!") == "smiling-face-with-heart-eyes"
+    assert slug("piñata") == "pinata" and slug("woman’s hat") == "womans-hat" and slug("a & b") == "a-and-b"
+
+
+def test_icons_carry_their_names_tags_and_tones(packages):
+    icons = list(read_icons(packages / "npm"))
+    assert {i.concept for i in icons} == {*SHAPES, "empty"}
+    star = [i for i in icons if i.concept == "star"]
+    assert sorted(i.tone for i in star) == ["", "", "", "", *["dark"] * 8]
+    assert star[0].tags == ["figure", "starlet"]
+    assert {i.licence for i in icons} == {"Apache-2.0", "MIT", "CC-BY-4.0"}
+
+
+def test_build_is_deterministic_and_complete(packages, tmp_path):
+    counts = build(packages, log=lambda _: None, scenes=12)
+    built = load_from_disk(str(packages))
+    assert set(built) == {"train", "validation", "test"}
+    assert {s: sum(c.values()) for s, c in counts.items()} == {s: len(built[s]) for s in built}
+    concepts = {s: set(built[s].filter(lambda r: r["kind"] == "icon")["concept"]) for s in built}
+    assert "empty" not in set().union(*concepts.values())  # draws nothing
+    assert "gem" in concepts["validation"] and "gem" not in concepts["train"]
+    card = (packages / "README.md").read_text()
+    assert all(source[0] in card and source[3] in card for source in SOURCES)
+    row = built["test"][0]
+    assert row["svg"].startswith("<svg") and row["captions"] and row["split"] == "test"
+
+    files = {name: (packages / name).read_bytes() for name in ("icons.json.gz", "sprites-64.npy", "README.md")}
+    rows = {s: list(built[s]) for s in built}
+    with pytest.raises(FileExistsError, match="--force"):
+        build(packages, log=lambda _: None)
+    build(packages, log=lambda _: None, scenes=12, force=True)
+    assert files == {name: (packages / name).read_bytes() for name in files}
+    assert rows == {s: list(load_from_disk(str(packages))[s]) for s in rows}
+
+
+def test_without_npm_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match="npm was not found; install Node.js"):
+        build(tmp_path)
+
+
+def test_sprites_are_rendered_in_order(packages):
+    svgs = [i.svg for i in list(read_icons(packages / "npm"))[:5]]
+    sprites = emoji.render_sprites(svgs, processes=2)
+    assert all(np.array_equal(sprites[n], emoji.render_svg(svg, 64)) for n, svg in enumerate(svgs))

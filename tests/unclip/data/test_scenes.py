@@ -1,0 +1,141 @@
+"""Scenes: true captions, fixed splits, and two renderers that agree."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unclip.data.examples import EmojiCrops, EmojiScenes
+from unclip.data.render import (
+    COLOURS,
+    Layer,
+    apply_matrix,
+    colour_share,
+    compose_sprites,
+    compose_svg,
+    flatten,
+    hue_rotation,
+    render_svg,
+    turn_to,
+)
+from unclip.data.scenes import KIND_WEIGHTS, NUMBERS, IconSet, SceneSampler, split_of_icon
+
+SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="10" fill="#e23b3b"/></svg>'
+ROUND = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><circle cx="5" cy="5" r="4" fill="#3b7de0"/></svg>'
+MARKUP = [SQUARE, ROUND]
+SPRITES = np.stack([render_svg(m, 64) for m in MARKUP])
+
+
+@pytest.fixture(scope="module")
+def icons() -> IconSet:
+    return IconSet.load("shapes")
+
+
+layers = st.builds(
+    Layer,
+    icon=st.integers(0, 1),
+    x=st.floats(0.1, 0.9),
+    y=st.floats(0.1, 0.9),
+    size=st.floats(0.15, 1.2),
+    matrix=st.one_of(st.none(), st.builds(hue_rotation, st.floats(0, 360), st.floats(0.5, 1.5))),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(picture=st.lists(layers, min_size=1, max_size=4), ground=st.tuples(*[st.integers(0, 255)] * 3))
+def test_blended_sprites_show_what_the_svg_shows(picture, ground):
+    exact = flatten(render_svg(compose_svg(picture, MARKUP.__getitem__, ground), 64)).astype(int)
+    blended = compose_sprites(picture, SPRITES, 64, ground).astype(int)
+    assert np.abs(exact - blended).mean() < 3.0
+
+
+def test_a_window_is_a_crop():
+    svg = compose_svg([Layer(1, 0.5, 0.5, 0.9)], MARKUP.__getitem__)
+    whole, corner = render_svg(svg, 256), render_svg(svg, 64, (0.25, 0.5, 0.25))
+    assert np.abs(whole[128:192, 64:128].astype(int) - corner).max() <= 2
+
+
+@given(degrees=st.floats(0, 360))
+def test_turning_back_gives_the_colours_again(degrees):
+    rgb = np.array([[0.45, 0.5, 0.55], [0.5, 0.5, 0.5]], dtype=np.float32)
+    turned = apply_matrix(rgb, hue_rotation(degrees))
+    np.testing.assert_allclose(apply_matrix(turned, hue_rotation(-degrees)), rgb, atol=5e-3)
+    np.testing.assert_allclose(turned[1], rgb[1], atol=2e-3)  # grey stays
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_turned_sprite_has_the_colour_that_its_caption_names(colour):
+    for sprite in SPRITES:
+        matrix = turn_to(sprite, colour)
+        assert matrix is not None
+        assert colour_share(sprite, colour, matrix) >= 0.6
+
+
+def test_a_sprite_of_many_hues_is_not_turned():
+    rainbow = np.full((64, 64, 4), 255, dtype=np.uint8)
+    rainbow[:32, :, :3], rainbow[32:, :, :3] = (230, 30, 30), (30, 230, 230)
+    assert turn_to(rainbow, "blue") is None
+    assert turn_to(np.full((64, 64, 4), 255, dtype=np.uint8), "blue") is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(index=st.integers(0, 10**6), split=st.sampled_from(["train", "validation", "test"]))
+def test_an_index_is_one_scene_and_stays_in_its_split(icons, index, split):
+    scene = SceneSampler(icons, split).scene(index)
+    assert scene == SceneSampler(icons, split).scene(index)
+    concepts = {icons.icons[layer.icon]["concept"] for layer in scene.layers}
+    styles = {icons.icons[layer.icon]["style"] for layer in scene.layers}
+    assert styles == {scene.style}
+    held_out = {split_of_icon(c, scene.style) for c in concepts} - {"train"}
+    if split == "train":
+        assert not held_out
+
+
+def test_splits_share_no_combination(icons):
+    keys = {s: {SceneSampler(icons, s, kinds=("colour", "count")).scene(i).key for i in range(150)} for s in ("train", "test")}
+    of_train_icons = {k for k in keys["test"] if split_of_icon(k.split("|")[0], "noto") == "train"}
+    assert of_train_icons and not of_train_icons & keys["train"]
+
+
+def test_captions_say_what_is_drawn(icons):
+    sampler = SceneSampler(icons, "train")
+    kinds = set()
+    for index in range(400):
+        scene = sampler.scene(index)
+        kinds.add(scene.kind)
+        names = [icons.icons[layer.icon]["concept"] for layer in scene.layers]
+        if scene.kind == "count":
+            assert scene.caption.find(NUMBERS[len(names)]) >= 0
+        elif scene.kind == "relation":
+            first, second = scene.layers
+            words = scene.caption
+            assert words.index(names[0]) < words.rindex(names[1])
+            assert (" left " not in words) or first.x < second.x
+            assert (" right " not in words) or first.x > second.x
+            assert not any(w in words for w in (" above ", " over ", " on top ")) or first.y < second.y
+            assert not any(w in words for w in (" below ", " under ")) or first.y > second.y
+        else:
+            assert all(name in scene.caption for name in names)
+    assert kinds == set(KIND_WEIGHTS)
+
+
+def test_contrasting_neighbours_differ_in_one_attribute(icons):
+    sampler = SceneSampler(icons, "train", kinds=("count",), contrast=1.0)
+    for index in range(0, 40, 2):
+        first, second = sampler.scene(index), sampler.scene(index + 1)
+        assert icons.icons[first.layers[0].icon]["concept"] == icons.icons[second.layers[0].icon]["concept"]
+        assert len(first.layers) != len(second.layers)
+
+
+def test_impossible_requests_are_named(icons):
+    with pytest.raises(ValueError, match="unknown kinds of scene \\['dance'\\]"):
+        SceneSampler(icons, "train", kinds=("dance",))
+    with pytest.raises(FileNotFoundError, match="unclip data emoji --out nowhere"):
+        IconSet.load("nowhere")
+
+
+def test_examples_are_functions_of_their_index():
+    for examples in (EmojiScenes("shapes"), EmojiCrops("shapes", size=256)):
+        first, again, other = (examples[i] for i in (5, 5, 6))
+        assert (first["image"] == again["image"]).all() and (first["random"] == again["random"]).all()
+        assert (first["random"] != other["random"]).any()

@@ -1,0 +1,111 @@
+"""The command line, in processes of its own."""
+
+import pytest
+import torch
+from PIL import Image
+
+from unclip import __version__
+
+
+def test_generate_writes_pictures_and_prints_only_their_names(run, tiny_folder, tmp_path):
+    out = tmp_path / "new" / "ring.png"
+    command = ["-m", "unclip", "generate", "a ring", "--model", tiny_folder, "--out", out, "--seed", 5]
+    first = run(*command)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == f"{out}\n"
+    assert all(stage in first.stderr for stage in ("prior", "decoder", "upsampler 256", "upsampler 1024"))
+    with Image.open(out) as image:
+        assert image.size == (1024, 1024) and image.mode == "RGB"
+        facts = {"prompt": "a ring", "seed": "5", "model": str(tiny_folder), "version": __version__}
+        assert image.text == facts
+        before = image.tobytes()
+    again = run(*command)
+    assert again.returncode == 2 and "--force" in again.stderr and len(again.stderr.splitlines()) == 1
+    assert run(*command, "--force").returncode == 0
+    with Image.open(out) as image:
+        assert image.tobytes() == before
+
+
+def test_several_prompts_and_seeds_go_to_a_folder(run, tiny_folder, tmp_path):
+    result = run(
+        *("-m", "unclip", "generate", "a ring", "Zwei  Sterne!", "--num-images", 2, "--size", 64, "--out", tmp_path),
+        *("--model", tiny_folder, "--dtype", "fp32", "--device", "cpu", "--steps", 2, "--guidance", 1.5),
+        *("--prior-steps", 2, "--prior-guidance", 1.0),
+    )
+    assert result.returncode == 0, result.stderr
+    names = ["a-ring-0.png", "a-ring-1.png", "zwei-sterne-0.png", "zwei-sterne-1.png"]
+    assert result.stdout.splitlines() == [str(tmp_path / n) for n in names]
+    pixels = {Image.open(tmp_path / n).tobytes() for n in names}
+    assert len(pixels) == 4
+
+
+def test_version(run):
+    result = run("-m", "unclip", "--version")
+    assert result.returncode == 0 and result.stdout.strip() == __version__
+
+
+BAD = [
+    (["generate", ""], "prompt is empty"),
+    (["generate"], "PROMPT"),
+    (["generate", "a ring", "--size", "100"], "64, 256, 1024, got 100"),
+    (["generate", "a ring", "--size", "big"], "big"),
+    (["generate", "a ring", "--steps", "0"], "got 0"),
+    (["generate", "a ring", "--guidance", "-2"], "got -2.0"),
+    (["generate", "a ring", "--guidance", "nan"], "got nan"),
+    (["generate", "a ring", "--num-images", "0"], "got 1 x 0"),
+    (["generate", "a ring", "--num-images", "10001"], "got 1 x 10001"),
+    (["generate", "a ring", "--seed", "-1"], "got -1"),
+    (["generate", "a ring", "--dtype", "int8"], "got 'int8'"),
+    (["generate", "a ring", "--device", "tpu9"], "'tpu9' cannot be used"),
+    (["generate", "a ring", "--device", "cuda:99"], "'cuda:99' cannot be used"),
+    (["generate", "a ring", "--out", "ring.jpg"], "ring.jpg must end in .png"),
+    (["generate", "a ring", "a star", "--out", "ring.png"], "2 images"),
+    (["generate", "a ring", "--out", "{file}/ring.png"], "cannot write to"),
+    (["generate", "a ring", "--model", "nonsense"], "unknown model 'nonsense'"),
+    (["generate", "a ring", "--modle", "x"], "--modle"),
+    (["generat"], "generat"),
+    (["train", "nowhere.yaml"], "no configuration at nowhere.yaml"),
+    (["export", "a"], "at least one run"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tiny_folder, tmp_path, monkeypatch, capsys):
+    """In this process, through the same `main` that the command calls: twenty processes would only import torch again."""
+    from unclip.cli import main
+
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    arguments = [a.format(file=file) for a in arguments]
+    if arguments[0] == "generate" and "--model" not in arguments:
+        arguments += ["--model", str(tiny_folder)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["unclip", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    printed = capsys.readouterr()
+    assert caught.value.code == 2, printed
+    assert printed.out == ""
+    assert message in printed.err and len(printed.err.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_mistake_in_a_process_shows_no_traceback(run, tmp_path):
+    result = run("-m", "unclip", "generate", "a ring", "--model", tmp_path / "nowhere")
+    assert result.returncode == 2 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def test_export_makes_a_pipeline_of_components(run, tiny_folder, tmp_path):
+    from unclip import UnCLIPPipeline
+
+    out = tmp_path / "pipe"
+    result = run("-m", "unclip", "export", tiny_folder, out)
+    assert result.returncode == 0, result.stderr
+    weights = out / "decoder" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size < 0.6 * (tiny_folder / "decoder" / weights.name).stat().st_size  # fp16
+    ours, theirs = (UnCLIPPipeline.from_pretrained(f, torch_dtype=torch.float32) for f in (out, tiny_folder))
+    assert ours.config.defaults == theirs.config.defaults
+    for name, value in ours.decoder.state_dict().items():
+        assert torch.equal(value, theirs.decoder.state_dict()[name].half().float())
+    assert run("-m", "unclip", "export", tiny_folder, out).returncode == 2

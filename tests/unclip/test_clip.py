@@ -1,0 +1,76 @@
+"""The two towers as one encoder."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unclip import CLIP
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_folder) -> CLIP:
+    return CLIP.from_pretrained(tiny_folder)
+
+
+def pictures(count: int = 3, size: int = 80) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_unit_vectors_of_one_space(clip):
+    texts, images = clip.encode_text(["a star", "a much longer sentence about two moons"]), clip.encode_image(pictures())
+    assert texts.shape == (2, 32) and images.shape == (3, 32)
+    for embeds in (texts, images):
+        torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(len(embeds)))
+
+
+def test_batch_equals_one_by_one(clip):
+    texts = ["a star", "a much longer sentence about two moons", ""]
+    torch.testing.assert_close(clip.encode_text(texts), torch.cat([clip.encode_text(t) for t in texts]))
+    images = pictures()
+    torch.testing.assert_close(clip.encode_image(images), torch.cat([clip.encode_image(i) for i in images]))
+
+
+@pytest.mark.parametrize("size", [64, 80])
+def test_tensors_equal_pictures(clip, size):
+    images = pictures(size=size)
+    tensor = torch.stack([torch.from_numpy(np.array(i)).permute(2, 0, 1).float() / 255 for i in images])
+    torch.testing.assert_close(clip.encode_image(tensor), clip.encode_image(images))
+
+
+def test_transparency_is_white(clip):
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    torch.testing.assert_close(clip.encode_image(clear), clip.encode_image(Image.new("RGB", (64, 64), "white")))
+
+
+def test_the_preprocessor_is_that_of_the_saved_configuration(clip):
+    image = pictures(1, 64)[0]
+    stock = clip.feature_extractor(images=image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(clip.preprocess(image), stock)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 64, 64), r"\[B, 3, H, W\], got \[3, 64, 64\]"),
+        (torch.full((1, 3, 64, 64), 2.0), r"\[0, 1\], got \[2, 2\]"),
+        (["bear.png"], "got str"),
+    ],
+)
+def test_bad_pictures_are_named(clip, images, message):
+    with pytest.raises(ValueError, match=message):
+        clip.encode_image(images)
+
+
+@pytest.mark.parametrize("texts", [[], ["a", 3]])
+def test_bad_texts_are_named(clip, texts):
+    with pytest.raises(ValueError, match="non-empty list of str"):
+        clip.encode_text(texts)
+
+
+def test_saved_equals_loaded(clip, tmp_path):
+    clip.save_pretrained(tmp_path)
+    again = CLIP.from_pretrained(tmp_path)
+    assert torch.equal(again.encode_text("a star"), clip.encode_text("a star"))
+    assert torch.equal(again.encode_image(pictures()), clip.encode_image(pictures()))

@@ -1,0 +1,186 @@
+"""Text to image through the public call."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_DEFAULTS, randomise, seeds, tiny_networks
+from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
+from PIL import Image
+
+from unclip import UnCLIPPipeline
+
+
+def test_batch_equals_one_by_one(tiny):
+    tiny.to(torch.float64)
+    prompts = ["a red circle", "two squares"]
+    whole = tiny(prompts, generator=seeds(3, 4), output_type="pt", size=256).images
+    alone = [tiny(p, generator=seeds(s), output_type="pt", size=256).images for p, s in zip(prompts, (3, 4), strict=True)]
+    torch.testing.assert_close(whole, torch.cat(alone), rtol=0, atol=1e-9)
+    several = tiny(prompts, num_images_per_prompt=2, generator=seeds(3, 5, 6, 4), output_type="pt", size=256).images
+    torch.testing.assert_close(several[[0, 3]], whole, rtol=0, atol=1e-9)
+
+
+def test_one_seed_one_picture_and_another_seed_another(tiny):
+    a, b, c = (tiny("a star", generator=seeds(s), output_type="np", size=64).images for s in (1, 1, 2))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_saved_equals_loaded(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "copy")
+    again = UnCLIPPipeline.from_pretrained(tmp_path / "copy", torch_dtype=torch.float32)
+    again.set_progress_bar_config(disable=True)
+    pictures = [p("a star", generator=seeds(0), output_type="pt").images for p in (tiny, again)]
+    assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize("size", [64, 256, 1024])
+def test_sizes_and_stages_past_them_do_not_run(tiny, size, monkeypatch):
+    ran = []
+    for name in ("super_res_first", "upsampler_1024"):
+        network = getattr(tiny, name)
+        network.register_forward_hook(lambda *_, name=name: ran.append(name))
+    image = tiny("a ring", generator=seeds(0), size=size).images[0]
+    assert isinstance(image, Image.Image) and image.size == (size, size)
+    assert set(ran) == {64: set(), 256: {"super_res_first"}, 1024: {"super_res_first", "upsampler_1024"}}[size]
+
+
+def test_the_default_size_is_the_largest(tiny):
+    assert tiny("a ring").images[0].size == (1024, 1024)
+    tiny.upsampler_1024 = None
+    assert tiny("a ring").images[0].size == (256, 256)
+
+
+def test_output_types_agree(tiny):
+    pil, array, tensor = (tiny("a ring", generator=seeds(0), size=64, output_type=t).images for t in ("pil", "np", "pt"))
+    assert tensor.shape == (1, 3, 64, 64) and 0 <= tensor.min() and tensor.max() <= 1
+    np.testing.assert_array_equal(array[0], tensor[0].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
+    assert np.array_equal(tiny("a ring", generator=seeds(0), size=64, output_type="np", return_dict=False)[0], array)
+
+
+def test_the_checkpoints_own_defaults_are_used_and_overridden(tiny):
+    kwargs = {"size": 64, "output_type": "pt"}
+    stated = {k: v for k, v in TINY_DEFAULTS.items() if not k.startswith(("super", "upsampler"))}
+    silent = tiny("a ring", generator=seeds(0), **kwargs).images
+    assert torch.equal(tiny("a ring", generator=seeds(0), **stated, **kwargs).images, silent)
+    for name, value in (("decoder_guidance_scale", 1.0), ("prior_candidates", 1), ("decoder_num_inference_steps", 5)):
+        assert not torch.equal(tiny("a ring", generator=seeds(0), **{name: value}, **kwargs).images, silent)
+
+
+def test_text_output_in_place_of_a_prompt(tiny):
+    tokens = tiny.tokenizer(["a star"], padding="max_length", truncation=True, max_length=16, return_tensors="pt")
+    output = tiny.text_encoder(tokens.input_ids, tokens.attention_mask)
+    given = tiny(
+        text_model_output=(output.text_embeds, output.last_hidden_state),
+        text_attention_mask=tokens.attention_mask,
+        generator=seeds(0),
+        size=64,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(given, tiny("a star", generator=seeds(0), size=64, output_type="pt").images)
+
+
+def test_given_latents_are_the_noise(tiny):
+    g = torch.Generator().manual_seed(0)
+    latents = {"prior_latents": torch.randn(1, 32, generator=g), "decoder_latents": torch.randn(1, 3, 64, 64, generator=g)}
+    kwargs = {"size": 64, "output_type": "pt", "prior_candidates": 1}
+    drawn = tiny("a star", generator=seeds(0), **kwargs).images
+    assert torch.equal(tiny("a star", **latents, **kwargs).images, drawn)
+    with pytest.raises(ValueError, match=r"\[1, 32\], got \[1, 31\]"):
+        tiny("a star", prior_latents=torch.randn(1, 31), size=64)
+
+
+def test_stock_networks_fit_the_same_pipeline():
+    """Karlo's layout: diffusers' own classes, a learned variance and a last upsampling step of its own."""
+    from diffusers import UnCLIPScheduler
+
+    parts = tiny_networks()
+    parts["prior"] = randomise(
+        PriorTransformer(num_attention_heads=2, attention_head_dim=16, num_layers=1, embedding_dim=32, num_embeddings=16)
+    )
+    parts["decoder"] = randomise(
+        UNet2DConditionModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=6,
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            norm_num_groups=4,
+            resnet_time_scale_shift="scale_shift",
+            class_embed_type="identity",
+        )
+    )
+    for name in ("super_res_first", "super_res_last"):
+        parts[name] = randomise(
+            UNet2DModel(
+                sample_size=32,
+                in_channels=6,
+                out_channels=3,
+                layers_per_block=1,
+                block_out_channels=(8, 16),
+                norm_num_groups=4,
+                down_block_types=("ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"),
+                up_block_types=("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
+                add_attention=False,
+            )
+        )
+    parts["text_proj"] = type(parts["text_proj"])(clip_embeddings_dim=32, time_embed_dim=32, cross_attention_dim=32)
+    parts["prior_scheduler"] = UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5)
+    parts["decoder_scheduler"] = UnCLIPScheduler(variance_type="learned_range", prediction_type="epsilon")
+    parts["super_res_scheduler"] = UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="epsilon")
+    parts |= {"upsampler_1024": None, "upsampler_1024_scheduler": None, "image_encoder": None, "feature_extractor": None}
+    pipe = UnCLIPPipeline(**parts).to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    steps = {"prior_num_inference_steps": 2, "decoder_num_inference_steps": 2, "super_res_num_inference_steps": 2}
+    assert pipe.sizes == [16, 32]
+    images = pipe(["a star", "a ring"], generator=seeds(0, 1), output_type="pt", **steps).images
+    assert images.shape == (2, 3, 32, 32) and images.isfinite().all()
+    alone = pipe("a ring", generator=seeds(1), output_type="pt", **steps).images
+    torch.testing.assert_close(images[1:], alone, rtol=0, atol=1e-4)
+
+
+BAD = [
+    ({"prompt": ""}, "prompt is empty: ''"),
+    ({"prompt": "   "}, "prompt is empty"),
+    ({"prompt": 7}, "got 7"),
+    ({"prompt": []}, "got \\[\\]"),
+    ({"prompt": ["a", None]}, "got None"),
+    ({"prompt": None}, "give a prompt"),
+    ({"size": 128}, "64, 256, 1024, got 128"),
+    ({"decoder_num_inference_steps": 0}, "decoder_num_inference_steps .* at least 1, got 0"),
+    ({"prior_num_inference_steps": -3}, "got -3"),
+    ({"decoder_guidance_scale": -1.0}, "decoder_guidance_scale .* got -1.0"),
+    ({"prior_guidance_scale": math.nan}, "prior_guidance_scale .* got nan"),
+    ({"decoder_guidance_scale": math.inf}, "got inf"),
+    ({"num_images_per_prompt": 0}, "got 1 prompts x 0"),
+    ({"num_images_per_prompt": 10_001}, "got 1 prompts x 10001"),
+    ({"output_type": "jpg"}, "got 'jpg'"),
+    ({"generator": seeds(1, 2)}, "2 generators were given for 1 images"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_input_is_a_value_error_that_names_the_value(tiny, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**({"prompt": "a star", "size": 64} | arguments))
+
+
+def test_a_long_prompt_warns_of_what_was_cut(tiny, caplog):
+    words = "a red circle and " * 6 + "finally a moose"
+    picture = tiny(words, generator=seeds(0), size=64, output_type="pt").images
+    assert "finally a moose" in caplog.text and "16 tokens" in caplog.text
+    cut = tiny(words + " and a car", generator=seeds(0), size=64, output_type="pt").images
+    assert torch.equal(picture, cut)
+
+
+def test_unknown_defaults_are_refused():
+    with pytest.raises(ValueError, match="prior_stepz"):
+        UnCLIPPipeline(**tiny_networks(), defaults={"prior_stepz": 3})

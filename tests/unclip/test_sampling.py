@@ -1,0 +1,84 @@
+"""The denoising loop and the training targets, tested by what must hold for any network."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unclip.diffusion import clean_from, logit_normal_timesteps, schedule, target, uniform_timesteps
+from unclip.sampling import denoise, guide, noise
+
+KINDS = ("epsilon", "sample", "v_prediction")
+
+
+@settings(deadline=None, max_examples=30)
+@given(kind=st.sampled_from(KINDS), t=st.integers(1, 998), seed=st.integers(0, 1000))
+def test_target_and_clean_are_inverse(kind, t, seed):
+    g = torch.Generator().manual_seed(seed)
+    plan = schedule(kind)
+    clean, eps = (torch.randn(2, 3, 4, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    steps = torch.tensor([t, t])
+    plan.alphas_cumprod = plan.alphas_cumprod.double()
+    noised = plan.add_noise(clean, eps, steps)
+    torch.testing.assert_close(clean_from(plan, target(plan, clean, eps, steps), noised, steps), clean, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_a_perfect_network_is_sampled_perfectly(kind, sampler):
+    """Whoever always knows the clean picture ends on it, from any noise and in any number of steps."""
+    plan = schedule(kind)
+    clean = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    scheduler = sampler.from_config(plan.config, timestep_spacing="trailing")
+
+    def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha = plan.alphas_cumprod.double()[int(t)]
+        eps = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        return {"sample": clean, "epsilon": eps, "v_prediction": alpha.sqrt() * eps - (1 - alpha).sqrt() * clean}[kind]
+
+    for steps in (4, 10):
+        drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), scheduler, steps)
+        torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
+
+
+def test_guidance_of_one_is_no_guidance_and_equal_halves_are_fixed():
+    prediction = torch.randn(4, 3, 2, 2)
+    torch.testing.assert_close(guide(prediction, 3, 1.0), prediction[2:])
+    torch.testing.assert_close(guide(torch.cat([prediction] * 2), 3, 7.5), prediction)
+    variance = torch.randn(4, 6, 2, 2)
+    assert torch.equal(guide(variance, 3, 5.0)[:, 3:], variance[2:, 3:])
+
+
+def test_only_guidance_doubles_the_batch():
+    sizes = []
+
+    def network(x, t):
+        sizes.append(len(x))
+        return x
+
+    for guidance in (0.0, 1.0, 2.0):
+        denoise(network, torch.randn(3, 3, 4, 4), DDIMScheduler(), 2, guidance=guidance)
+    assert sizes == [3, 3, 3, 3, 6, 6]
+
+
+def test_each_generator_is_a_rows_own_in_every_dtype():
+    def generators():
+        return [torch.Generator().manual_seed(s) for s in (1, 2)]
+
+    both = noise((2, 3, 4, 4), generators(), torch.device("cpu"), torch.float32)
+    alone = noise((1, 3, 4, 4), generators()[1:], torch.device("cpu"), torch.float32)
+    assert torch.equal(both[1:], alone)
+    half = noise((2, 3, 4, 4), generators(), torch.device("cpu"), torch.bfloat16)
+    assert torch.equal(half, both.bfloat16())
+
+
+@given(u=st.floats(0, 1, exclude_max=True, width=32))
+def test_timesteps_stay_on_the_schedule(u):
+    for draw in (logit_normal_timesteps, uniform_timesteps):
+        assert 0 <= int(draw(torch.tensor([u]), 1000)) < 1000
+
+
+def test_no_steps_is_an_error():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        denoise(lambda x, t: x, torch.randn(1, 3, 2, 2), DDIMScheduler(), 0)
