@@ -20,7 +20,9 @@ def test_ruff_finds_nothing(run, arguments):
 def test_imports_run_downwards_only():
     command = shutil.which("lint-imports")
     assert command, "import-linter is not installed"
-    result = subprocess.run([command, "--no-cache", "--config", "setup.cfg"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [command, "--no-cache", "--config", "setup.cfg"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -40,7 +40,10 @@ def test_every_condition_is_seen_and_padding_is_not(decoder):
     mask[:, 4:] = False
     hidden = given["encoder_hidden_states"].clone()
     hidden[:, 4:] = 50.0
-    answers = [decoder(**(given | {"attention_mask": mask, "encoder_hidden_states": h})).sample for h in (given["encoder_hidden_states"], hidden)]
+    answers = [
+        decoder(**(given | {"attention_mask": mask, "encoder_hidden_states": h})).sample
+        for h in (given["encoder_hidden_states"], hidden)
+    ]
     torch.testing.assert_close(*answers)
 
 

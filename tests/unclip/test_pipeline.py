@@ -55,7 +55,7 @@ def test_the_default_size_is_the_largest(tiny):
 
 def test_output_types_agree(tiny):
     pil, array, tensor = (tiny("a ring", generator=seeds(0), size=64, output_type=t).images for t in ("pil", "np", "pt"))
-    assert tensor.shape == (1, 3, 64, 64) and 0 <= tensor.min() and tensor.max() <= 1
+    assert tensor.shape == (1, 3, 64, 64) and tensor.min() >= 0 and tensor.max() <= 1
     np.testing.assert_array_equal(array[0], tensor[0].permute(1, 2, 0).numpy())
     np.testing.assert_array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
     assert np.array_equal(tiny("a ring", generator=seeds(0), size=64, output_type="np", return_dict=False)[0], array)

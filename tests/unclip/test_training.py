@@ -52,7 +52,9 @@ def test_the_stages_together_draw(runs, run, tmp_path):
 
 def test_a_finished_run_says_so_and_changes_nothing(runs, run):
     files = {p: p.stat().st_mtime_ns for p in (runs / "prior").rglob("*") if p.is_file()}
-    result = run("train.py", "configs/tiny/prior.yaml", f"output_dir={runs / 'prior'}", f"objective.clip={runs / 'clip' / 'final'}")
+    result = run(
+        "train.py", "configs/tiny/prior.yaml", f"output_dir={runs / 'prior'}", f"objective.clip={runs / 'clip' / 'final'}"
+    )
     assert result.returncode == 0 and "finished" in result.stderr
     assert files == {p: p.stat().st_mtime_ns for p in (runs / "prior").rglob("*") if p.is_file()}
 
@@ -73,7 +75,9 @@ def test_resumed_is_unbroken(tmp_path):
 
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     assert subprocess.run(command("unbroken"), cwd=ROOT, capture_output=True, check=False, env=environment).returncode == 0
-    process = subprocess.Popen(command("broken") + ["save_every=3"], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command("broken") + ["save_every=3"], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "broken").glob("checkpoint-*/manifest.json")):
         assert time.monotonic() < deadline and process.poll() is None
@@ -147,7 +151,7 @@ def test_every_configuration_fills_its_constructor(config):
     content = load_config(config)
     for section in ("model", "data", "objective"):
         content.pop(section, None)
-    assert construct(Run, content, "config").stage == config.stem
+    assert config.stem.startswith(construct(Run, content, "config").stage)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

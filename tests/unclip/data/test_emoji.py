@@ -21,7 +21,12 @@ def packages(tmp_path):
         root = folder / "npm" / f"{package.lstrip('@').replace('/', '-')}-{version}"
         root.mkdir(parents=True)
         bodies = {name: f'<g fill="{COLOUR[style]}">{body}</g>' for name, body in SHAPES.items()}
-        bodies |= {"star-dark-skin-tone": bodies["star"], "star-dark": bodies["star"], "nameless": bodies["dot"], "empty": "<g/>"}
+        bodies |= {
+            "star-dark-skin-tone": bodies["star"],
+            "star-dark": bodies["star"],
+            "nameless": bodies["dot"],
+            "empty": "<g/>",
+        }
         icons = {"width": 100, "height": 100, "icons": {name: {"body": body} for name, body in bodies.items()}}
         (root / "icons.json").write_text(json.dumps(icons))
         (root / "package.json").write_text("{}")

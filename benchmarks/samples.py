@@ -1,0 +1,94 @@
+"""Draw the README's contact sheet: `python benchmarks/samples.py [--model emoji] [--out docs/samples.png]`.
+
+48 prompts, each with seed 0, nothing selected: 32 name concepts that were in training, 16 combinations that were held
+out. Prints, for the first 32, at which place the model's own CLIP ranks the right name among all.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from unclip import CLIP, UnCLIPPipeline
+
+CONCEPTS = (
+    "red apple, pizza, rocket, octopus, cat face, dog face, rose, banana, guitar, soccer ball, sunflower, penguin, "
+    "hamburger, cherries, crown, umbrella, light bulb, teddy bear, cactus, frog, cookie, key, airplane, red heart, "
+    "smiling face with sunglasses, ghost, jack-o-lantern, tiger face, mushroom, whale, bicycle, house"
+)
+HELD_OUT = [
+    "a purple octopus",
+    "a green crown",
+    "a pink frog",
+    "a purple teddy bear",
+    "two airplanes",
+    "three pears",
+    "four dolphins",
+    "five basketballs",
+    "an owl to the left of a pizza",
+    "a crown on top of a dog",
+    "a fish below a house",
+    "a frog above an octopus",
+    "a guitar and a pizza",
+    "a mushroom on a blue background",
+    "a light bulb on a yellow background",
+    "a penguin in noto style",
+]
+COLUMNS, CELL = 8, 160
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--out", type=Path, default=Path("docs/samples.png"))
+    parser.add_argument("--names", type=Path, help="a JSON list of all concept names, to rank the pictures against")
+    arguments = parser.parse_args()
+    concepts = [c.strip() for c in CONCEPTS.split(",")]
+    prompts = concepts + HELD_OUT
+    pipe = UnCLIPPipeline.from_pretrained(arguments.model)
+    pictures = []
+    for start in range(0, len(prompts), 8):
+        chunk = prompts[start : start + 8]
+        generators = [torch.Generator().manual_seed(0) for _ in chunk]
+        pictures += pipe(chunk, generator=generators, size=256).images
+    sheet(prompts, pictures).save(arguments.out, optimize=True)
+    print(arguments.out)
+    if arguments.names:
+        names = sorted(set(json.loads(arguments.names.read_text())) | set(concepts))
+        rank(concepts, pictures, names, CLIP.from_pretrained(arguments.model))
+
+
+def sheet(prompts: list[str], pictures: list[Image.Image]) -> Image.Image:
+    """The pictures in rows with their prompts below."""
+    rows = -(-len(prompts) // COLUMNS)
+    page = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + 28)), "white")
+    draw = ImageDraw.Draw(page)
+    for n, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+        left, top = n % COLUMNS * CELL, n // COLUMNS * (CELL + 28)
+        page.paste(picture.resize((CELL - 8, CELL - 8), Image.Resampling.LANCZOS), (left + 4, top + 2))
+        words, lines = prompt.split(), [""]
+        for word in words:
+            if draw.textlength(f"{lines[-1]} {word}") > CELL - 8:
+                lines.append("")
+            lines[-1] = f"{lines[-1]} {word}".strip()
+        for number, line in enumerate(lines[:2]):
+            draw.text((left + 6, top + CELL - 4 + 12 * number), line, fill="black")
+    return page
+
+
+def rank(concepts: list[str], pictures: list[Image.Image], names: list[str], clip: CLIP) -> None:
+    scores = clip.encode_image(pictures[: len(concepts)]) @ clip.encode_text(names).T
+    own = scores[torch.arange(len(concepts)), [names.index(c) for c in concepts]]
+    places = ((scores > own[:, None]).sum(1) + 1).tolist()
+    for concept, place in zip(concepts, places, strict=True):
+        print(f"{concept}: {place}")
+    print(
+        f"first: {sum(p == 1 for p in places)}, among the first five: {sum(p <= 5 for p in places)}, of {len(concepts)} pictures"
+    )
+    print(f"ranked among {len(names)} names")
+
+
+if __name__ == "__main__":
+    main()
