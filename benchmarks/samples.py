@@ -85,7 +85,7 @@ def rank(concepts: list[str], pictures: list[Image.Image], names: list[str], cli
     for concept, place in zip(concepts, places, strict=True):
         print(f"{concept}: {place}")
     print(
-        f"first: {sum(p == 1 for p in places)}, among the first five: {sum(p <= 5 for p in places)}, of {len(concepts)} pictures"
+        f"first: {sum(p == 1 for p in places)}, in the first five: {sum(p <= 5 for p in places)}, of {len(concepts)} pictures"
     )
     print(f"ranked among {len(names)} names")
 

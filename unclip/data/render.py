@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 WHITE = (255, 255, 255)
@@ -216,8 +217,10 @@ def _resample(sprite: np.ndarray, square: tuple[float, float, float], box: tuple
     x0, y0, x1, y1 = box
     rows = _area_weights(sprite.shape[0], top, side, y0, y1)
     columns = _area_weights(sprite.shape[1], left, side, x0, x1)
-    across = np.tensordot(columns, sprite, axes=(1, 1))  # [X, S, 4]
-    return np.tensordot(rows, across, axes=(1, 1))  # [Y, X, 4]
+    # torch, because a data worker runs it on one thread; numpy's BLAS would take every core for these small products
+    source = torch.from_numpy(sprite)  # [S, S, 4]
+    down = (torch.from_numpy(rows) @ source.flatten(1)).unflatten(1, source.shape[1:])  # [Y, S, 4]
+    return (torch.from_numpy(columns) @ down).numpy()  # [Y, X, 4]
 
 
 def _area_weights(source: int, start: float, side: float, first: int, last: int) -> np.ndarray:
