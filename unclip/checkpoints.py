@@ -134,6 +134,11 @@ def check_folder(folder: Path) -> dict[str, Any]:
     return index
 
 
+def components_folder(run: str | Path) -> Path:
+    """Where a training run keeps its averaged weights: `final/`, or `latest/` while it goes on; else the folder itself."""
+    return next((Path(run) / name for name in ("final", "latest") if (Path(run) / name).is_dir()), Path(run))
+
+
 def import_own_modules(index: Mapping[str, Any]) -> None:
     """Import this package's modules that a `model_index.json` names: diffusers only looks in what is imported already."""
     for entry in index.values():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints import check_folder, load_components, resolve
+from .checkpoints import check_folder, components_folder, load_components, resolve
 from .pipelines import UnCLIPPipeline
 
 
@@ -19,7 +19,7 @@ def export_pipeline(runs: list[Path], out: Path, force: bool = False, dtype: tor
     """
     components, defaults, cards = {}, None, []
     for run in runs:
-        folder = next((run / name for name in ("final", "latest") if (run / name).is_dir()), None) or resolve(run)
+        folder = resolve(components_folder(run))
         index = check_folder(folder)
         names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
         components |= load_components(folder, names, torch_dtype=dtype)

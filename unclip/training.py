@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from .checkpoints import checkpoints, load_checkpoint, save_checkpoint, save_components
+from .checkpoints import checkpoints, components_folder, load_checkpoint, save_checkpoint, save_components
 from .config import ConfigError, construct, load_config
 from .objectives import Objective, create
 from .precision import fast_dtype
@@ -186,6 +186,7 @@ class Loop:
     def _initialise(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
+        folder = components_folder(folder)
         for name, network in self.objective.trained.named_children():
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:

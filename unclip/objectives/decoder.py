@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from decoder import Decoder, UnCLIPTextProjModel
 
 from .. import attention
+from ..checkpoints import components_folder
 from ..clip import CLIP
 from ..config import construct
 from ..data.examples import EmojiScenes, seeded_noise
@@ -175,8 +176,8 @@ class FrozenCLIP(nn.Module):
 
 
 def frozen_clip(model: str) -> FrozenCLIP:
-    """The CLIP of a run's `final/` folder or of a pipeline, in fp32 and channels_last."""
-    clip = CLIP.from_pretrained(model, torch_dtype=torch.float32)
+    """The CLIP of a training run or of a pipeline, in fp32 and channels_last."""
+    clip = CLIP.from_pretrained(components_folder(model), torch_dtype=torch.float32)
     clip.image_encoder.to(memory_format=torch.channels_last)
     return FrozenCLIP(clip)
 
