@@ -92,7 +92,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_folder) -> UnCLIPPipeline:
-    pipe = UnCLIPPipeline.from_pretrained(tiny_folder, torch_dtype=torch.float32)
+    pipe = UnCLIPPipeline.from_pretrained(tiny_folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -13,7 +13,7 @@ FOLDER = ROOT / "unclip" / "pretrained" / "emoji"
 
 @pytest.fixture(scope="module")
 def pipe() -> UnCLIPPipeline:
-    loaded = UnCLIPPipeline.from_pretrained("emoji", torch_dtype=torch.float32)
+    loaded = UnCLIPPipeline.from_pretrained("emoji", dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

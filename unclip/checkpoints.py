@@ -173,20 +173,20 @@ def save_components(folder: Path, components: Mapping[str, Any], dtype: torch.dt
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def load_components(model: str | Path, names: Sequence[str], torch_dtype: torch.dtype | None = None) -> dict[str, Any]:
+def load_components(model: str | Path, names: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, Any]:
     """Some components of a pipeline folder, each by the class that its model_index.json names."""
     folder = resolve(model)
     index = check_folder(folder)
     missing = [n for n in names if index.get(n, [None])[0] is None]
     if missing:
         raise ValueError(f"{folder} has no {missing[0]}; its parts: {', '.join(k for k in index if not k.startswith('_'))}")
-    return {name: load_component(folder / name, *index[name], torch_dtype=torch_dtype) for name in names}
+    return {name: load_component(folder / name, *index[name], dtype=dtype) for name in names}
 
 
-def load_component(folder: Path, library: str, class_name: str, torch_dtype: torch.dtype | None = None) -> Any:
+def load_component(folder: Path, library: str, class_name: str, dtype: torch.dtype | None = None) -> Any:
     """One component from its folder; networks come in evaluation mode, from safetensors only."""
     component = getattr(importlib.import_module(library), class_name)
     if not issubclass(component, torch.nn.Module):
         return component.from_pretrained(folder)
-    dtype = {"torch_dtype": torch_dtype} if torch_dtype is not None else {}
-    return component.from_pretrained(folder, use_safetensors=True, **dtype).eval()
+    asked = {"dtype": dtype} if dtype is not None else {}
+    return component.from_pretrained(folder, use_safetensors=True, **asked).eval()

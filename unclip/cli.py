@@ -14,32 +14,40 @@ data_app = typer.Typer(no_args_is_help=True, help="Build datasets.")
 app.add_typer(data_app, name="data")
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# The base of the parser's own complaints; typer carries a parser of its own or uses click's, depending on its version.
+UsageMistake = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 # Pictures drawn at once: bounded by memory at 1024 px.
 BATCH = {64: 16, 256: 8, 1024: 4}
 
 
 def main() -> None:
     """Run the command line; never shows a traceback for a user's mistake."""
-    import click
-
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        app(standalone_mode=False)
-    except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError) as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        sys.exit(app(standalone_mode=False))
+    except UsageMistake as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no arguments at all: the help, as it is
             print(error.format_message(), file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except (ValueError, FileNotFoundError, FileExistsError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            sys.exit(2)
+        _fail(error.format_message() + _given(getattr(error, "param", None)))
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        _fail(str(error))
+    except RuntimeError as error:
+        if type(error) is not RuntimeError or str(error).count("\n") > 2:
             raise
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _given(parameter) -> str:
+    """The value that an option was given, for a complaint that does not say it."""
+    words = sys.argv[1:]
+    for name in getattr(parameter, "opts", ()):
+        if name in words[:-1]:
+            return f", got {words[words.index(name) + 1]!r}"
+    return ""
 
 
 def _fail(message: str) -> None:
@@ -180,7 +188,7 @@ def _load(model: str, device: str | None, dtype: str):
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
     diffusers.utils.logging.disable_progress_bar()
-    kwargs = {} if dtype == "auto" else {"torch_dtype": getattr(torch, DTYPES[dtype])}
+    kwargs = {} if dtype == "auto" else {"dtype": getattr(torch, DTYPES[dtype])}
     return UnCLIPPipeline.from_pretrained(model, **kwargs).to(where)
 
 

@@ -22,7 +22,7 @@ def export_pipeline(runs: list[Path], out: Path, force: bool = False, dtype: tor
         folder = resolve(components_folder(run))
         index = check_folder(folder)
         names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
-        components |= load_components(folder, names, torch_dtype=dtype)
+        components |= load_components(folder, names, dtype=dtype)
         defaults = index.get("defaults") or defaults
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
     if out.exists() and not force:

@@ -104,7 +104,7 @@ def test_export_makes_a_pipeline_of_components(run, tiny_folder, tmp_path):
     assert result.returncode == 0, result.stderr
     weights = out / "decoder" / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_size < 0.6 * (tiny_folder / "decoder" / weights.name).stat().st_size  # fp16
-    ours, theirs = (UnCLIPPipeline.from_pretrained(f, torch_dtype=torch.float32) for f in (out, tiny_folder))
+    ours, theirs = (UnCLIPPipeline.from_pretrained(f, dtype=torch.float32) for f in (out, tiny_folder))
     assert ours.config.defaults == theirs.config.defaults
     for name, value in ours.decoder.state_dict().items():
         assert torch.equal(value, theirs.decoder.state_dict()[name].half().float())

@@ -30,7 +30,7 @@ def test_one_seed_one_picture_and_another_seed_another(tiny):
 
 def test_saved_equals_loaded(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "copy")
-    again = UnCLIPPipeline.from_pretrained(tmp_path / "copy", torch_dtype=torch.float32)
+    again = UnCLIPPipeline.from_pretrained(tmp_path / "copy", dtype=torch.float32)
     again.set_progress_bar_config(disable=True)
     pictures = [p("a star", generator=seeds(0), output_type="pt").images for p in (tiny, again)]
     assert torch.equal(*pictures)

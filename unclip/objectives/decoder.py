@@ -177,7 +177,7 @@ class FrozenCLIP(nn.Module):
 
 def frozen_clip(model: str) -> FrozenCLIP:
     """The CLIP of a training run or of a pipeline, in fp32 and channels_last."""
-    clip = CLIP.from_pretrained(components_folder(model), torch_dtype=torch.float32)
+    clip = CLIP.from_pretrained(components_folder(model), dtype=torch.float32)
     clip.image_encoder.to(memory_format=torch.channels_last)
     return FrozenCLIP(clip)
 

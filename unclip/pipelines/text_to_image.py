@@ -144,8 +144,9 @@ class UnCLIPPipeline(DiffusionPipeline):
         folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None))
         import_own_modules(check_folder(folder))
         kwargs.setdefault("use_safetensors", True)
-        pipe = super().from_pretrained(folder, **kwargs)
-        pipe._dtype_chosen = "torch_dtype" in kwargs
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)  # diffusers' new name and its old one
+        pipe = super().from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
+        pipe._dtype_chosen = dtype is not None
         return pipe
 
     def to(self, *args, **kwargs) -> "UnCLIPPipeline":
