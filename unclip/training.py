@@ -240,7 +240,7 @@ class Loop:
         bar = tqdm(
             total=run.max_steps, initial=self.step, desc=run.stage, disable=not self.main, mininterval=5, file=sys.stderr
         )
-        sums: dict[str, float] = {}
+        seen: dict[str, list[float]] = {}
         saved_at = logged_at = time.monotonic()
         self.objective.train()
         while self.step < run.max_steps and not self._stop_agreed():
@@ -260,19 +260,18 @@ class Loop:
                 self.ema.update(self._parameters(), self.step)
             scalars = {"loss": loss, "grad_norm": norm} | metrics
             for key, value in scalars.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach())
-            if not math.isfinite(sums["loss"]):
+                seen.setdefault(key, []).append(float(value.detach()))
+            if not math.isfinite(seen["loss"][-1]):
                 raise FloatingPointError(f"the loss of step {self.step} is not finite; last checkpoint: {self._last()}")
             bar.update()
             if self.step % run.log_every == 0 or self.step == 1:
                 now = time.monotonic()
-                count = 1 if self.step == 1 else min(run.log_every, bar.n - bar.initial)
-                means = {k: v / count for k, v in sums.items()}
+                means = {k: sum(v) / len(v) for k, v in seen.items()}
                 self.seconds += now - logged_at
-                speed = count * self._samples_per_step() / (now - logged_at)
+                speed = len(seen["loss"]) * self._samples_per_step() / (now - logged_at)
                 bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.1f}", refresh=False)
                 self._log("train", means | {"rate": rate, "images_per_s": speed})
-                sums, logged_at = {}, now
+                seen, logged_at = {}, now
             due = self.step == run.max_steps
             if due or (run.validate_every and self.step % run.validate_every == 0):
                 self._evaluate(validate=True)
