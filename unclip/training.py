@@ -194,14 +194,18 @@ class Loop:
             network.load_state_dict({k: v.float() for f in files for k, v in load_file(f).items()})
         self._say(f"initialised from {folder}")
 
+    @torch.no_grad()
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         self.objective.trained.load_state_dict(tensors["weights"])
         if self.ema:
-            self.ema.shadow = {n: tensors["ema"][n].to(p.device) for n, p in self._parameters().items()}
+            for name, shadow in self.ema.shadow.items():
+                shadow.copy_(tensors["ema"][name])
+        moments = tensors["optimizer"]
         for name, parameter in self._parameters().items():
-            parts = ("exp_avg", "exp_avg_sq", "step")
-            if f"{name}.step" in tensors["optimizer"]:
-                self.optimizer.state[parameter] = {p: tensors["optimizer"][f"{name}.{p}"].to(parameter.device) for p in parts}
+            if f"{name}.step" in moments:
+                # in the parameter's own memory layout: the fused optimiser walks through both side by side
+                restored = {p: torch.empty_like(parameter).copy_(moments[f"{name}.{p}"]) for p in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = restored | {"step": moments[f"{name}.step"].to(parameter.device)}
         self.step, self.seconds = state["step"], state["seconds"]
         self._say(f"resuming at step {self.step}")
 

@@ -104,15 +104,11 @@ def test_a_damaged_newest_checkpoint_is_reported_and_skipped(tmp_path, run):
     assert "damaged" in result.stderr and str(newest) in result.stderr and "resuming at step 2" in result.stderr
 
 
-def test_training_lowers_the_loss(tmp_path):
-    """Overfits: the same few examples again and again must be learned."""
-    train(
-        ROOT / "configs/tiny/upsampler_256.yaml",
-        [f"output_dir={tmp_path}", "max_steps=150", "sample_every=0", "learning_rate=3e-3", "log_every=25", "cooldown=0"],
-    )
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["psnr"] > rows[0]["psnr_bicubic"]
-    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+def test_training_lowers_the_loss(runs, tmp_path):
+    settings = ["max_steps=60", "sample_every=0", "log_every=20", "cooldown=0", f"objective.clip={runs / 'clip'}"]
+    train(ROOT / "configs/tiny/decoder.yaml", [f"output_dir={tmp_path}", *settings])
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[0] > 0.7 and losses[-1] < 0.6 * losses[0]
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ def compose_sprites(
     return np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
 
+@torch.autocast("cpu", enabled=False)
 def _resample(sprite: np.ndarray, square: tuple[float, float, float], box: tuple[int, int, int, int]) -> np.ndarray:
     """Area-resample a premultiplied sprite [S, S, 4], placed on `square` (left, top, side), at the pixels of `box`."""
     left, top, side = square

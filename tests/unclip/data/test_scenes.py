@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect widt
 ROUND = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><circle cx="5" cy="5" r="4" fill="#3b7de0"/></svg>'
 MARKUP = [SQUARE, ROUND]
 SPRITES = np.stack([render_svg(m, 64) for m in MARKUP])
+CIRCLE = compose_sprites([Layer(1, 0.5, 0.5, 0.77)], SPRITES, 64)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,13 @@ def test_blended_sprites_show_what_the_svg_shows(picture, ground):
     exact = flatten(render_svg(compose_svg(picture, MARKUP.__getitem__, ground), 64)).astype(int)
     blended = compose_sprites(picture, SPRITES, 64, ground).astype(int)
     assert np.abs(exact - blended).mean() < 3.0
+
+
+def test_pixels_are_exact_under_autocast():
+    picture = [Layer(1, 0.5, 0.5, 0.77)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(compose_sprites(picture, SPRITES, 64), CIRCLE)
+    assert np.array_equal(compose_sprites(picture, SPRITES, 64), CIRCLE)
 
 
 def test_a_window_is_a_crop():
