@@ -32,6 +32,8 @@ def main() -> None:
         _fail(error.format_message() + _given(getattr(error, "param", None)))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         _fail(str(error))
+    except FloatingPointError as error:  # not a mistake in the command: a run that diverged
+        _fail(str(error), code=1)
     except RuntimeError as error:
         if type(error) is not RuntimeError or str(error).count("\n") > 2:
             raise
@@ -50,9 +52,9 @@ def _given(parameter) -> str:
     return ""
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _version(value: bool) -> None:

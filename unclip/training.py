@@ -266,6 +266,7 @@ class Loop:
             for key, value in scalars.items():
                 seen.setdefault(key, []).append(float(value.detach()))
             if not math.isfinite(seen["loss"][-1]):
+                bar.close()
                 raise FloatingPointError(f"the loss of step {self.step} is not finite; last checkpoint: {self._last()}")
             bar.update()
             if self.step % run.log_every == 0 or self.step == 1:

@@ -111,6 +111,17 @@ def test_training_lowers_the_loss(runs, tmp_path):
     assert losses[0] > 0.7 and losses[-1] < 0.6 * losses[0]
 
 
+def test_a_diverged_run_stops_with_its_step_and_last_checkpoint(run, tmp_path):
+    result = run(
+        "train.py",
+        "configs/tiny/upsampler_256.yaml",
+        *(f"output_dir={tmp_path}", "learning_rate=1e30", "clip_norm=1e30", "warmup_steps=0", "save_every=1", "sample_every=0"),
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert "is not finite; last checkpoint: " in last and "step " in last
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
