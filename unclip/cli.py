@@ -144,14 +144,18 @@ def export(
     parts: Annotated[
         list[Path], typer.Argument(metavar="RUN... OUT", help="Training runs (or folders of components), then the new folder.")
     ],
+    default: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A sampling default, as decoder_guidance_scale=2.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Assemble a pipeline folder (fp16 safetensors) from the stages' averaged weights."""
+    from .config import apply_overrides
     from .export import export_pipeline
 
     if len(parts) < 2:
         raise ValueError("give at least one run and the folder to write")
-    print(export_pipeline(parts[:-1], parts[-1], force))
+    print(export_pipeline(parts[:-1], parts[-1], force, apply_overrides({}, default or [])))
 
 
 @data_app.command()

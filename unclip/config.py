@@ -34,6 +34,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path} must hold a mapping, not {type(config).__name__}")
+    return apply_overrides(config, overrides)
+
+
+def apply_overrides(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`config` with each `key=value` set in it; dots descend into sections, values are read as YAML."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:

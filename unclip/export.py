@@ -10,21 +10,29 @@ from .checkpoints import check_folder, components_folder, load_components, resol
 from .pipelines import UnCLIPPipeline
 
 
-def export_pipeline(runs: list[Path], out: Path, force: bool = False, dtype: torch.dtype = torch.float16) -> Path:
+def export_pipeline(
+    runs: list[Path],
+    out: Path,
+    force: bool = False,
+    defaults: dict[str, float] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
     """Write the pipeline that the runs' averaged weights make together; -> its folder.
 
     Each of `runs` is a training run (its `final/`, or `latest/` while it goes on), a folder of components, or another
-    pipeline; a component in a later one replaces an earlier one's. Sampling defaults and the model card of a pipeline
-    are kept. Raises ValueError when a part is missing or parts don't fit together.
+    pipeline; a component in a later one replaces an earlier one's. A pipeline's sampling defaults are kept, `defaults`
+    replaces single ones; its model card is kept, and so is one that stands at `out`. Raises ValueError when a part is
+    missing or parts don't fit together.
     """
-    components, defaults, cards = {}, None, []
+    components, kept, cards = {}, {}, [out / "README.md"] if (out / "README.md").is_file() else []
     for run in runs:
         folder = resolve(components_folder(run))
         index = check_folder(folder)
         names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
         components |= load_components(folder, names, dtype=dtype)
-        defaults = index.get("defaults") or defaults
+        kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
+    settings = kept | (defaults or {}) or None
     if out.exists() and not force:
         raise ValueError(f"{out} exists; pass --force to replace it")
     components.setdefault("super_res_last", None)
@@ -34,9 +42,9 @@ def export_pipeline(runs: list[Path], out: Path, force: bool = False, dtype: tor
     check_fit(components)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    UnCLIPPipeline(**components, defaults=defaults).save_pretrained(partial)
+    UnCLIPPipeline(**components, defaults=settings).save_pretrained(partial)
     index_path = partial / "model_index.json"
-    index = json.loads(index_path.read_text()) | {"defaults": defaults}
+    index = json.loads(index_path.read_text()) | {"defaults": settings}
     index_path.write_text(json.dumps(index, indent=2) + "\n")
     for card in cards:
         shutil.copy(card, partial)

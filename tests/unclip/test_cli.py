@@ -109,3 +109,7 @@ def test_export_makes_a_pipeline_of_components(run, tiny_folder, tmp_path):
     for name, value in ours.decoder.state_dict().items():
         assert torch.equal(value, theirs.decoder.state_dict()[name].half().float())
     assert run("-m", "unclip", "export", tiny_folder, out).returncode == 2
+    again = run("-m", "unclip", "export", out, out, "--force", "--default", "decoder_guidance_scale=1.5")
+    assert again.returncode == 0, again.stderr
+    changed = UnCLIPPipeline.from_pretrained(out).config.defaults
+    assert changed == theirs.config.defaults | {"decoder_guidance_scale": 1.5}
