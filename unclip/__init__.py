@@ -4,6 +4,8 @@ from unclip import UnCLIPPipeline
 UnCLIPPipeline.from_pretrained("emoji")("a rocket").images[0].save("rocket.png")
 """
 
+import ctypes
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -23,6 +25,22 @@ __all__ = ["CLIP", "UnCLIPPipeline", "UnCLIPTextProjModel", "__version__"]
 
 # torch takes seconds to import: `unclip --help` shall not wait for it
 _HOMES = {"CLIP": "unclip.clip", "UnCLIPPipeline": "unclip.pipelines", "UnCLIPTextProjModel": "decoder"}
+
+
+def _has_gpu_driver() -> bool:
+    """Whether a CUDA or ROCm driver library can be loaded; asked without importing torch."""
+    for name in ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+# diffusers imports xformers wherever it is installed, and without a GPU that only prints a warning: hide it there.
+if "xformers" not in sys.modules and not _has_gpu_driver():
+    sys.modules["xformers"] = None
 
 
 def __getattr__(name: str):

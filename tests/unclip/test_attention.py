@@ -1,5 +1,7 @@
 """One attention function: its kernels agree."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,3 +48,14 @@ def test_installing_reaches_every_layer_and_unknown_names_are_refused():
     assert all(b.attention.function is not f for b, f in zip(prior.blocks, before, strict=True))
     with pytest.raises(ValueError, match="'flash'"):
         install(prior, "flash")
+
+
+def test_xformers_is_left_alone_where_there_is_no_gpu(run):
+    """It is installed with the tests; diffusers would import it, and it would print a warning."""
+    version("xformers")
+    code = "import sys, unclip.pipelines; print(any(n.startswith('xformers.') for n in sys.modules))"
+    result = run("-c", code)
+    assert result.returncode == 0
+    expected = torch.cuda.is_available()
+    assert result.stdout.strip() == str(expected)
+    assert expected or result.stderr == ""
