@@ -187,3 +187,22 @@ def test_the_average_has_the_width_it_claims():
         second.update({"x": torch.tensor([(t / steps) ** 2])}, t)
     mean, square = float(first.shadow["x"]), float(second.shadow["x"])
     assert (square - mean**2) ** 0.5 == pytest.approx(0.1, rel=0.02)
+
+
+@pytest.mark.parametrize("stage", ["upsampler_256", "clip"])
+def test_two_processes_are_one_of_twice_the_batch(tmp_path, stage):
+    common = [f"configs/tiny/{stage}.yaml", "max_steps=4", "sample_every=0", "save_minutes=0"]
+    alone = [sys.executable, "train.py", *common, f"output_dir={tmp_path / 'one'}", "batch_size=8"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    together = [*launch, "train.py", *common, f"output_dir={tmp_path / 'two'}", "batch_size=4"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    said = []
+    for command in (alone, together):
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+        assert result.returncode == 0, result.stderr
+        said.append(result.stderr)
+    assert "processes: 1," in said[0] and "processes: 2," in said[1]
+    one, two = (load_file(sorted((tmp_path / n).glob("checkpoint-*"))[-1] / "weights.safetensors") for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
