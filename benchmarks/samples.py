@@ -53,7 +53,7 @@ def main() -> None:
         chunk = prompts[start : start + 8]
         generators = [torch.Generator().manual_seed(0) for _ in chunk]
         pictures += pipe(chunk, generator=generators, size=256).images
-    sheet(prompts, pictures).save(arguments.out, optimize=True)
+    sheet(prompts, pictures).quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
     print(arguments.out)
     if arguments.names:
         names = sorted(set(json.loads(arguments.names.read_text())) | set(concepts))
