@@ -99,7 +99,7 @@ class UnCLIPPipeline(DiffusionPipeline):
         feature_extractor: Any = None,
         upsampler_1024: nn.Module | None = None,
         upsampler_1024_scheduler: Any = None,
-        defaults: dict[str, float] | None = None,
+        defaults: dict | None = None,
     ):
         super().__init__()
         unknown = set(defaults or {}) - set(DEFAULTS)
