@@ -12,13 +12,12 @@ from torch.utils.data import default_collate
 from decoder import Decoder, UnCLIPTextProjModel
 
 from .. import attention
-from ..checkpoints import components_folder
-from ..clip import CLIP
 from ..config import construct
 from ..data.examples import EmojiScenes, seeded_noise
 from ..diffusion import levels, logit_normal_timesteps, schedule, target
 from ..sampling import denoise
 from .base import Objective, grid
+from .frozen_clip import FrozenCLIP
 
 VALIDATION_EXAMPLES = 128
 SHOWN = 16
@@ -52,7 +51,7 @@ class DecoderObjective(Objective):
         super().__init__()
         self.examples = construct(EmojiScenes, data, "data", seed=seed)
         self.validation = EmojiScenes(data["path"], "validation", seed=0)
-        self.frozen = frozen_clip(clip)
+        self.frozen = FrozenCLIP.load(clip)
         decoder = construct(Decoder, model, "model")
         text_proj = UnCLIPTextProjModel(
             clip_embeddings_dim=self.frozen.dim,
@@ -142,44 +141,6 @@ class DecoderObjective(Objective):
 
     def components(self) -> dict[str, Any]:
         return {**self.trained, "decoder_scheduler": sampling_schedule(self.schedule)}
-
-
-class FrozenCLIP(nn.Module):
-    """The CLIP that a stage is trained against, without gradients."""
-
-    def __init__(self, clip: CLIP):
-        super().__init__()
-        self.towers = nn.ModuleDict({"text": clip.text_encoder, "image": clip.image_encoder}).requires_grad_(False).eval()
-        self.clip = clip
-        self.dim = clip.text_encoder.config.embedding_dim
-
-    def train(self, mode: bool = True) -> "FrozenCLIP":
-        return super().train(False)
-
-    @torch.no_grad()
-    def text(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Text embeddings [B, D], token encodings [B, N, D] and mask [B, N] bool."""
-        tokens = self.clip.tokenize(captions).to(self.towers["text"].device)
-        longest = int(tokens.attention_mask.sum(1).max())
-        ids, mask = tokens.input_ids[:, :longest], tokens.attention_mask[:, :longest]
-        output = self.towers["text"](ids, mask)
-        encodings = F.pad(output.last_hidden_state, (0, 0, 0, tokens.input_ids.shape[1] - longest))
-        return output.text_embeds.float(), encodings.float(), tokens.attention_mask.bool()
-
-    @torch.no_grad()
-    def image(self, pictures: Tensor) -> Tensor:
-        """Image embeddings [B, D] of pictures [B, 3, H, W] in [-1, 1]."""
-        size = self.towers["image"].config.image_size
-        if pictures.shape[-1] != size:
-            pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True, align_corners=False)
-        return self.towers["image"](pictures.contiguous(memory_format=torch.channels_last)).image_embeds.float()
-
-
-def frozen_clip(model: str) -> FrozenCLIP:
-    """The CLIP of a training run or of a pipeline, in fp32 and channels_last."""
-    clip = CLIP.from_pretrained(components_folder(model), dtype=torch.float32)
-    clip.image_encoder.to(memory_format=torch.channels_last)
-    return FrozenCLIP(clip)
 
 
 def sampling_schedule(training) -> DPMSolverMultistepScheduler:

@@ -16,7 +16,7 @@ from ..data.examples import EmojiScenes, seeded_noise
 from ..diffusion import levels, logit_normal_timesteps, schedule
 from ..sampling import denoise
 from .base import Objective
-from .decoder import frozen_clip
+from .frozen_clip import FrozenCLIP
 
 VALIDATION_EXAMPLES = 512
 
@@ -38,7 +38,7 @@ class PriorObjective(Objective):
         super().__init__()
         self.examples = construct(EmojiScenes, data, "data", seed=seed)
         self.validation = EmojiScenes(data["path"], "validation", seed=0)
-        self.frozen = frozen_clip(clip)
+        self.frozen = FrozenCLIP.load(clip)
         prior = construct(DiffusionPrior, model, "model")
         self.trained = nn.ModuleDict({"prior": attention.install(prior)})
         self.seed, self.drop_text, self.whitening_examples = seed, drop_text, whitening_examples
