@@ -14,17 +14,31 @@ if TYPE_CHECKING:
     from decoder import UnCLIPTextProjModel
 
     from .clip import CLIP
-    from .pipelines import UnCLIPPipeline
+    from .pipelines import UnCLIPImageVariationPipeline, UnCLIPPipeline
+    from .scheduler import UnCLIPScheduler
 
 try:
     __version__ = version("unclip")
 except PackageNotFoundError:  # a bare clone, not installed
     __version__ = "0+clone"
 
-__all__ = ["CLIP", "UnCLIPPipeline", "UnCLIPTextProjModel", "__version__"]
+__all__ = [
+    "CLIP",
+    "UnCLIPImageVariationPipeline",
+    "UnCLIPPipeline",
+    "UnCLIPScheduler",
+    "UnCLIPTextProjModel",
+    "__version__",
+]
 
 # torch takes seconds to import: `unclip --help` shall not wait for it
-_HOMES = {"CLIP": "unclip.clip", "UnCLIPPipeline": "unclip.pipelines", "UnCLIPTextProjModel": "decoder"}
+_HOMES = {
+    "CLIP": "unclip.clip",
+    "UnCLIPImageVariationPipeline": "unclip.pipelines",
+    "UnCLIPPipeline": "unclip.pipelines",
+    "UnCLIPScheduler": "unclip.scheduler",
+    "UnCLIPTextProjModel": "decoder",
+}
 
 
 def _has_gpu_driver() -> bool:

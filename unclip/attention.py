@@ -1,10 +1,13 @@
-"""One attention function, and the choice of its kernel by device and size.
+"""One attention function, the choice of its kernel, and the processors that bring diffusers' networks to it.
 
-Layout everywhere: query [B, N, H, D], key and value [B, M, H, D], mask bool, broadcastable to [B, H, N, M], True = attend.
+Layout everywhere: query [B, N, H, D], key and value [B, M, H, D]. A mask is broadcastable to [B, H, N, M]: bool (True =
+attend) or a float that is added to the scores.
 """
 
+import importlib.util
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,40 +15,152 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "sdpa", "math")
+BACKENDS = ("auto", "xformers", "sdpa", "math")
 # Below this many key tokens two batched matrix products beat torch's CPU flash kernel, most of all backward.
 MATH_TOKENS = 1024
+# What "auto" found impossible on this machine, with the reason: tried once, not at every layer.
+_refused: dict[str, str] = {}
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """softmax(query key^T / sqrt(D)) value -> [B, N, H, D].
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, backend: str = "auto", op: tuple | None = None
+) -> Tensor:
+    """softmax(query key^T / sqrt(D) + mask) value -> [B, N, H, D].
 
-    `backend`: "sdpa" is torch's scaled dot product attention, "math" two batched products; "auto" takes "math" on a CPU
-    up to 1024 key tokens and "sdpa" elsewhere.
+    `backend`: "xformers" is its memory-efficient attention (`op` names its forward and backward kernels), "sdpa" torch's
+    scaled dot product attention, "math" two batched products. "auto" takes xformers on CUDA where it is installed and
+    has a kernel, "math" on a CPU up to 1024 key tokens, else "sdpa".
     """
     if backend == "auto":
+        if query.device.type == "cuda" and "xformers" not in _refused:
+            try:
+                return _xformers(query, key, value, mask, op)
+            except (ImportError, NotImplementedError, ValueError) as error:
+                _refused["xformers"] = str(error).splitlines()[0]
+                logger.info("attention: sdpa, because xformers cannot be used here: %s", _refused["xformers"])
         backend = "math" if query.device.type == "cpu" and key.shape[1] <= MATH_TOKENS else "sdpa"
+    if backend == "xformers":
+        return _xformers(query, key, value, mask, op)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # [B, H, N, D]
     if backend == "sdpa":
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)  # [B, H, N, M]
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     return (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2)
 
 
-def install(network: nn.Module, backend: str = "auto") -> nn.Module:
-    """Make a network of this package attend through `attention` with `backend`; others keep their own processors.
+def _xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, op: tuple | None) -> Tensor:
+    from xformers.ops import memory_efficient_attention
 
-    Raises ValueError for an unknown backend.
+    query, key, value = (t.contiguous() for t in (query, key, value))
+    bias = None if mask is None else aligned_bias(mask, query, key.shape[1])
+    return memory_efficient_attention(query, key, value, attn_bias=bias, op=op)
+
+
+def aligned_bias(mask: Tensor, query: Tensor, keys: int) -> Tensor:
+    """A mask as the additive bias [B, H, N, M] that memory-efficient kernels take: every row starts on 16 bytes.
+
+    The rows are slices of a wider allocation, because a row of, say, 81 keys would leave the next one unaligned.
     """
+    batch, queries, heads = query.shape[:3]
+    wide = -(-keys // 8) * 8
+    bias = torch.zeros(batch, heads, queries, wide, dtype=query.dtype, device=query.device)[..., :keys]
+    if mask.dtype == torch.bool:
+        return bias.masked_fill_(~mask, torch.finfo(query.dtype).min)
+    return bias.add_(mask.to(query.dtype))
+
+
+def why_not(backend: str) -> str | None:
+    """Why `backend` cannot run on this machine; None where it can. Raises ValueError for an unknown name."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention {backend!r}; choose from {', '.join(BACKENDS)}")
-    if hasattr(network, "set_attn_processor") and type(network).__module__.split(".")[0] in ("prior", "decoder"):
+    if backend != "xformers":
+        return None
+    if not torch.cuda.is_available():
+        return "it has no kernel for a CPU, and no CUDA device is available"
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed; install it with: pip install 'unclip[cuda]'"
+    return None
 
-        def chosen(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-            return attention(query, key, value, mask, backend)
 
-        network.set_attn_processor(chosen)
-        logger.info("%s: attention %s", type(network).__name__, backend)
+def install(network: nn.Module, backend: str = "auto") -> nn.Module:
+    """Make every attention of a network, this package's or diffusers', go through `attention` with `backend`.
+
+    Networks without attention pass unchanged. Raises ValueError for an unknown backend and for one that cannot run here,
+    with the reason.
+    """
+    reason = why_not(backend)
+    if reason:
+        raise ValueError(f"attention {backend!r} cannot be used: {reason}")
+    if not hasattr(network, "set_attn_processor"):
+        return network
+
+    def chosen(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        return attention(query, key, value, mask, backend)
+
+    stock = type(network).__module__.split(".")[0] == "diffusers"
+    network.set_attn_processor(Processor(chosen) if stock else chosen)
+    logger.info("%s: attention %s", type(network).__name__, backend)
     return network
+
+
+class Processor:
+    """What diffusers' `Attention` layers call: self, cross and added keys and values, all through one function."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function = function
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """`hidden_states` [B, N, C] or [B, C, h, w]; `encoder_hidden_states` [B, M, K]; -> the shape that came in."""
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        shape = hidden_states.shape
+        x = hidden_states.flatten(2).transpose(1, 2) if len(shape) > 3 or attn.added_kv_proj_dim else hidden_states
+        if attn.group_norm is not None:
+            x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+        context = encoder_hidden_states
+        if context is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        if attn.added_kv_proj_dim:
+            context = hidden_states.flatten(2).transpose(1, 2) if context is None else context
+            keys, values = [attn.add_k_proj(context)], [attn.add_v_proj(context)]
+            if not attn.only_cross_attention:
+                keys, values = [*keys, attn.to_k(x)], [*values, attn.to_v(x)]
+        else:
+            source = x if context is None else context
+            keys, values = [attn.to_k(source)], [attn.to_v(source)]
+        query, key, value = (
+            t.unflatten(-1, (attn.heads, -1)) for t in (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1))
+        )
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        mask = None if attention_mask is None else _by_heads(attention_mask, len(x), attn.heads, key.shape[1])
+        out = self.function(query, key, value, mask).flatten(2).to(query.dtype)  # [B, N, C]
+        out = attn.to_out[1](attn.to_out[0](out))
+        if out.ndim != len(shape):
+            out = out.transpose(1, 2).reshape(shape)
+        if attn.added_kv_proj_dim:
+            return out + residual
+        return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
+
+
+def _by_heads(mask: Tensor, batch: int, heads: int, keys: int) -> Tensor:
+    """An additive mask [B or B*H, 1 or N, m] as [B, 1 or H, 1 or N, M]; keys past `m` (the pixels) may be attended."""
+    if mask.ndim == 2:
+        mask = mask[:, None]
+    mask = F.pad(mask, (0, keys - mask.shape[-1]))
+    return mask.unflatten(0, (batch, -1)) if len(mask) == batch * heads else mask[:, None]

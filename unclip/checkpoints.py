@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,11 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         raise ValueError(f"model {name!r} is neither a folder nor could it be fetched from the Hub: {reason}") from error
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
+def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | None = None) -> dict[str, Any]:
     """A pipeline folder's `model_index.json`, after checking that each component's files are there and whole.
 
-    Raises ValueError that names the file: missing, truncated, or pickled weights where safetensors are expected.
+    Components in `lacking` are not looked at; `variant` is a suffix of the weights' files, as "fp16". Raises ValueError
+    that names the file: missing, truncated, or pickled weights where safetensors are expected.
     """
     index_path = folder / "model_index.json"
     if not index_path.is_file():
@@ -114,7 +115,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{index_path} is not valid JSON: {error}") from None
     for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None or name in lacking:
             continue
         part = folder / name
         if not part.is_dir():
@@ -129,6 +130,12 @@ def check_folder(folder: Path) -> dict[str, Any]:
             if pickles:
                 raise ValueError(f"{part / pickles[0]} is a pickle and is refused; convert it to safetensors")
             raise ValueError(f"{part} holds no weights (.safetensors)")
+        variants = {p.stem.split(".")[1].split("-")[0] if "." in p.stem else None for p in weights}
+        if is_network and variant not in variants and None not in variants:
+            asked = f"variant {variant!r}" if variant else "variant-less weights"
+            raise ValueError(f"{part} holds no {asked}; it has: {', '.join(sorted(v for v in variants if v))}")
+        if is_network and variant and variant not in variants:
+            raise ValueError(f"{part} holds no weights of the variant {variant!r}")
         for path in weights:
             check_safetensors(path)
     return index

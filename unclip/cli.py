@@ -97,7 +97,7 @@ def generate(
     force: Annotated[bool, typer.Option(help="Overwrite existing files.")] = False,
 ) -> None:
     """Draw pictures of sentences and print the files' names."""
-    from .pipelines.text_to_image import MAX_IMAGES
+    from .pipelines.base import MAX_IMAGES
 
     if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
         raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {len(prompts)} x {num_images}")

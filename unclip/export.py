@@ -39,7 +39,6 @@ def export_pipeline(
     required = [n for n in UnCLIPPipeline.required_components() if n not in components]
     if required:
         raise ValueError(f"no run holds the {required[0]}; a pipeline needs {', '.join(UnCLIPPipeline.required_components())}")
-    check_fit(components)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     UnCLIPPipeline(**components, defaults=settings).save_pretrained(partial)
@@ -52,14 +51,3 @@ def export_pipeline(
         shutil.rmtree(out)
     partial.rename(out)
     return out
-
-
-def check_fit(components: dict) -> None:
-    """Raises ValueError, with both values, when the stages were not made for each other."""
-    dim = components["prior"].config.embedding_dim
-    for name, other in (
-        ("text_encoder", getattr(components["text_encoder"].config, "embedding_dim", dim)),
-        ("text_proj", components["text_proj"].config.clip_embeddings_dim),
-    ):
-        if other != dim:
-            raise ValueError(f"the prior makes embeddings of {dim} dimensions, but {name} has {other}")

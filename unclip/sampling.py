@@ -22,13 +22,14 @@ def denoise(
     generator: Generators = None,
     progress: Callable[[Iterable], Iterable] = iter,
     on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Take `latents` [B, ...] from noise to a sample with a diffusers scheduler.
 
-    `guidance` w > 1 asks `predict` for an unconditional and a conditional half and follows uncond + w (cond - uncond)
+    `guidance` w other than 1 asks `predict` for an unconditional and a conditional half and follows uncond + w (cond - uncond)
     (classifier-free guidance, arXiv 2207.12598, equation 6); predictions with twice the channels carry a variance,
     which is taken from the conditional half. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
-    replace the latents after a step.
+    replace the latents after a step; once `stopped()` is true the remaining steps are left out.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -36,8 +37,10 @@ def denoise(
     timesteps = scheduler.timesteps
     takes = inspect.signature(scheduler.step).parameters
     latents = latents * scheduler.init_noise_sigma
+    guided = guidance != 1
     for i, t in enumerate(progress(timesteps)):
-        guided = guidance > 1
+        if stopped():
+            break
         model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
         prediction = predict(model_input, t)
         if guided:

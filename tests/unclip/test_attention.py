@@ -1,7 +1,9 @@
-"""One attention function: its kernels agree."""
+"""One attention function: its kernels agree, and every network goes through it."""
 
+import time
 from importlib.metadata import version
 
+import karlo
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from prior import DiffusionPrior
 from prior.blocks import sdpa
-from unclip.attention import attention, install
+from unclip import attention as module
+from unclip.attention import aligned_bias, attention, install
 
 
 @settings(deadline=None, max_examples=25)
@@ -18,7 +21,7 @@ from unclip.attention import attention, install
     queries=st.integers(1, 9),
     keys=st.integers(1, 9),
     heads=st.integers(1, 3),
-    masked=st.sampled_from(["no", "keys", "all"]),
+    masked=st.sampled_from(["no", "keys", "all", "added"]),
     seed=st.integers(0, 99),
 )
 def test_kernels_agree_forward_and_backward(batch, queries, keys, heads, masked, seed):
@@ -29,6 +32,8 @@ def test_kernels_agree_forward_and_backward(batch, queries, keys, heads, masked,
         shape = (batch, 1, 1, keys) if masked == "keys" else (1, 1, queries, keys)
         mask = torch.rand(shape, generator=g) > 0.4
         mask[..., 0] = True
+    if masked == "added":
+        mask = torch.where(mask, 0.0, -10000.0).double() + torch.randn(mask.shape, generator=g, dtype=torch.float64)
     answers, gradients = [], []
     for function in (sdpa, lambda *a: attention(*a, "math"), lambda *a: attention(*a, "sdpa"), attention):
         leaves = [t.clone().requires_grad_() for t in (q, k, v)]
@@ -48,6 +53,93 @@ def test_installing_reaches_every_layer_and_unknown_names_are_refused():
     assert all(b.attention.function is not f for b, f in zip(prior.blocks, before, strict=True))
     with pytest.raises(ValueError, match="'flash'"):
         install(prior, "flash")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="possible here")
+def test_an_impossible_kernel_says_why():
+    with pytest.raises(ValueError, match="'xformers' cannot be used: it has no kernel for a CPU"):
+        install(DiffusionPrior(embedding_dim=32, num_embeddings=4, width=32, layers=1, head_dim=16), "xformers")
+
+
+def test_diffusers_networks_answer_as_with_their_own_processors(tmp_path, monkeypatch):
+    """Self, causal and added keys and values, with padding; and every layer comes through the one function."""
+    have = karlo.parts(tmp_path)
+    g = torch.Generator().manual_seed(0)
+    embeds, states = torch.randn(3, karlo.DIM, generator=g), torch.randn(3, karlo.TOKENS, karlo.DIM, generator=g)
+    mask = torch.arange(karlo.TOKENS)[None] < torch.tensor([[1], [5], [12]])
+    picture, added = torch.randn(3, 3, 16, 16, generator=g), torch.randn(3, 32, generator=g)
+
+    def answers() -> list[torch.Tensor]:
+        return [
+            have["prior"](embeds, 9, embeds, states, mask).predicted_image_embedding,
+            have["decoder"](picture, 9, states, class_labels=added, attention_mask=mask).sample,
+        ]
+
+    with torch.no_grad():
+        before = answers()
+        layers = sum(len(have[n].attn_processors) for n in ("prior", "decoder"))
+        for backend in ("math", "sdpa"):
+            for name in ("prior", "decoder"):
+                install(have[name], backend)
+            calls = []
+            monkeypatch.setattr(module, "attention", lambda *a, calls=calls: (calls.append(a), attention(*a))[1])
+            for old, new in zip(before, answers(), strict=True):
+                torch.testing.assert_close(new, old, rtol=0, atol=1e-5)
+            assert len(calls) == layers and {c[-1] for c in calls} == {backend}
+
+
+def test_as_many_context_tokens_as_pixels(tmp_path):
+    """diffusers' own processors forget to extend the mask over the pixels when both are equally many."""
+    decoder = install(karlo.parts(tmp_path)["decoder"])
+    states = torch.randn(2, 64, karlo.DIM, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(64)[None] < torch.tensor([[3], [64]])
+    picture, added = torch.randn(2, 3, 16, 16), torch.randn(2, 32)
+
+    def draw(states, mask):
+        return decoder(picture, 9, states, class_labels=added, attention_mask=mask).sample
+
+    with torch.no_grad():
+        whole = draw(states, mask)
+        wider = draw(*(torch.nn.functional.pad(t, p) for t, p in ((states, (0, 0, 0, 3)), (mask, (0, 3)))))
+    torch.testing.assert_close(whole, wider, rtol=0, atol=1e-5)
+
+
+def test_every_row_of_a_bias_is_aligned():
+    for keys in (1, 7, 8, 81):
+        query = torch.zeros(2, 5, 3, 16, dtype=torch.float16)
+        bias = aligned_bias(torch.ones(2, 1, 1, keys, dtype=torch.bool), query, keys)
+        assert bias.shape == (2, 3, 5, keys) and all(s % 8 == 0 for s in bias.stride()[:-1])
+
+
+def test_xformers_front_end_agrees_with_the_reference(run):
+    """Forward and backward through xformers itself, over a CPU kernel: what it refuses here, a GPU would refuse."""
+    version("xformers")
+    result = run("-c", "import xformers.ops, sys; sys.path.insert(0, 'tests'); import xformers_on_cpu as x; x.main()")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("equal") == 24
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_real_kernels_agree_and_tell_their_speed(dtype):
+    g = torch.Generator("cuda").manual_seed(0)
+    for queries, keys in ((81, 81), (1024, 1109), (256, 341), (64, 149)):
+        shapes = ((8, queries, 12, 64), (8, keys, 12, 64), (8, keys, 12, 64))
+        query, key, value = (torch.randn(s, generator=g, device="cuda", dtype=dtype) for s in shapes)
+        mask = torch.arange(keys, device="cuda")[None, None, None] < torch.randint(1, keys, (8, 1, 1, 1), device="cuda")
+        expected = attention(query.double(), key.double(), value.double(), mask, "math")
+        for backend in ("xformers", "sdpa", "math"):
+            out = attention(query, key, value, mask, backend)
+            tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 3e-3}[dtype]
+            torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            for _ in range(20):
+                attention(query, key, value, mask, backend)
+            torch.cuda.synchronize()
+            took, peak = (time.perf_counter() - start) / 20, torch.cuda.max_memory_allocated() / 2**20
+            print(f"{backend} {dtype} {queries} to {keys}: {1e3 * took:.3f} ms, peak {peak:.0f} MiB")
 
 
 def test_xformers_is_left_alone_where_there_is_no_gpu(run):

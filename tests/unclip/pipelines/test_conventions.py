@@ -1,0 +1,281 @@
+"""What diffusers' own test mixin asks of a pipeline, asked of each of ours, over our networks and over Karlo's layout."""
+
+import inspect
+import json
+import shutil
+
+import karlo
+import pytest
+import torch
+from conftest import TINY_DEFAULTS, seeds, tiny_networks
+from PIL import Image
+
+from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
+from unclip.pipelines.base import UnCLIPBase
+
+KINDS = [
+    ("ours", UnCLIPPipeline),
+    ("ours", UnCLIPImageVariationPipeline),
+    ("karlo", UnCLIPPipeline),
+    ("karlo", UnCLIPImageVariationPipeline),
+]
+STEPS = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 2}
+
+
+@pytest.fixture(params=KINDS, ids=lambda k: f"{k[0]}-{k[1].__name__}")
+def pipe(request, tmp_path) -> UnCLIPBase:
+    networks, kind = request.param
+    have = tiny_networks() if networks == "ours" else karlo.parts(tmp_path)
+    pipe = kind(**{n: have.get(n) for n in kind.component_names()}, defaults=TINY_DEFAULTS if networks == "ours" else None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(torch.float32)
+
+
+def subjects(pipe: UnCLIPBase, count: int) -> list:
+    if isinstance(pipe, UnCLIPPipeline):
+        return ["a star", "two red rings", "a moon", "a"][:count]
+    return [Image.new("RGB", (80, 64 + n), (40 * n, 200 - 30 * n, 90)) for n in range(count)]
+
+
+def draw(pipe: UnCLIPBase, count: int = 1, numbers: list[int] | None = None, subject=None, **kwargs) -> torch.Tensor:
+    """Pictures [B, 3, H, W] of the smallest size, or what `kwargs` say."""
+    subject = subjects(pipe, count) if subject is None else subject
+    generator = seeds(*(numbers or range(len(subject) * kwargs.get("num_images_per_prompt", 1))))
+    settings = {"size": pipe.sizes[1], "output_type": "pt", **STEPS}
+    return pipe(subject, generator=generator, **(settings | kwargs)).images
+
+
+def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-9) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def test_the_call_has_the_deprecated_arguments_in_their_order(pipe):
+    deprecated = pytest.importorskip("diffusers.pipelines.deprecated.unclip")
+    old = list(inspect.signature(getattr(deprecated, type(pipe).__name__).__call__).parameters)
+    assert list(inspect.signature(type(pipe).__call__).parameters)[: len(old)] == old
+
+
+def test_a_batch_equals_its_pictures_one_by_one(pipe):
+    pipe.to(torch.float64)
+    whole = draw(pipe, 3)
+    for n, subject in enumerate(subjects(pipe, 3)):
+        close(draw(pipe, subject=[subject], numbers=[n]), whole[n : n + 1])
+
+
+def test_batches_of_any_size(pipe):
+    for count in (1, 2, 4):
+        assert len(draw(pipe, count)) == count
+        assert len(draw(pipe, count, num_images_per_prompt=2)) == 2 * count
+
+
+def test_several_images_come_prompt_by_prompt(pipe):
+    pipe.to(torch.float64)
+    several = draw(pipe, 2, numbers=[5, 6, 7, 8], num_images_per_prompt=2)
+    close(several[1:2], draw(pipe, 1, numbers=[6]))
+
+
+def test_saved_equals_loaded(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    pipe.to(torch.float64)
+    again = type(pipe).from_pretrained(tmp_path / "saved", dtype=torch.float64)
+    again.set_progress_bar_config(disable=True)
+    close(draw(pipe), draw(again))
+    assert {n for n, c in again.components.items() if c is None} == {n for n, c in pipe.components.items() if c is None}
+
+
+def test_optional_components_stay_absent(pipe, tmp_path):
+    for name in pipe._optional_components:
+        setattr(pipe, name, None)
+    pipe.save_pretrained(tmp_path / "saved")
+    again = type(pipe).from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    again.set_progress_bar_config(disable=True)
+    assert all(getattr(again, name) is None for name in pipe._optional_components)
+    given = {} if isinstance(pipe, UnCLIPPipeline) else {"image": None, "image_embeddings": torch.ones(1, 32)}
+    prompt = {"prompt": "a star"} if isinstance(pipe, UnCLIPPipeline) else {}
+    for one in (pipe, again):
+        picture = one(**prompt, **given, **STEPS, output_type="pt", generator=seeds(0)).images
+        assert picture.shape[-1] == pipe.sizes[-1] == pipe.sizes[1]
+
+
+def test_variants(pipe, tmp_path):
+    pipe.to(torch.float16)
+    pipe.save_pretrained(tmp_path / "saved", variant="fp16")
+    pipe.to(torch.float64)
+    again = type(pipe).from_pretrained(tmp_path / "saved", variant="fp16", dtype=torch.float64)
+    again.set_progress_bar_config(disable=True)
+    close(draw(pipe), draw(again))
+    for variant, message in ((None, "holds no variant-less weights; it has: fp16"), ("bf16", "holds no variant 'bf16'")):
+        with pytest.raises(ValueError, match=message):
+            type(pipe).from_pretrained(tmp_path / "saved", variant=variant)
+
+
+def test_dtype_of_every_component(pipe):
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
+        pipe.to(dtype)
+        found = {c.dtype for c in pipe.components.values() if isinstance(c, torch.nn.Module)}
+        assert found == {dtype}
+        assert draw(pipe).isfinite().all()
+
+
+def test_components_make_the_pipeline_again(pipe):
+    again = type(pipe)(**pipe.components, defaults=pipe.config.defaults).to(torch.float32)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(pipe), draw(again))
+
+
+def test_dict_and_tuple_outputs_are_one(pipe):
+    settings = {"generator": seeds(0), "output_type": "np", "size": pipe.sizes[0], **STEPS}
+    assert pipe(subjects(pipe, 1), **(settings | {"generator": seeds(0)}), return_dict=False)[0].tolist() == (
+        pipe(subjects(pipe, 1), **settings).images.tolist()
+    )
+
+
+def test_guidance_of_one_is_no_guidance(pipe):
+    """And the networks then see no second half."""
+    batches = []
+    pipe.decoder.register_forward_hook(lambda *a: batches.append(len(a[-1].sample)))
+    scales = {"decoder_guidance_scale": 1.0}
+    if isinstance(pipe, UnCLIPPipeline):
+        scales["prior_guidance_scale"] = 1.0
+    plain = draw(pipe, **scales)
+    assert set(batches) == {1}
+    close(draw(pipe, **dict.fromkeys(scales, 0.5)), plain)  # below 1 in every stage means none
+    assert not torch.equal(draw(pipe, **(scales | {"decoder_guidance_scale": 3.0})), plain) and 2 in batches
+
+
+def test_callback_sees_every_step_of_every_stage_and_may_replace_the_latents(pipe):
+    seen = []
+
+    def note(p, step, timestep, given):
+        seen.append((p.stage, step, tuple(given["latents"].shape)))
+        return {}
+
+    draw(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["latents"])
+    small, large = pipe.sizes[:2]
+    prior = []
+    if isinstance(pipe, UnCLIPPipeline):
+        count = (pipe.config.defaults or {}).get("prior_num_inference_steps", 25)
+        rows = (pipe.config.defaults or {}).get("prior_candidates", 1)
+        prior = [("prior", n, (rows, 32)) for n in range(count)]
+    assert seen == [
+        *prior,
+        *(("decoder", n, (1, 3, small, small)) for n in range(2)),
+        *(("upsampler_256", n, (1, 3, large, large)) for n in range(2)),
+    ]
+    assert pipe.stage is None
+
+    def whiten(p, step, timestep, given):
+        return {"latents": torch.ones_like(given["latents"])} if p.stage == "upsampler_256" else None
+
+    assert draw(pipe, callback_on_step_end=whiten).min() == 1
+    with pytest.raises(ValueError, match="latents, not 'prompt_embeds'"):
+        draw(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_interrupted_in_a_stage_the_call_ends_there(pipe):
+    def stop(stage, step):
+        def callback(p, i, t, given):
+            seen.append((p.stage, i))
+            p._interrupt = (p.stage, i) == (stage, step)
+
+        return callback
+
+    seen = []
+    picture = draw(pipe, callback_on_step_end=stop("decoder", 0))
+    assert seen[-1] == ("decoder", 0) and picture.shape[-1] == pipe.sizes[0]
+    seen.clear()
+    assert draw(pipe, callback_on_step_end=stop("upsampler_256", 0)).shape[-1] == pipe.sizes[1]
+    assert seen[-1] == ("upsampler_256", 0)
+    if isinstance(pipe, UnCLIPPipeline):
+        seen.clear()
+        assert len(draw(pipe, callback_on_step_end=stop("prior", 1))) == 0 and seen[-1] == ("prior", 1)
+    assert draw(pipe).shape[-1] == pipe.sizes[1]  # the next call is whole again
+
+
+def test_progress_bars_name_the_stages(pipe, capsys):
+    draw(pipe)
+    assert capsys.readouterr().err == ""
+    pipe.set_progress_bar_config(disable=False)
+    draw(pipe)
+    shown = capsys.readouterr().err
+    assert "decoder" in shown and "upsampler 256" in shown
+    assert ("prior" in shown) == isinstance(pipe, UnCLIPPipeline)
+
+
+def test_from_pipe_shares_the_networks(pipe, tmp_path):
+    other = UnCLIPImageVariationPipeline if isinstance(pipe, UnCLIPPipeline) else UnCLIPPipeline
+    if other is UnCLIPPipeline:
+        with pytest.raises(ValueError, match="UnCLIPPipeline needs a prior, and UnCLIPImageVariationPipeline has none"):
+            other.from_pipe(pipe)
+    have = karlo.parts(tmp_path)
+    ours = type(pipe.decoder).__module__.startswith("decoder")
+    extra = {
+        n: (tiny_networks() if ours else have)[n] for n in ("prior", "prior_scheduler", "image_encoder", "feature_extractor")
+    }
+    new = other.from_pipe(pipe, **{n: v for n, v in extra.items() if n in other.component_names()})
+    shared = set(new.components) & set(pipe.components) - set(extra)
+    assert all(getattr(new, n) is getattr(pipe, n) for n in shared) and "decoder" in shared
+    picture = draw(new)
+    assert picture.isfinite().all()
+    again = type(pipe).from_pipe(new, **{n: getattr(pipe, n) for n in extra if n in pipe.components})
+    assert torch.equal(draw(again), draw(pipe)) and torch.equal(draw(new), picture)
+    with pytest.raises(ValueError, match="'vae' is no part"):
+        other.from_pipe(pipe, **{n: v for n, v in extra.items() if n in other.component_names()}, vae=None)
+
+
+def test_every_network_is_in_the_offload_sequence(pipe):
+    networks = {n for n, c in pipe.components.items() if isinstance(c, torch.nn.Module)}
+    assert networks <= set(pipe.model_cpu_offload_seq.split("->"))
+    order = [n for n in type(pipe).component_names() if n in pipe.model_cpu_offload_seq.split("->")]
+    assert set(order) == set(pipe.model_cpu_offload_seq.split("->"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload", "to"])
+def test_offloaded_equals_resident(pipe, way):
+    expected = draw(pipe)
+    getattr(pipe, way)("cuda")
+    close(draw(pipe).cpu(), expected, 2e-2)
+    if way == "enable_model_cpu_offload":
+        assert pipe.decoder.device.type == "cpu"
+
+
+def test_output_types_and_unknown_ones(pipe):
+    settings = {"size": pipe.sizes[0], **STEPS}
+    pil = pipe(subjects(pipe, 1), **settings).images[0]
+    assert isinstance(pil, Image.Image) and pil.size == (pipe.sizes[0],) * 2
+    with pytest.raises(ValueError, match="pil, np or pt, got 'webp'"):
+        draw(pipe, output_type="webp")
+
+
+def test_sides_that_are_not_square(pipe):
+    small, large = pipe.sizes[:2]
+    step = large // small * pipe.decoder.stride if hasattr(pipe.decoder, "stride") else large // small * 2
+    wide = draw(pipe, height=large, width=large + step)
+    assert wide.shape == (1, 3, large, large + step) and wide.isfinite().all()
+    assert draw(pipe, height=large, width=large).equal(draw(pipe))
+    with pytest.raises(ValueError, match=f"height must be a multiple of {step} .* got {large + 1}; the nearest is {large}"):
+        draw(pipe, height=large + 1)
+    with pytest.raises(ValueError, match=f"width must be .* got -8; the nearest is {step}"):
+        draw(pipe, width=-8)
+
+
+def test_parts_of_another_clip_are_refused(pipe):
+    parts = dict(pipe.components)
+    name = "text_encoder"
+    other = tiny_networks()[name]
+    config = dict(other.config) | {"embedding_dim": 48}
+    parts[name] = type(other)(**{k: v for k, v in config.items() if not k.startswith("_")})
+    with pytest.raises(ValueError, match="text_encoder and .* 48 dimensions, .* 32 dimensions"):
+        type(pipe)(**parts)
+
+
+def test_a_checkpoint_without_a_part_names_it(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    index_path = tmp_path / "saved" / "model_index.json"
+    shutil.rmtree(tmp_path / "saved" / "decoder_scheduler")
+    with pytest.raises(ValueError, match="lacks the folder decoder_scheduler/"):
+        type(pipe).from_pretrained(tmp_path / "saved")
+    index_path.write_text(json.dumps({k: v for k, v in json.loads(index_path.read_text()).items() if "scheduler" not in k}))
+    with pytest.raises(ValueError, match=r"model_index.json names no \w+_scheduler, and UnCLIP\w*Pipeline needs one"):
+        type(pipe).from_pretrained(tmp_path / "saved")

@@ -1,0 +1,460 @@
+"""What both pipelines share: loading, the pictures' half of the cascade, and diffusers' conventions."""
+
+# B pictures, D embedding dimension, N text tokens, H height, W width
+
+import inspect
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import attention
+from ..checkpoints import check_folder, import_own_modules, resolve
+from ..precision import fast_dtype
+from ..sampling import Generators, denoise, noise
+from ..scheduler import own
+from ..tiling import tiled
+
+logger = logging.getLogger(__name__)
+
+# What a checkpoint that states no defaults of its own is sampled with (Karlo's values).
+DEFAULTS = {
+    "prior_num_inference_steps": 25,
+    "decoder_num_inference_steps": 25,
+    "super_res_num_inference_steps": 7,
+    "upsampler_1024_num_inference_steps": 2,
+    "prior_guidance_scale": 4.0,
+    "decoder_guidance_scale": 8.0,
+    "prior_candidates": 1,
+}
+MAX_IMAGES = 10_000
+TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
+# Where an older model_index.json finds what this package has now.
+_MOVED = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.scheduler"}
+Callback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+
+
+@dataclass
+class TextCondition:
+    """What the text tower says of the prompts: `embeds` [B, D], `encodings` [B, N, D], `mask` [B, N] bool.
+
+    The `empty_*` fields hold the same of what guidance leads away from: the empty or the negative prompt.
+    """
+
+    embeds: Tensor
+    encodings: Tensor
+    mask: Tensor
+    empty_embeds: Tensor
+    empty_encodings: Tensor
+    empty_mask: Tensor
+
+    def guided(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings, encodings and mask with the empty prompt's half first: [2B, ...]."""
+        pairs = ((self.empty_embeds, self.embeds), (self.empty_encodings, self.encodings), (self.empty_mask, self.mask))
+        return tuple(torch.cat(pair) for pair in pairs)
+
+    def plain(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.embeds, self.encodings, self.mask
+
+    def repeated(self, times: int) -> "TextCondition":
+        """Each prompt `times` times in a row."""
+        fields = (f.repeat_interleave(times, 0) for f in vars(self).values())
+        return TextCondition(*fields)
+
+
+@dataclass
+class Call:
+    """One call's settings: the stages' steps and guidance, the random stream, and how large each stage draws."""
+
+    settings: dict[str, Any]
+    generator: Generators
+    last: int  # the last stage that runs: 0 decoder, 1 64 -> 256, 2 256 -> 1024
+    height: int  # of the decoder's picture
+    width: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether any stage is guided; where none is, guidance scales below 1 mean nothing, as they always did."""
+        return any(v > 1 for k, v in self.settings.items() if k.endswith("guidance_scale"))
+
+    def guidance(self, stage: str) -> float:
+        return self.settings[f"{stage}_guidance_scale"] if self.guided else 1.0
+
+
+class UnCLIPBase(DiffusionPipeline):
+    """Image embedding -> 64 px -> 256 px -> 1024 px, with diffusers' conventions around it."""
+
+    _exclude_from_cpu_offload = ["prior"]
+    _callback_tensor_inputs = ["latents"]
+    _stage_names = ("decoder", "upsampler_256", "upsampler_1024")
+
+    def _register(self, defaults: dict | None, **components: Any) -> None:
+        """Take the components in: schedulers of this package in place of retired ones, parts that fit each other."""
+        unknown = set(defaults or {}) - set(DEFAULTS)
+        if unknown:
+            raise ValueError(f"unknown sampling defaults {sorted(unknown)}; known: {', '.join(DEFAULTS)}")
+        components = {n: own(c) if n.endswith("scheduler") else c for n, c in components.items()}
+        check_fit(components)
+        self.register_modules(**components)
+        self.register_to_config(defaults=defaults)
+        self._dtype_chosen = False
+        self._stage: str | None = None
+        self._interrupt = False
+        self._callback: Callback | None = None
+        self._callback_inputs: list[str] = []
+        self.set_attention("auto")
+
+    # ------------------------------------------------------------------------------------------ loading
+
+    @classmethod
+    def component_names(cls) -> list[str]:
+        """The names of a pipeline's parts, in the order of the data."""
+        return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "defaults")]
+
+    @classmethod
+    def required_components(cls) -> list[str]:
+        """The names of the parts without which there is no pipeline."""
+        parameters = inspect.signature(cls.__init__).parameters
+        return [
+            n
+            for n in cls.component_names()
+            if parameters[n].default is inspect.Parameter.empty and n not in cls._optional_components
+        ]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike = "emoji", *, attention: str = "auto", **kwargs
+    ) -> "UnCLIPBase":
+        """The shipped model ("emoji"), a folder, or a Hub id (its safetensors and configurations only).
+
+        `attention` is "auto", "xformers", "sdpa" or "math". Raises ValueError, in one line, for an unknown name and for
+        a folder with a missing, truncated or pickled file.
+        """
+        folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None))
+        given = {n for n in kwargs if n in cls.component_names()}
+        index = check_folder(folder, given, kwargs.get("variant"))
+        missing = [n for n in cls.required_components() if index.get(n, [None])[0] is None and n not in kwargs]
+        if missing:
+            raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}, and {cls.__name__} needs one")
+        import_own_modules(cls._moved(index))
+        kwargs.setdefault("use_safetensors", True)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)  # diffusers' new name and its old one
+        pipe = super().from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
+        pipe._dtype_chosen = dtype is not None
+        if attention != "auto":
+            pipe.set_attention(attention)
+        return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | os.PathLike, revision: str | None = None, **kwargs) -> str:
+        """Fetch a model's configurations and safetensors, nothing else; -> the folder."""
+        return str(resolve(pretrained_model_name, revision))
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """As diffusers', with the parts that moved, or that only another pipeline has, told apart."""
+        found = super().load_config(*args, **kwargs)
+        return (cls._moved(found[0]), *found[1:]) if isinstance(found, tuple) else cls._moved(found)
+
+    @classmethod
+    def _moved(cls, index: dict) -> dict:
+        known = {*cls.component_names(), "defaults"}
+        index = {k: v for k, v in index.items() if k.startswith("_") or k in known}
+        return {k: [_MOVED.get(v[1], v[0]), v[1]] if isinstance(v, list | tuple) else v for k, v in index.items()}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "UnCLIPBase":
+        """This kind of pipeline over another one's networks, which are shared, not copied.
+
+        `kwargs` give or replace parts, and may set `dtype`. Raises ValueError for a part that `pipeline` lacks.
+        """
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        parts = {n: kwargs.pop(n, getattr(pipeline, n, None)) for n in cls.component_names()}
+        missing = [n for n in cls.required_components() if parts[n] is None]
+        if missing:
+            raise ValueError(f"{cls.__name__} needs a {missing[0]}, and {type(pipeline).__name__} has none")
+        defaults = kwargs.pop("defaults", pipeline.config.get("defaults"))
+        if kwargs:
+            raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
+        pipe = cls(**parts, defaults=defaults)
+        pipe._dtype_chosen = getattr(pipeline, "_dtype_chosen", True)
+        pipe._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
+        return pipe.to(dtype) if dtype else pipe
+
+    def to(self, *args, **kwargs) -> "UnCLIPBase":
+        """As `DiffusionPipeline.to`; a dtype given here is kept, otherwise the first call takes the machine's fastest."""
+        dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), None)
+        models = logging.getLogger("diffusers.models.modeling_utils")
+        level = models.level
+        models.setLevel(logging.ERROR)  # it warns of layers to keep in float32 for every network, also those without any
+        try:
+            super().to(*args, **kwargs)
+        finally:
+            models.setLevel(level)
+        self._dtype_chosen = self._dtype_chosen or dtype is not None
+        return self
+
+    def set_attention(self, backend: str) -> None:
+        """Run the prior's and the decoder's attention through "auto", "xformers", "sdpa" or "math".
+
+        Raises ValueError, saying why, for one that cannot run on this machine.
+        """
+        for network in (getattr(self, "prior", None), self.decoder):
+            if network is not None:
+                attention.install(network, backend)
+
+    def _prepare(self) -> None:
+        """Once, before the first picture: the machine's fast dtype, unless one was asked for, and its memory layout."""
+        if not self._dtype_chosen:
+            dtype = fast_dtype(self._execution_device)
+            logger.info("running in %s on %s", dtype, self._execution_device)
+            for network in self.components.values():
+                if isinstance(network, nn.Module):
+                    nn.Module.to(network, dtype)  # ModelMixin's own `to` warns of modules that there aren't
+            self._dtype_chosen = True
+        for network in (self.decoder, self.super_res_first, self.super_res_last, self.upsampler_1024):
+            if network is not None:
+                network.to(memory_format=torch.channels_last)
+
+    # ------------------------------------------------------------------------------------------ the state of a call
+
+    @property
+    def sizes(self) -> list[int]:
+        """The picture sizes that this checkpoint can stop at, in pixels."""
+        stages = (self.decoder, self.super_res_first, self.upsampler_1024)
+        return [int(stage.config.sample_size) for stage in stages if stage is not None]
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that is running: "prior", "decoder", "upsampler_256", "upsampler_1024"; None between calls."""
+        return self._stage
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` (in a callback, say) and the call ends after the step, with the picture as far as it got."""
+        return self._interrupt
+
+    def _begin(
+        self,
+        count: int,
+        num_images: int,
+        given: dict[str, Any],
+        generator: Generators,
+        size: int | None,
+        height: int | None,
+        width: int | None,
+        output_type: str,
+        callback: Callback | None,
+        callback_inputs: list[str] | None,
+    ) -> Call:
+        """Check what both pipelines are asked alike for, and get ready to run. Raises ValueError naming the value."""
+        settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
+        settings = {k: v for k, v in settings.items() if k in given}
+        if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
+            raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count} prompts x {num_images!r}")
+        if isinstance(generator, list) and len(generator) != count * num_images:
+            raise ValueError(f"{len(generator)} generators were given for {count * num_images} images")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, got {output_type!r}")
+        for name, value in settings.items():
+            if name.endswith("scale"):
+                if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                    raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+            elif not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        unknown = [n for n in callback_inputs or () if n not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {unknown[0]!r}")
+        call = Call(settings, generator, *self._extent(size, height, width))
+        self._callback, self._callback_inputs = callback, callback_inputs or ["latents"]
+        self._interrupt = False
+        self._prepare()
+        return call
+
+    def _extent(self, size: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """The last stage that runs, and the height and width of the decoder's picture."""
+        sizes = self.sizes
+        size = sizes[-1] if size is None else size
+        if size not in sizes:
+            raise ValueError(f"size must be one of {', '.join(map(str, sizes))}, got {size!r}")
+        last = sizes.index(size)
+        enlargement = size // sizes[0]
+        networks = (self.decoder, self.super_res_first, self.upsampler_1024)[: last + 1]
+        step = math.lcm(*(stride(n) * (size // s) for n, s in zip(networks, sizes, strict=False)))
+        sides = []
+        for name, side in (("height", height), ("width", width)):
+            side = size if side is None else side
+            if not isinstance(side, int) or side < 1 or side % step:
+                near = max(round(side / step), 1) * step if isinstance(side, int | float) and math.isfinite(side) else size
+                raise ValueError(f"{name} must be a multiple of {step} at size {size}, got {side!r}; the nearest is {near}")
+            sides.append(side // enlargement)
+        return last, *sides
+
+    def _on_step(self, i: int, t: Tensor, latents: Tensor) -> Tensor:
+        if self._callback is None:
+            return latents
+        given = {"latents": latents} if "latents" in self._callback_inputs else {}
+        answer = self._callback(self, i, t, given)
+        return (answer or {}).get("latents", latents)
+
+    def _denoise(self, stage: str, predict, start: Tensor, scheduler: Any, steps: int, call: Call, guidance: float = 1.0):
+        """THE denoising loop, with this pipeline's progress bar, callback and interrupt."""
+        self._stage = stage
+        try:
+            return denoise(
+                predict,
+                start,
+                scheduler,
+                steps,
+                guidance=guidance,
+                generator=call.generator,
+                progress=self._bar(stage.replace("_", " ")),
+                on_step=self._on_step,
+                stopped=lambda: self._interrupt,
+            )
+        finally:
+            self._stage = None
+
+    # ------------------------------------------------------------------------------------------ stages
+
+    def _run_text_encoder(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings [B, D], encodings [B, N, D] and mask [B, N] bool."""
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        for n, whole in enumerate(self.tokenizer(prompts, padding=False, verbose=False)["input_ids"]):
+            if len(whole) > length:
+                kept = self.tokenizer.decode(tokens.input_ids[n], skip_special_tokens=True)
+                everything = self.tokenizer.decode(whole, skip_special_tokens=True)
+                logger.warning("the prompt is longer than %d tokens; cut off: %r", length, everything[len(kept) :].strip())
+        tokens = tokens.to(self._execution_device)
+        output = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        return output.text_embeds, output.last_hidden_state, tokens.attention_mask.bool()
+
+    def _draw_picture(self, text: TextCondition, embedding: Tensor, call: Call, latents: Tensor | None) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size."""
+        guidance = call.guidance("decoder")
+        embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
+        context, added = self.text_proj(
+            image_embeddings=embedding.to(self.text_proj.dtype),
+            prompt_embeds=embeds,
+            text_encoder_hidden_states=encodings,
+            do_classifier_free_guidance=guidance != 1,
+        )
+        mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
+        shape = (len(embedding), self.decoder.config.in_channels, call.height, call.width)
+        start = self._start(shape, self.decoder, call.generator, latents)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            answer = self.decoder(
+                sample=x.to(self.decoder.dtype),
+                timestep=t,
+                encoder_hidden_states=context,
+                class_labels=added,
+                attention_mask=mask,
+            )
+            return answer.sample.to(x.dtype)
+
+        steps = call.settings["decoder_num_inference_steps"]
+        return self._denoise("decoder", predict, start, self.decoder_scheduler, steps, call, guidance).clamp(-1, 1)
+
+    def _upsample(self, picture: Tensor, call: Call, latents: Tensor | None) -> Tensor:
+        """64 px to 256 px. Karlo's last step has a network of its own."""
+        steps = call.settings["super_res_num_inference_steps"]
+        first, last = self.super_res_first, self.super_res_last or self.super_res_first
+        return self._enlarge("upsampler_256", picture, [first] * (steps - 1) + [last], self.super_res_scheduler, call, latents)
+
+    def _upsample_1024(self, picture: Tensor, call: Call) -> Tensor:
+        """256 px to 1024 px."""
+        networks = [self.upsampler_1024] * call.settings["upsampler_1024_num_inference_steps"]
+        return self._enlarge("upsampler_1024", picture, networks, self.upsampler_1024_scheduler, call, None)
+
+    def _enlarge(
+        self, stage: str, picture: Tensor, networks: list[nn.Module], scheduler: Any, call: Call, latents: Tensor | None
+    ) -> Tensor:
+        """Pictures [B, 3, h, w] in [-1, 1] enlarged; `networks` holds the one for each step. Skipped once interrupted."""
+        if self._interrupt:
+            return picture
+        tile = int(networks[0].config.sample_size)
+        scale = tile // self.sizes[0]
+        height, width = call.height * scale, call.width * scale
+        low = F.interpolate(
+            picture if picture.dtype == torch.float64 else picture.float(),
+            (height, width),
+            mode="bicubic",
+            align_corners=False,
+            antialias=True,
+        )
+        start = self._start((len(picture), picture.shape[1], height, width), networks[0], call.generator, latents)
+        remaining = iter(networks)
+        overlap = int(tile * TILE_OVERLAP)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            network = next(remaining)
+            whole = torch.cat([x, low], 1).to(network.dtype)
+            return tiled(lambda part: network(sample=part, timestep=t).sample, whole, tile, overlap, stride(network)).to(
+                x.dtype
+            )
+
+        return self._denoise(stage, predict, start, scheduler, len(networks), call).clamp(-1, 1)
+
+    def _start(self, shape: tuple[int, ...], network: nn.Module, generator: Generators, latents: Tensor | None) -> Tensor:
+        """A stage's starting noise; float64 for float64 networks, else float32."""
+        dtype = torch.float64 if network.dtype == torch.float64 else torch.float32
+        device = self._execution_device
+        if latents is None:
+            return noise(shape, generator, device, dtype)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents must have the shape {list(shape)}, got {list(latents.shape)}")
+        return latents.to(device, dtype)
+
+    def _bar(self, name: str) -> Callable[[Iterable], Iterable]:
+        settings = {"desc": name} | getattr(self, "_progress_bar_config", {})
+        return lambda steps: tqdm(steps, **settings)
+
+    def _output(self, picture: Tensor, output_type: str) -> Any:
+        images = (picture / 2 + 0.5).clamp(0, 1)
+        images = images if images.dtype == torch.float64 else images.float()
+        if output_type == "pt":
+            return images
+        images = images.cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def stride(network: nn.Module) -> int:
+    """What a network's height and width must be multiples of."""
+    return getattr(network, "stride", None) or 2 ** (len(network.config.block_out_channels) - 1)
+
+
+def check_fit(components: dict[str, Any]) -> None:
+    """Raises ValueError, with both names and values, for components that were made for different CLIPs."""
+    widths, prints = {}, {}
+    for name, fields in (
+        ("text_encoder", ("embedding_dim", "projection_dim")),
+        ("image_encoder", ("embedding_dim", "projection_dim")),
+        ("prior", ("embedding_dim",)),
+        ("text_proj", ("clip_embeddings_dim",)),
+    ):
+        config = getattr(components.get(name), "config", None)
+        if config is None:
+            continue
+        width = next((getattr(config, f) for f in fields if getattr(config, f, None) is not None), None)
+        if width is not None:
+            widths[name] = width
+        if getattr(config, "clip_fingerprint", None):
+            prints[name] = config.clip_fingerprint
+    for what, found in (("CLIP embeddings of {} dimensions", widths), ("the CLIP {}", prints)):
+        (first, value), *others = found.items() or [(None, None)]
+        for name, other in others:
+            if other != value:
+                raise ValueError(
+                    f"{first} and {name} do not belong together: {first} is made for {what.format(value)}, "
+                    f"{name} for {what.format(other)}"
+                )
