@@ -13,6 +13,7 @@ class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
 
     Parameters carry the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`
     multiplies the CLIP embeddings on entry: unit vectors of D dimensions want sqrt(D), or they arrive as almost nothing.
+    `clip_fingerprint` names the CLIP that the decoder was trained with.
     """
 
     @register_to_config
@@ -24,6 +25,7 @@ class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
         time_embed_dim: int,
         cross_attention_dim: int,
         embedding_scale: float = 1.0,
+        clip_fingerprint: str | None = None,
     ):
         super().__init__()
         dim, tokens = clip_embeddings_dim, clip_extra_context_tokens

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from prior.blocks import AttentionFunction, set_attention
 from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
 
 
-class Decoder(ModelMixin, ConfigMixin):
+class Decoder(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend.
 
     The output starts at zero. Sizes other than `sample_size` work when they are multiples of `stride`.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.transformers.prior_transformer import PriorTransformerOutput
 from torch import Tensor, nn
@@ -32,11 +33,12 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
-class DiffusionPrior(ModelMixin, ConfigMixin):
+class DiffusionPrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A causal Transformer over [text encodings, text embedding, timestep, noised image embedding, query].
 
     Predicts the un-noised image embedding (x0) at the query token. Diffusion runs on whitened embeddings: `clip_mean`
     and `clip_std` travel with the weights, and `post_process_latents` leads back to unit vectors of CLIP's space.
+    `clip_fingerprint` names the CLIP it was trained for.
     """
 
     @register_to_config
@@ -49,6 +51,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         head_dim: int = 64,
         dropout: float = 0.0,
         normalize: bool = True,
+        clip_fingerprint: str | None = None,
     ):
         super().__init__()
         self.proj_in = nn.Linear(embedding_dim, width)

@@ -42,7 +42,7 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     """Letters only: every word is spelt."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = list(string.ascii_lowercase)
-    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    words = ["!", *letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({w: n for n, w in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
@@ -66,14 +66,14 @@ def upsampler(seed: int) -> UNet2DModel:
     )
 
 
-def parts(folder: Path) -> dict:
+def parts(folder: Path, dim: int = DIM) -> dict:
     """Everything that the two pipelines take between them, in this package's classes and diffusers' stock ones."""
     words = tokenizer(folder / "words")
     text = CLIPTextConfig(
         vocab_size=len(words),
-        hidden_size=DIM,
+        hidden_size=dim,
         intermediate_size=64,
-        projection_dim=DIM,
+        projection_dim=dim,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
@@ -82,18 +82,18 @@ def parts(folder: Path) -> dict:
         pad_token_id=words.pad_token_id,
     )
     vision = CLIPVisionConfig(
-        hidden_size=DIM,
+        hidden_size=dim,
         intermediate_size=64,
-        projection_dim=DIM,
+        projection_dim=dim,
         num_hidden_layers=2,
         num_attention_heads=2,
         image_size=16,
         patch_size=8,
     )
     prior = PriorTransformer(
-        num_attention_heads=2, attention_head_dim=16, num_layers=2, embedding_dim=DIM, num_embeddings=TOKENS
+        num_attention_heads=2, attention_head_dim=16, num_layers=2, embedding_dim=dim, num_embeddings=TOKENS
     )
-    prior.clip_mean.data, prior.clip_std.data = torch.full((1, DIM), 0.1), torch.full((1, DIM), 0.8)
+    prior.clip_mean.data, prior.clip_std.data = torch.full((1, dim), 0.1), torch.full((1, dim), 0.8)
     decoder = UNet2DConditionModel(
         sample_size=16,
         in_channels=3,
@@ -103,13 +103,13 @@ def parts(folder: Path) -> dict:
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
         block_out_channels=(8, 16),
         layers_per_block=1,
-        cross_attention_dim=DIM,
+        cross_attention_dim=dim,
         attention_head_dim=8,
         norm_num_groups=4,
         resnet_time_scale_shift="scale_shift",
         class_embed_type="identity",
     )
-    proj = UnCLIPTextProjModel(clip_embeddings_dim=DIM, time_embed_dim=32, cross_attention_dim=DIM)
+    proj = UnCLIPTextProjModel(clip_embeddings_dim=dim, time_embed_dim=32, cross_attention_dim=dim)
     return {
         "prior": fill(prior, 1),
         "decoder": fill(decoder, 2),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from decoder import UnCLIPTextProjModel
 
     from .clip import CLIP
-    from .pipelines import UnCLIPImageVariationPipeline, UnCLIPPipeline
+    from .pipelines import UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPPriorPipeline
     from .scheduler import UnCLIPScheduler
 
 try:
@@ -26,6 +26,7 @@ __all__ = [
     "CLIP",
     "UnCLIPImageVariationPipeline",
     "UnCLIPPipeline",
+    "UnCLIPPriorPipeline",
     "UnCLIPScheduler",
     "UnCLIPTextProjModel",
     "__version__",
@@ -36,6 +37,7 @@ _HOMES = {
     "CLIP": "unclip.clip",
     "UnCLIPImageVariationPipeline": "unclip.pipelines",
     "UnCLIPPipeline": "unclip.pipelines",
+    "UnCLIPPriorPipeline": "unclip.pipelines",
     "UnCLIPScheduler": "unclip.scheduler",
     "UnCLIPTextProjModel": "decoder",
 }

@@ -141,9 +141,8 @@ class Processor:
         else:
             source = x if context is None else context
             keys, values = [attn.to_k(source)], [attn.to_v(source)]
-        query, key, value = (
-            t.unflatten(-1, (attn.heads, -1)) for t in (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1))
-        )
+        flat = (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1))
+        query, key, value = (t.unflatten(-1, (attn.heads, -1)) for t in flat)
         if attn.norm_q is not None:
             query = attn.norm_q(query)
         if attn.norm_k is not None:

@@ -6,7 +6,8 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,35 @@ def check_safetensors(path: Path) -> None:
         raise ValueError(f"{path} is truncated or damaged ({str(error).splitlines()[0]})") from None
 
 
-def save_components(folder: Path, components: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Write components as a pipeline's sub-folders, with the `model_index.json` that names their classes.
+@contextmanager
+def new_folder(out: Path, force: bool) -> Iterator[Path]:
+    """A folder to write into that takes `out`'s place when all is written; nothing changes if that fails.
+
+    Raises ValueError when `out` exists and `force` does not allow to replace it.
+    """
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; pass --force to replace it")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+
+
+def save_components(
+    folder: Path, components: Mapping[str, Any], dtype: torch.dtype | None = None, pipeline: str = "UnCLIPPipeline"
+) -> None:
+    """Write components as sub-folders of a `pipeline`, with the `model_index.json` that names their classes.
 
     Floating-point weights are stored as `dtype` when one is given.
     """
-    index: dict[str, Any] = {"_class_name": "UnCLIPPipeline"}
+    index: dict[str, Any] = {"_class_name": pipeline}
     for name, component in components.items():
         module = type(component).__module__
         library = module.split(".")[0]

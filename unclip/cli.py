@@ -11,7 +11,9 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Build datasets.")
+convert_app = typer.Typer(no_args_is_help=True, help="Bring other systems' checkpoints into this package's layout.")
 app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The base of the parser's own complaints; typer carries a parser of its own or uses click's, depending on its version.
@@ -156,6 +158,36 @@ def export(
     if len(parts) < 2:
         raise ValueError("give at least one run and the folder to write")
     print(export_pipeline(parts[:-1], parts[-1], force, apply_overrides({}, default or [])))
+
+
+@convert_app.command()
+def karlo(
+    prior: Annotated[Path, typer.Option(help="The prior's .ckpt.")],
+    decoder: Annotated[Path, typer.Option(help="The decoder's .ckpt.")],
+    sr: Annotated[Path, typer.Option(help="The super-resolution's .ckpt.")],
+    clip_stats: Annotated[Path, typer.Option(help="ViT-L-14_stats.th.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new pipeline.")],
+    clip: Annotated[str, typer.Option(help="A transformers CLIP: a folder or a Hub id.")] = "openai/clip-vit-large-patch14",
+    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+) -> None:
+    """Karlo's original files as a pipeline folder of safetensors."""
+    from .convert import convert_karlo
+
+    print(convert_karlo(prior, decoder, sr, clip_stats, out, clip, force))
+
+
+@convert_app.command("kandinsky-prior")
+def kandinsky_prior(
+    prior: Annotated[Path, typer.Option(help="The prior's .ckpt.")],
+    clip_stats: Annotated[Path, typer.Option(help="ViT-L-14_stats.th.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new pipeline.")],
+    clip: Annotated[str, typer.Option(help="A transformers CLIP: a folder or a Hub id.")] = "openai/clip-vit-large-patch14",
+    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+) -> None:
+    """A Kandinsky 2 prior as a folder that predicts image embeddings (UnCLIPPriorPipeline)."""
+    from .convert import convert_kandinsky_prior
+
+    print(convert_kandinsky_prior(prior, clip_stats, out, clip, force))
 
 
 @data_app.command()

@@ -6,6 +6,7 @@ The towers answer as transformers' `CLIPTextModelWithProjection` and `CLIPVision
 
 # B batch, N tokens, C width, D embedding dimension
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class TextTower(ModelMixin, ConfigMixin):
         feed_forward: int = 1536,
         context_length: int = 32,
         embedding_dim: int = 384,
+        clip_fingerprint: str | None = None,
     ):
         super().__init__()
         self.bert = BertModel(
@@ -84,6 +86,7 @@ class ImageTower(ModelMixin, ConfigMixin):
         head_dim: int = 64,
         embedding_dim: int = 384,
         dropout: float = 0.0,
+        clip_fingerprint: str | None = None,
     ):
         super().__init__()
         if len(channels) != len(blocks):
@@ -152,6 +155,29 @@ class CLIP:
         from .checkpoints import save_components
 
         save_components(Path(folder), self.components)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this pair of towers: what they were stamped with when they were trained, else a hash of their weights.
+
+        Prior and decoder record it, because with another CLIP they draw noise. A stamp outlives a change of dtype.
+        """
+        stamped = getattr(self.text_encoder.config, "clip_fingerprint", None)
+        return stamped or self._hash()
+
+    def stamp(self) -> None:
+        """Record a hash of the present weights in both towers' configurations."""
+        found = self._hash()
+        for tower in (self.text_encoder, self.image_encoder):
+            tower.register_to_config(clip_fingerprint=found)
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256()
+        for tower in (self.text_encoder, self.image_encoder):
+            for name, tensor in sorted(tower.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def to(self, *args, **kwargs) -> "CLIP":
         self.text_encoder.to(*args, **kwargs)

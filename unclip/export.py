@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints import check_folder, components_folder, load_components, resolve
+from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve
 from .pipelines import UnCLIPPipeline
 
 
@@ -33,21 +33,15 @@ def export_pipeline(
         kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
     settings = kept | (defaults or {}) or None
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; pass --force to replace it")
     components.setdefault("super_res_last", None)
     required = [n for n in UnCLIPPipeline.required_components() if n not in components]
     if required:
         raise ValueError(f"no run holds the {required[0]}; a pipeline needs {', '.join(UnCLIPPipeline.required_components())}")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    UnCLIPPipeline(**components, defaults=settings).save_pretrained(partial)
-    index_path = partial / "model_index.json"
-    index = json.loads(index_path.read_text()) | {"defaults": settings}
-    index_path.write_text(json.dumps(index, indent=2) + "\n")
-    for card in cards:
-        shutil.copy(card, partial)
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+    with new_folder(out, force) as folder:
+        UnCLIPPipeline(**components, defaults=settings).save_pretrained(folder)
+        index_path = folder / "model_index.json"
+        index = json.loads(index_path.read_text()) | {"defaults": settings}
+        index_path.write_text(json.dumps(index, indent=2) + "\n")
+        for card in cards:
+            shutil.copy(card, folder)
     return out

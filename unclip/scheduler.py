@@ -85,10 +85,8 @@ class UnCLIPScheduler(SchedulerMixin, ConfigMixin):
         t, predicted_variance = int(timestep), None
         if self.config.variance_type == "learned_range" and model_output.shape[1] == 2 * sample.shape[1]:
             model_output, predicted_variance = model_output.chunk(2, 1)
-        if prev_timestep is not None:
-            previous = int(prev_timestep)
-        else:
-            previous = -1 if self.num_inference_steps == 1 else t - 1
+        following = -1 if self.num_inference_steps == 1 else t - 1
+        previous = following if prev_timestep is None else int(prev_timestep)
         # in float32 whatever the sample's dtype: the tables' own precision is part of the numbers
         alpha_bar = self.alphas_cumprod[t]
         alpha_bar_previous = self.alphas_cumprod[previous] if previous >= 0 else torch.tensor(1.0)

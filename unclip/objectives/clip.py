@@ -128,7 +128,9 @@ class ClipObjective(Objective):
         }
 
     def components(self) -> dict[str, Any]:
-        return self.clip.components
+        clip = self.clip
+        clip.stamp()
+        return clip.components
 
 
 def sentence_tokenizer(tower: TextTower, weights: bool):

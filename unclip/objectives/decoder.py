@@ -58,6 +58,7 @@ class DecoderObjective(Objective):
             time_embed_dim=decoder.config.time_embed_dim,
             cross_attention_dim=decoder.config.cross_attention_dim,
             embedding_scale=self.frozen.dim**0.5,
+            clip_fingerprint=self.frozen.fingerprint,
         )
         self.trained = nn.ModuleDict({"decoder": attention.install(decoder), "text_proj": text_proj})
         self.seed, self.drops, self.embedding_noise = seed, (drop_both, drop_image, drop_text), embedding_noise

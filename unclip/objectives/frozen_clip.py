@@ -16,6 +16,7 @@ class FrozenCLIP(nn.Module):
         self.towers = nn.ModuleDict({"text": clip.text_encoder, "image": clip.image_encoder}).requires_grad_(False).eval()
         self.clip = clip
         self.dim = clip.text_encoder.config.embedding_dim
+        self.fingerprint = clip.fingerprint
 
     @classmethod
     def load(cls, model: str) -> "FrozenCLIP":

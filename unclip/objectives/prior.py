@@ -40,6 +40,7 @@ class PriorObjective(Objective):
         self.validation = EmojiScenes(data["path"], "validation", seed=0)
         self.frozen = FrozenCLIP.load(clip)
         prior = construct(DiffusionPrior, model, "model")
+        prior.register_to_config(clip_fingerprint=self.frozen.fingerprint)
         self.trained = nn.ModuleDict({"prior": attention.install(prior)})
         self.seed, self.drop_text, self.whitening_examples = seed, drop_text, whitening_examples
         self.timesteps = (timestep_mean, timestep_std)

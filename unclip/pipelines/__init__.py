@@ -1,6 +1,7 @@
 """Diffusers-style pipelines over the stages."""
 
 from .image_variation import UnCLIPImageVariationPipeline
+from .prior import UnCLIPPriorPipeline
 from .text_to_image import UnCLIPPipeline
 
-__all__ = ["UnCLIPImageVariationPipeline", "UnCLIPPipeline"]
+__all__ = ["UnCLIPImageVariationPipeline", "UnCLIPPipeline", "UnCLIPPriorPipeline"]

@@ -1,13 +1,13 @@
-"""What both pipelines share: loading, the pictures' half of the cascade, and diffusers' conventions."""
+"""What the pipelines share: loading, the stages of the cascade, and diffusers' conventions."""
 
-# B pictures, D embedding dimension, N text tokens, H height, W width
+# B pictures, K candidates a picture, D embedding dimension, N text tokens, H height, W width
 
 import inspect
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..precision import fast_dtype
 from ..sampling import Generators, denoise, noise
 from ..scheduler import own
 from ..tiling import tiled
+from .lora import LoRAMixin
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class Call:
         return self.settings[f"{stage}_guidance_scale"] if self.guided else 1.0
 
 
-class UnCLIPBase(DiffusionPipeline):
-    """Image embedding -> 64 px -> 256 px -> 1024 px, with diffusers' conventions around it."""
+class UnCLIPBase(LoRAMixin, DiffusionPipeline):
+    """Prompt -> text embedding -> image embedding -> 64 px -> 256 px -> 1024 px, with diffusers' conventions around it."""
 
     _exclude_from_cpu_offload = ["prior"]
     _callback_tensor_inputs = ["latents"]
@@ -207,9 +208,13 @@ class UnCLIPBase(DiffusionPipeline):
 
         Raises ValueError, saying why, for one that cannot run on this machine.
         """
-        for network in (getattr(self, "prior", None), self.decoder):
-            if network is not None:
-                attention.install(network, backend)
+        for network in self._networks("prior", "decoder"):
+            attention.install(network, backend)
+
+    def _networks(self, *names: str) -> list[nn.Module]:
+        """Those of the parts named that this pipeline has."""
+        found = (getattr(self, name, None) for name in names)
+        return [network for network in found if network is not None]
 
     def _prepare(self) -> None:
         """Once, before the first picture: the machine's fast dtype, unless one was asked for, and its memory layout."""
@@ -220,17 +225,15 @@ class UnCLIPBase(DiffusionPipeline):
                 if isinstance(network, nn.Module):
                     nn.Module.to(network, dtype)  # ModelMixin's own `to` warns of modules that there aren't
             self._dtype_chosen = True
-        for network in (self.decoder, self.super_res_first, self.super_res_last, self.upsampler_1024):
-            if network is not None:
-                network.to(memory_format=torch.channels_last)
+        for network in self._networks("decoder", "super_res_first", "super_res_last", "upsampler_1024"):
+            network.to(memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------------------------------ the state of a call
 
     @property
     def sizes(self) -> list[int]:
         """The picture sizes that this checkpoint can stop at, in pixels."""
-        stages = (self.decoder, self.super_res_first, self.upsampler_1024)
-        return [int(stage.config.sample_size) for stage in stages if stage is not None]
+        return [int(n.config.sample_size) for n in self._networks("decoder", "super_res_first", "upsampler_1024")]
 
     @property
     def stage(self) -> str | None:
@@ -248,12 +251,12 @@ class UnCLIPBase(DiffusionPipeline):
         num_images: int,
         given: dict[str, Any],
         generator: Generators,
-        size: int | None,
-        height: int | None,
-        width: int | None,
-        output_type: str,
-        callback: Callback | None,
-        callback_inputs: list[str] | None,
+        size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pt",
+        callback: Callback | None = None,
+        callback_inputs: list[str] | None = None,
     ) -> Call:
         """Check what both pipelines are asked alike for, and get ready to run. Raises ValueError naming the value."""
         settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
@@ -273,7 +276,8 @@ class UnCLIPBase(DiffusionPipeline):
         unknown = [n for n in callback_inputs or () if n not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {unknown[0]!r}")
-        call = Call(settings, generator, *self._extent(size, height, width))
+        extent = self._extent(size, height, width) if self.sizes else (0, 0, 0)
+        call = Call(settings, generator, *extent)
         self._callback, self._callback_inputs = callback, callback_inputs or ["latents"]
         self._interrupt = False
         self._prepare()
@@ -287,7 +291,7 @@ class UnCLIPBase(DiffusionPipeline):
             raise ValueError(f"size must be one of {', '.join(map(str, sizes))}, got {size!r}")
         last = sizes.index(size)
         enlargement = size // sizes[0]
-        networks = (self.decoder, self.super_res_first, self.upsampler_1024)[: last + 1]
+        networks = self._networks("decoder", "super_res_first", "upsampler_1024")[: last + 1]
         step = math.lcm(*(stride(n) * (size // s) for n, s in zip(networks, sizes, strict=False)))
         sides = []
         for name, side in (("height", height), ("width", width)):
@@ -337,6 +341,70 @@ class UnCLIPBase(DiffusionPipeline):
         tokens = tokens.to(self._execution_device)
         output = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         return output.text_embeds, output.last_hidden_state, tokens.attention_mask.bool()
+
+    def _count_prompts(self, prompt: Any, text_model_output: Any, text_attention_mask: Tensor | None) -> int:
+        """How many prompts there are. Raises ValueError, naming it, for one that is none."""
+        if text_model_output is not None and text_attention_mask is not None:
+            return len(text_model_output[0])
+        if prompt is None:
+            raise ValueError("give a prompt, or both text_model_output and text_attention_mask")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list) or not prompts:
+            raise ValueError(f"prompt must be a str or a non-empty list of str, got {prompt!r}")
+        for one in prompts:
+            if not isinstance(one, str):
+                raise ValueError(f"prompt must be a str or a list of str, got {one!r} ({type(one).__name__})")
+            if not one.strip():
+                raise ValueError(f"prompt is empty: {one!r}")
+        return len(prompts)
+
+    def _encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative: str | list[str] | None,
+        num_images: int,
+        text_model_output: Any,
+        text_attention_mask: Tensor | None,
+    ) -> TextCondition:
+        if text_model_output is not None and text_attention_mask is not None:
+            device = self._execution_device
+            embeds, encodings = text_model_output[0].to(device), text_model_output[1].to(device)
+            mask = text_attention_mask.to(device).bool()
+        else:
+            embeds, encodings, mask = self._run_text_encoder([prompt] if isinstance(prompt, str) else prompt)
+        away = [negative or ""] if not isinstance(negative, list) else negative
+        if len(away) not in (1, len(embeds)) or not all(isinstance(n, str) for n in away):
+            raise ValueError(f"negative_prompt must be a str, or a list of {len(embeds)} of them, got {negative!r}")
+        empty = self._run_text_encoder(away)
+        one_each = TextCondition(embeds, encodings, mask, *(e.expand(len(embeds), *e.shape[1:]) for e in empty))
+        return one_each.repeated(num_images)
+
+    def _draw_embedding(self, text: TextCondition, call: Call, latents: Tensor | None) -> Tensor:
+        """CLIP image embeddings [B, D]: of each picture's candidates the nearest to its text."""
+        candidates = int(call.settings["prior_candidates"]) if latents is None else 1
+        rows, dim = len(text.embeds) * candidates, self.prior.config.embedding_dim
+        guidance, generator = call.guidance("prior"), call.generator
+        conditions = text.repeated(candidates)
+        embeds, encodings, mask = conditions.guided() if guidance != 1 else conditions.plain()
+        if isinstance(generator, list):
+            generator = [g for g in generator for _ in range(candidates)]
+        call = replace(call, generator=generator)
+        start = self._start((rows, dim), self.prior, generator, latents)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            answer = self.prior(
+                x.to(self.prior.dtype), timestep=t, proj_embedding=embeds, encoder_hidden_states=encodings, attention_mask=mask
+            )
+            return answer.predicted_image_embedding.to(x.dtype)
+
+        steps = call.settings["prior_num_inference_steps"]
+        drawn = self._denoise("prior", predict, start, self.prior_scheduler, steps, call, guidance)
+        drawn = self.prior.post_process_latents(drawn)
+        if candidates == 1:
+            return drawn
+        drawn = drawn.unflatten(0, (-1, candidates))  # [B, K, D]
+        best = (drawn * text.embeds[:, None].to(drawn.dtype)).sum(-1).argmax(1)  # [B]
+        return drawn[torch.arange(len(drawn), device=drawn.device), best]
 
     def _draw_picture(self, text: TextCondition, embedding: Tensor, call: Call, latents: Tensor | None) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size."""
@@ -399,9 +467,8 @@ class UnCLIPBase(DiffusionPipeline):
         def predict(x: Tensor, t: Tensor) -> Tensor:
             network = next(remaining)
             whole = torch.cat([x, low], 1).to(network.dtype)
-            return tiled(lambda part: network(sample=part, timestep=t).sample, whole, tile, overlap, stride(network)).to(
-                x.dtype
-            )
+            answer = tiled(lambda part: network(sample=part, timestep=t).sample, whole, tile, overlap, stride(network))
+            return answer.to(x.dtype)
 
         return self._denoise(stage, predict, start, scheduler, len(networks), call).clamp(-1, 1)
 

@@ -93,7 +93,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         Raises:
             ValueError: for an argument out of range, naming its value, and for a picture without an `image_encoder`.
         """
-        count = self._count(image, image_embeddings)
+        count = self._count_images(image, image_embeddings)
         given = {
             "decoder_num_inference_steps": decoder_num_inference_steps,
             "super_res_num_inference_steps": super_res_num_inference_steps,
@@ -115,7 +115,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         images = self._output(picture, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _count(self, image: Any, image_embeddings: Tensor | None) -> int:
+    def _count_images(self, image: Any, image_embeddings: Tensor | None) -> int:
         """How many pictures there are. Raises ValueError, naming it, for what is none."""
         if image_embeddings is not None:
             dim = self.text_proj.config.clip_embeddings_dim

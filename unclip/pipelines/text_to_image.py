@@ -1,8 +1,7 @@
 """Text to image, called as diffusers' deprecated `UnCLIPPipeline` and going on to 1024 px."""
 
-# B pictures, K candidates a picture, D embedding dimension, N text tokens
+# B pictures, D embedding dimension, N text tokens
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor, nn
 
 from ..sampling import Generators
-from .base import Call, Callback, TextCondition, UnCLIPBase
+from .base import Callback, UnCLIPBase
 
 
 class UnCLIPPipeline(UnCLIPBase):
@@ -121,7 +120,7 @@ class UnCLIPPipeline(UnCLIPBase):
         Raises:
             ValueError: for an argument out of range, naming its value.
         """
-        count = self._count(prompt, text_model_output, text_attention_mask)
+        count = self._count_prompts(prompt, text_model_output, text_attention_mask)
         given = {
             "prior_num_inference_steps": prior_num_inference_steps,
             "decoder_num_inference_steps": decoder_num_inference_steps,
@@ -148,67 +147,3 @@ class UnCLIPPipeline(UnCLIPBase):
         self.maybe_free_model_hooks()
         images = self._output(picture, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _count(self, prompt: Any, text_model_output: Any, text_attention_mask: Tensor | None) -> int:
-        """How many prompts there are. Raises ValueError, naming it, for one that is none."""
-        if text_model_output is not None and text_attention_mask is not None:
-            return len(text_model_output[0])
-        if prompt is None:
-            raise ValueError("give a prompt, or both text_model_output and text_attention_mask")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, list) or not prompts:
-            raise ValueError(f"prompt must be a str or a non-empty list of str, got {prompt!r}")
-        for one in prompts:
-            if not isinstance(one, str):
-                raise ValueError(f"prompt must be a str or a list of str, got {one!r} ({type(one).__name__})")
-            if not one.strip():
-                raise ValueError(f"prompt is empty: {one!r}")
-        return len(prompts)
-
-    def _encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        negative: str | list[str] | None,
-        num_images: int,
-        text_model_output: Any,
-        text_attention_mask: Tensor | None,
-    ) -> TextCondition:
-        if text_model_output is not None and text_attention_mask is not None:
-            device = self._execution_device
-            embeds, encodings = text_model_output[0].to(device), text_model_output[1].to(device)
-            mask = text_attention_mask.to(device).bool()
-        else:
-            embeds, encodings, mask = self._run_text_encoder([prompt] if isinstance(prompt, str) else prompt)
-        away = [negative or ""] if not isinstance(negative, list) else negative
-        if len(away) not in (1, len(embeds)) or not all(isinstance(n, str) for n in away):
-            raise ValueError(f"negative_prompt must be a str, or a list of {len(embeds)} of them, got {negative!r}")
-        empty = self._run_text_encoder(away)
-        one_each = TextCondition(embeds, encodings, mask, *(e.expand(len(embeds), *e.shape[1:]) for e in empty))
-        return one_each.repeated(num_images)
-
-    def _draw_embedding(self, text: TextCondition, call: Call, latents: Tensor | None) -> Tensor:
-        """CLIP image embeddings [B, D]: of each picture's candidates the nearest to its text."""
-        candidates = int(call.settings["prior_candidates"]) if latents is None else 1
-        rows, dim = len(text.embeds) * candidates, self.prior.config.embedding_dim
-        guidance, generator = call.guidance("prior"), call.generator
-        conditions = text.repeated(candidates)
-        embeds, encodings, mask = conditions.guided() if guidance != 1 else conditions.plain()
-        if isinstance(generator, list):
-            generator = [g for g in generator for _ in range(candidates)]
-        call = replace(call, generator=generator)
-        start = self._start((rows, dim), self.prior, generator, latents)
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            answer = self.prior(
-                x.to(self.prior.dtype), timestep=t, proj_embedding=embeds, encoder_hidden_states=encodings, attention_mask=mask
-            )
-            return answer.predicted_image_embedding.to(x.dtype)
-
-        steps = call.settings["prior_num_inference_steps"]
-        drawn = self._denoise("prior", predict, start, self.prior_scheduler, steps, call, guidance)
-        drawn = self.prior.post_process_latents(drawn)
-        if candidates == 1:
-            return drawn
-        drawn = drawn.unflatten(0, (-1, candidates))  # [B, K, D]
-        best = (drawn * text.embeds[:, None].to(drawn.dtype)).sum(-1).argmax(1)  # [B]
-        return drawn[torch.arange(len(drawn), device=drawn.device), best]

@@ -7,46 +7,11 @@ import shutil
 import karlo
 import pytest
 import torch
-from conftest import TINY_DEFAULTS, seeds, tiny_networks
+from conftest import seeds, tiny_networks
+from drawing import STEPS, close, draw, subjects
 from PIL import Image
 
-from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
-from unclip.pipelines.base import UnCLIPBase
-
-KINDS = [
-    ("ours", UnCLIPPipeline),
-    ("ours", UnCLIPImageVariationPipeline),
-    ("karlo", UnCLIPPipeline),
-    ("karlo", UnCLIPImageVariationPipeline),
-]
-STEPS = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 2}
-
-
-@pytest.fixture(params=KINDS, ids=lambda k: f"{k[0]}-{k[1].__name__}")
-def pipe(request, tmp_path) -> UnCLIPBase:
-    networks, kind = request.param
-    have = tiny_networks() if networks == "ours" else karlo.parts(tmp_path)
-    pipe = kind(**{n: have.get(n) for n in kind.component_names()}, defaults=TINY_DEFAULTS if networks == "ours" else None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(torch.float32)
-
-
-def subjects(pipe: UnCLIPBase, count: int) -> list:
-    if isinstance(pipe, UnCLIPPipeline):
-        return ["a star", "two red rings", "a moon", "a"][:count]
-    return [Image.new("RGB", (80, 64 + n), (40 * n, 200 - 30 * n, 90)) for n in range(count)]
-
-
-def draw(pipe: UnCLIPBase, count: int = 1, numbers: list[int] | None = None, subject=None, **kwargs) -> torch.Tensor:
-    """Pictures [B, 3, H, W] of the smallest size, or what `kwargs` say."""
-    subject = subjects(pipe, count) if subject is None else subject
-    generator = seeds(*(numbers or range(len(subject) * kwargs.get("num_images_per_prompt", 1))))
-    settings = {"size": pipe.sizes[1], "output_type": "pt", **STEPS}
-    return pipe(subject, generator=generator, **(settings | kwargs)).images
-
-
-def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-9) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+from unclip import CLIP, UnCLIPImageVariationPipeline, UnCLIPPipeline
 
 
 def test_the_call_has_the_deprecated_arguments_in_their_order(pipe):
@@ -268,6 +233,22 @@ def test_parts_of_another_clip_are_refused(pipe):
     parts[name] = type(other)(**{k: v for k, v in config.items() if not k.startswith("_")})
     with pytest.raises(ValueError, match="text_encoder and .* 48 dimensions, .* 32 dimensions"):
         type(pipe)(**parts)
+
+
+def test_a_stage_trained_with_another_clip_is_refused(tiny):
+    """By the CLIP's fingerprint, where the widths agree; in any dtype."""
+    parts = dict(tiny.components)
+    clip = CLIP(*(parts[n] for n in ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")))
+    clip.stamp()
+    stamped = clip.fingerprint
+    for name in ("prior", "text_proj"):
+        parts[name].register_to_config(clip_fingerprint=stamped)
+    UnCLIPPipeline(**parts).to(torch.float16)
+    assert clip.fingerprint == stamped
+    next(parts["text_encoder"].parameters()).data[0] += 0.5
+    clip.to(torch.float32).stamp()
+    with pytest.raises(ValueError, match=f"text_encoder is made for the CLIP {clip.fingerprint}, prior for the CLIP {stamped}"):
+        UnCLIPPipeline(**parts)
 
 
 def test_a_checkpoint_without_a_part_names_it(pipe, tmp_path):

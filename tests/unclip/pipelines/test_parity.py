@@ -113,15 +113,8 @@ def test_every_stage_agrees_in_float32(pair):
             pipe.to(torch.float32)
         priors = [p.prior(latents, 7, text, states, mask).predicted_image_embedding for p in pair]
         torch.testing.assert_close(*priors, rtol=0, atol=1e-5)
-        conditions = [
-            p.text_proj(
-                image_embeddings=latents,
-                prompt_embeds=text,
-                text_encoder_hidden_states=states,
-                do_classifier_free_guidance=False,
-            )
-            for p in pair
-        ]
+        inputs = {"image_embeddings": latents, "prompt_embeds": text, "text_encoder_hidden_states": states}
+        conditions = [p.text_proj(**inputs, do_classifier_free_guidance=False) for p in pair]
         torch.testing.assert_close(*conditions, rtol=0, atol=1e-5)
         context, added = conditions[0]
         seen = torch.nn.functional.pad(mask, (4, 0), value=True)

@@ -1,0 +1,81 @@
+"""LoRA adapters (arXiv 2106.09685) on prior and decoder, through PEFT."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LoraBaseMixin
+from safetensors import safe_open
+from torch import Tensor
+
+from ..checkpoints import check_safetensors, resolve
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+class LoRAMixin(LoraBaseMixin):
+    """Loading and saving; `set_adapters`, `unload_lora_weights`, `fuse_lora`, `get_list_adapters` … are diffusers' own."""
+
+    _lora_loadable_modules = ["prior", "decoder"]
+
+    def load_lora_weights(self, source: str | Path | Mapping[str, Tensor], adapter_name: str = "default") -> None:
+        """Add an adapter and activate it.
+
+        Args:
+            source: a `.safetensors` file, a folder or Hub id that holds one, or tensors by name ("prior.…", "decoder.…").
+            adapter_name: what `set_adapters` and `delete_adapters` know it by.
+
+        Raises:
+            ValueError: for a file that is missing or pickled, and for one whose tensors belong to neither network.
+            ImportError: when PEFT is not installed.
+        """
+        if importlib.util.find_spec("peft") is None:
+            raise ImportError("LoRA adapters need PEFT; install it with: pip install 'unclip[train]'")
+        tensors, metadata = (dict(source), None) if isinstance(source, Mapping) else _read(source)
+        networks = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
+        meant = {name for name in networks if any(k.startswith(f"{name}.") for k in tensors)}
+        strangers = [k for k in tensors if k.split(".")[0] not in meant]
+        if strangers or not meant:
+            raise ValueError(f"this is no adapter of a prior or a decoder: it holds {(strangers or ['nothing'])[0]!r}")
+        lacking = [name for name in sorted(meant) if networks[name] is None]
+        if lacking:
+            raise ValueError(f"the adapter is for a {lacking[0]}, and {type(self).__name__} has none")
+        if adapter_name in {a for adapters in self.get_list_adapters().values() for a in adapters}:
+            raise ValueError(f"there is an adapter named {adapter_name!r} already; unload it or choose another name")
+        for name in sorted(meant):
+            networks[name].load_lora_adapter(tensors, prefix=name, adapter_name=adapter_name, metadata=metadata)
+
+    def save_lora_weights(self, folder: str | Path, adapter_name: str = "default") -> None:
+        """Write an adapter's weights and configuration to `folder`. Raises ValueError when there is none of that name."""
+        from peft import get_peft_model_state_dict
+
+        layers, configs = {}, {}
+        for name in self._lora_loadable_modules:
+            network = getattr(self, name, None)
+            config = getattr(network, "peft_config", {}).get(adapter_name)
+            if config is not None:
+                layers[name] = get_peft_model_state_dict(network, adapter_name=adapter_name)
+                configs[name] = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+        if not layers:
+            raise ValueError(f"there is no adapter named {adapter_name!r}")
+        self._save_lora_weights(folder, layers, configs, weight_name=WEIGHTS)
+
+
+def _read(source: str | Path) -> tuple[dict[str, Tensor], dict | None]:
+    """Tensors and configuration of an adapter's file."""
+    path = Path(source).expanduser()
+    if path.suffix in (".bin", ".pt", ".ckpt", ".pth"):
+        raise ValueError(f"{path} is a pickle and is refused; convert it to safetensors")
+    if path.suffix != ".safetensors":
+        folder = resolve(source)
+        found = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else sorted(folder.glob("*.safetensors"))
+        if len(found) != 1:
+            raise ValueError(f"{folder} must hold {WEIGHTS} or one other .safetensors, it holds {len(found)}")
+        path = found[0]
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    check_safetensors(path)
+    with safe_open(path, "pt") as file:
+        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "null"))
+        return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118

@@ -1,0 +1,71 @@
+"""Text to CLIP image embeddings: the prior alone (paper, section 2.2)."""
+
+# B pictures, D embedding dimension
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from ..sampling import Generators
+from .base import Callback, UnCLIPBase
+
+
+@dataclass
+class UnCLIPPriorOutput(BaseOutput):
+    """`image_embeds` [B, D], of CLIP's space as the decoder takes them."""
+
+    image_embeds: Tensor
+
+
+class UnCLIPPriorPipeline(UnCLIPBase):
+    """Prompt -> text embedding -> image embedding, for Karlo, Kandinsky 2 and this package's priors."""
+
+    model_cpu_offload_seq = "text_encoder->prior"
+    _optional_components = []
+
+    def __init__(
+        self, prior: nn.Module, text_encoder: nn.Module, tokenizer: Any, prior_scheduler: Any, defaults: dict | None = None
+    ):
+        super().__init__()
+        self._register(defaults, prior=prior, text_encoder=text_encoder, tokenizer=tokenizer, prior_scheduler=prior_scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        prior_num_inference_steps: int | None = None,
+        generator: Generators = None,
+        prior_latents: Tensor | None = None,
+        text_model_output: Any = None,
+        text_attention_mask: Tensor | None = None,
+        prior_guidance_scale: float | None = None,
+        return_dict: bool = True,
+        *,
+        negative_prompt: str | list[str] | None = None,
+        prior_candidates: int | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> UnCLIPPriorOutput | tuple:
+        """Draw `num_images_per_prompt` image embeddings for each prompt; the arguments are `UnCLIPPipeline`'s.
+
+        Raises:
+            ValueError: for an argument out of range, naming its value.
+        """
+        count = self._count_prompts(prompt, text_model_output, text_attention_mask)
+        given = {
+            "prior_num_inference_steps": prior_num_inference_steps,
+            "prior_guidance_scale": prior_guidance_scale,
+            "prior_candidates": prior_candidates,
+        }
+        images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
+        call = self._begin(count, images, given, generator, callback=callback_on_step_end, callback_inputs=inputs)
+
+        text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
+        embedding = self._draw_embedding(text, call, prior_latents)
+
+        self.maybe_free_model_hooks()
+        return UnCLIPPriorOutput(image_embeds=embedding) if return_dict else (embedding,)
