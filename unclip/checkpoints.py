@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+# What a prior's embeddings are whitened with; diffusers would leave them at their defaults without an error.
+STATISTICS = ("clip_mean", "clip_std")
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -137,8 +139,10 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
             raise ValueError(f"{part} holds no {asked}; it has: {', '.join(sorted(v for v in variants if v))}")
         if is_network and variant and variant not in variants:
             raise ValueError(f"{part} holds no weights of the variant {variant!r}")
-        for path in weights:
-            check_safetensors(path)
+        names = {n for path in weights for n in check_safetensors(path)}
+        lost = [n for n in STATISTICS if name == "prior" and n not in names]
+        if lost:
+            raise ValueError(f"{weights[0]} lacks {lost[0]}, a statistic of CLIP's embeddings that the prior cannot do without")
     return index
 
 
@@ -154,13 +158,13 @@ def import_own_modules(index: Mapping[str, Any]) -> None:
             importlib.import_module(entry[0])
 
 
-def check_safetensors(path: Path) -> None:
-    """Raises ValueError when a safetensors file is truncated or damaged; reads only its header."""
+def check_safetensors(path: Path) -> list[str]:
+    """The names of a file's tensors. Raises ValueError when it is truncated or damaged; reads only its header."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            file.keys()
+            return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({str(error).splitlines()[0]})") from None
 

@@ -10,6 +10,7 @@ import torch
 from conftest import seeds, tiny_networks
 from drawing import STEPS, close, draw, subjects
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from unclip import CLIP, UnCLIPImageVariationPipeline, UnCLIPPipeline
 
@@ -260,3 +261,45 @@ def test_a_checkpoint_without_a_part_names_it(pipe, tmp_path):
     index_path.write_text(json.dumps({k: v for k, v in json.loads(index_path.read_text()).items() if "scheduler" not in k}))
     with pytest.raises(ValueError, match=r"model_index.json names no \w+_scheduler, and UnCLIP\w*Pipeline needs one"):
         type(pipe).from_pretrained(tmp_path / "saved")
+
+
+def test_a_prior_without_its_statistics_names_the_file(pipe, tmp_path):
+    if not hasattr(pipe, "prior"):
+        pytest.skip("no prior")
+    pipe.save_pretrained(tmp_path / "saved")
+    path = next((tmp_path / "saved" / "prior").glob("*.safetensors"))
+    save_file({k: v for k, v in load_file(path).items() if k != "clip_std"}, path)
+    with pytest.raises(ValueError, match=f"{path.name} lacks clip_std"):
+        type(pipe).from_pretrained(tmp_path / "saved")
+
+
+def test_a_hub_id_comes_through_the_same_path(pipe, tmp_path, monkeypatch):
+    """A revision of a repository, as the Hub's client keeps it on disk; nothing but safetensors and configurations."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "models--kakaobrain--karlo-tiny"
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+    for name, commit in commits.items():
+        pipe.save_pretrained(cache / "snapshots" / commit)
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / name).write_text(commit)
+    (cache / "snapshots" / commits["main"] / "model_index.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    again = type(pipe).from_pretrained("kakaobrain/karlo-tiny", revision="v1", dtype=torch.float64)
+    again.set_progress_bar_config(disable=True)
+    close(draw(again), draw(pipe.to(torch.float64)))
+    with pytest.raises(ValueError, match="model_index.json is missing"):
+        type(pipe).from_pretrained("kakaobrain/karlo-tiny", revision="main")
+    with pytest.raises(ValueError, match="'kakaobrain/none' is neither a folder nor could it be fetched from the Hub: .*"):
+        type(pipe).from_pretrained("kakaobrain/none")
+
+
+def test_a_picture_in_tiles_equals_the_whole_one(tiny, monkeypatch):
+    """Twice as high as its upsampler was made for: the network sees tiles, the picture shows none."""
+    tiny.to(torch.float64)
+    seen = []
+    tiny.super_res_first.register_forward_pre_hook(lambda m, a, k: seen.append(tuple(k["sample"].shape[-2:])), with_kwargs=True)
+    tall = draw(tiny, height=768, width=256)
+    assert tall.shape == (1, 3, 768, 256) and max(max(s) for s in seen) == 256
+    monkeypatch.setattr("unclip.pipelines.base.tiled", lambda network, x, *a: network(x))
+    close(tall, draw(tiny, height=768, width=256), 1e-3)
