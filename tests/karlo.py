@@ -135,7 +135,8 @@ def old(name: str, folder: Path):
     from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel as OldProj
 
     have = parts(folder)
-    config = {k: v for k, v in have["text_proj"].config.items() if k != "embedding_scale" and not k.startswith("_")}
+    known = ("clip_extra_context_tokens", "clip_embeddings_dim", "time_embed_dim", "cross_attention_dim")
+    config = {k: have["text_proj"].config[k] for k in known}
     proj = OldProj(**config)
     proj.load_state_dict(have["text_proj"].state_dict())
     have["text_proj"] = proj.eval()

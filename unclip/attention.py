@@ -101,10 +101,14 @@ def install(network: nn.Module, backend: str = "auto") -> nn.Module:
     def chosen(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         return attention(query, key, value, mask, backend)
 
-    stock = type(network).__module__.split(".")[0] == "diffusers"
-    network.set_attn_processor(Processor(chosen) if stock else chosen)
+    network.set_attn_processor(Processor(chosen) if is_stock(network) else chosen)
     logger.info("%s: attention %s", type(network).__name__, backend)
     return network
+
+
+def is_stock(network: nn.Module) -> bool:
+    """Whether a network is diffusers' own class rather than this package's."""
+    return type(network).__module__.split(".")[0] == "diffusers"
 
 
 class Processor:

@@ -225,8 +225,10 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
                 if isinstance(network, nn.Module):
                     nn.Module.to(network, dtype)  # ModelMixin's own `to` warns of modules that there aren't
             self._dtype_chosen = True
+        on_gpu = self._execution_device.type == "cuda"
         for network in self._networks("decoder", "super_res_first", "super_res_last", "upsampler_1024"):
-            network.to(memory_format=torch.channels_last)
+            if on_gpu or not attention.is_stock(network):  # diffusers' GroupNorms are slow in this layout on a CPU
+                network.to(memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------------------------------ the state of a call
 
