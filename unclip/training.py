@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from .checkpoints import checkpoints, components_folder, load_checkpoint, save_checkpoint, save_components
+from .checkpoints import checkpoints, components_folder, load_checkpoint, resolve, save_checkpoint, save_components
 from .config import ConfigError, construct, load_config
 from .objectives import Objective, create
 from .precision import fast_dtype
@@ -158,7 +158,7 @@ class Loop:
         run, objective = self.run, self.objective
         found = self._newest()
         if found is None and run.init_from:
-            self._initialise(Path(run.init_from))
+            self._initialise(run.init_from)
         if found is None:
             objective.prepare()
         objective.to(self.accelerator.device)
@@ -183,10 +183,11 @@ class Loop:
                 self._say(f"skipping a damaged checkpoint: {error}")
         return None
 
-    def _initialise(self, folder: Path) -> None:
+    def _initialise(self, source: str) -> None:
+        """Start from a training run's averaged weights, or from a model: a shipped one's name, a folder, a Hub id."""
         from safetensors.torch import load_file
 
-        folder = components_folder(folder)
+        folder = resolve(components_folder(source))
         for name, network in self.objective.trained.named_children():
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
