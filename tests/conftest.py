@@ -110,3 +110,19 @@ def run():
 
 def seeds(*numbers: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(n) for n in numbers]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line in this process: call(*words) -> exit code, stdout, stderr."""
+    from unclip import cli
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["unclip", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    return call

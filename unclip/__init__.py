@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from decoder import UnCLIPTextProjModel
 
     from .clip import CLIP
-    from .pipelines import UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPPriorPipeline
+    from .pipelines import (
+        UnCLIPImageVariationPipeline,
+        UnCLIPInterpolationPipeline,
+        UnCLIPPipeline,
+        UnCLIPPriorPipeline,
+        UnCLIPTextDiffPipeline,
+    )
     from .scheduler import UnCLIPScheduler
 
 try:
@@ -25,9 +31,11 @@ except PackageNotFoundError:  # a bare clone, not installed
 __all__ = [
     "CLIP",
     "UnCLIPImageVariationPipeline",
+    "UnCLIPInterpolationPipeline",
     "UnCLIPPipeline",
     "UnCLIPPriorPipeline",
     "UnCLIPScheduler",
+    "UnCLIPTextDiffPipeline",
     "UnCLIPTextProjModel",
     "__version__",
 ]
@@ -36,9 +44,11 @@ __all__ = [
 _HOMES = {
     "CLIP": "unclip.clip",
     "UnCLIPImageVariationPipeline": "unclip.pipelines",
+    "UnCLIPInterpolationPipeline": "unclip.pipelines",
     "UnCLIPPipeline": "unclip.pipelines",
     "UnCLIPPriorPipeline": "unclip.pipelines",
     "UnCLIPScheduler": "unclip.scheduler",
+    "UnCLIPTextDiffPipeline": "unclip.pipelines",
     "UnCLIPTextProjModel": "decoder",
 }
 

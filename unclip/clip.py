@@ -207,7 +207,12 @@ class CLIP:
 
         Transparent pictures are put on white. Raises ValueError for a tensor of another shape or range.
         """
-        pixels = self.preprocess(images).to(self.image_encoder.device, self.image_encoder.dtype)
+        return self.encode_pixels(self.preprocess(images))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Unit vectors [B, D] of pictures [B, 3, S, S] as `preprocess` makes them."""
+        pixels = pixels.to(self.image_encoder.device, self.image_encoder.dtype)
         return F.normalize(self.image_encoder(pixels).image_embeds.float(), dim=-1)
 
     def preprocess(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:

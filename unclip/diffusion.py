@@ -1,7 +1,7 @@
-"""What the diffusion stages share in training: noise levels, noising and prediction targets."""
+"""What the diffusion stages share in training: noise levels, noising, prediction targets and schedules."""
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 
@@ -47,6 +47,18 @@ def schedule(prediction_type: str, beta_schedule: str = "squaredcos_cap_v2", ste
     """A training schedule: cosine ("squaredcos_cap_v2") or "linear", as in the paper's Table 3."""
     return DDPMScheduler(
         num_train_timesteps=steps, beta_schedule=beta_schedule, prediction_type=prediction_type, clip_sample=False
+    )
+
+
+def ddim(training: DDPMScheduler) -> DDIMScheduler:
+    """The scheduler that prior and upsamplers are sampled with: DDIM (arXiv 2010.02502) on the training schedule."""
+    return DDIMScheduler.from_config(training.config, timestep_spacing="trailing", set_alpha_to_one=True)
+
+
+def dpm_solver(training: DDPMScheduler) -> DPMSolverMultistepScheduler:
+    """The scheduler that the decoder is sampled with: DPM-Solver++(2M) on the training schedule (arXiv 2211.01095)."""
+    return DPMSolverMultistepScheduler.from_config(
+        training.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing", lower_order_final=True
     )
 
 

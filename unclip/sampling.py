@@ -20,6 +20,7 @@ def denoise(
     *,
     guidance: float = 1.0,
     generator: Generators = None,
+    eta: float = 0.0,
     progress: Callable[[Iterable], Iterable] = iter,
     on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -28,7 +29,8 @@ def denoise(
 
     `guidance` w other than 1 asks `predict` for an unconditional and a conditional half and follows uncond + w (cond - uncond)
     (classifier-free guidance, arXiv 2207.12598, equation 6); predictions with twice the channels carry a variance,
-    which is taken from the conditional half. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
+    which is taken from the conditional half. `eta` is DDIM's share of fresh noise (arXiv 2010.02502, equation 16), where
+    the scheduler knows of one. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
     replace the latents after a step; once `stopped()` is true the remaining steps are left out.
     """
     if steps < 1:
@@ -46,6 +48,8 @@ def denoise(
         if guided:
             prediction = guide(prediction, latents.shape[1], guidance)
         extra = {"generator": generator} if "generator" in takes else {}
+        if "eta" in takes:
+            extra["eta"] = eta
         if "prev_timestep" in takes:
             extra["prev_timestep"] = timesteps[i + 1] if i + 1 < len(timesteps) else None
         elif prediction.shape[1] == 2 * latents.shape[1]:

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import sys
 
 import karlo
 import pytest
 import torch
 from conftest import seeds
 
-from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPPriorPipeline, cli
+from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPPriorPipeline
 from unclip.convert import HEAD_DIM
 
 WIDTH, DIM, CROSS = 128, 64, 96
@@ -154,18 +153,9 @@ def arguments(folder, out, **other):
     return [w for k, v in files.items() for w in (f"--{k}", str(folder / v))] + [str(out)]
 
 
-def call(monkeypatch, capsys, *words) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["unclip", *words])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    said = capsys.readouterr()
-    return exit.value.code or 0, said.out, said.err
-
-
-def test_karlo_becomes_a_pipeline_that_draws(originals, tmp_path, monkeypatch, capsys):
+def test_karlo_becomes_a_pipeline_that_draws(originals, tmp_path, command):
     out = tmp_path / "karlo"
-    assert call(monkeypatch, capsys, "convert", "karlo", *arguments(originals, out))[:2] == (0, f"{out}\n")
+    assert command("convert", "karlo", *arguments(originals, out))[:2] == (0, f"{out}\n")
     assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".ckpt", ".pt")]
     pipe = UnCLIPPipeline.from_pretrained(out, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -176,7 +166,7 @@ def test_karlo_becomes_a_pipeline_that_draws(originals, tmp_path, monkeypatch, c
     vary = UnCLIPImageVariationPipeline.from_pipe(pipe)
     again = vary(pipe.numpy_to_pil(picture.permute(0, 2, 3, 1).numpy()), size=64, decoder_num_inference_steps=2).images[0]
     assert again.size == (64, 64)
-    code, _, said = call(monkeypatch, capsys, "convert", "karlo", *arguments(originals, out))
+    code, _, said = command("convert", "karlo", *arguments(originals, out))
     assert code == 2 and said == f"error: {out} exists; pass --force to replace it\n"
 
 
@@ -223,12 +213,12 @@ def test_a_converted_attention_answers_as_the_original(originals):
         torch.testing.assert_close(new(x, context), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_kandinsky_prior_predicts_embeddings(originals, tmp_path, monkeypatch, capsys):
+def test_a_kandinsky_prior_predicts_embeddings(originals, tmp_path, command):
     out = tmp_path / "kandinsky"
     words = [
         w for w in arguments(originals, out) if w not in ("--decoder", "--sr") and not w.endswith(("decoder.ckpt", "sr.ckpt"))
     ]
-    assert call(monkeypatch, capsys, "convert", "kandinsky-prior", *words)[:2] == (0, f"{out}\n")
+    assert command("convert", "kandinsky-prior", *words)[:2] == (0, f"{out}\n")
     pipe = UnCLIPPriorPipeline.from_pretrained(out, dtype=torch.float64)
     pipe.set_progress_bar_config(disable=True)
     settings = {"prior_num_inference_steps": 3, "prior_guidance_scale": 2.0}
@@ -239,7 +229,7 @@ def test_a_kandinsky_prior_predicts_embeddings(originals, tmp_path, monkeypatch,
     )
     whole = UnCLIPPipeline.from_pretrained  # the same prior within a whole pipeline draws the same embedding
     karlo_out = tmp_path / "karlo"
-    assert call(monkeypatch, capsys, "convert", "karlo", *arguments(originals, karlo_out))[0] == 0
+    assert command("convert", "karlo", *arguments(originals, karlo_out))[0] == 0
     same = UnCLIPPriorPipeline.from_pipe(whole(karlo_out, dtype=torch.float64))
     torch.testing.assert_close(same(["a star", "a ring"], generator=seeds(0, 1), **settings).image_embeds, embeds)
 
@@ -258,8 +248,8 @@ def test_a_kandinsky_prior_predicts_embeddings(originals, tmp_path, monkeypatch,
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_a_wrong_file_is_one_line_and_nothing_is_written(originals, tmp_path, monkeypatch, capsys, other, message):
+def test_a_wrong_file_is_one_line_and_nothing_is_written(originals, tmp_path, command, other, message):
     out = tmp_path / "out"
-    code, printed, said = call(monkeypatch, capsys, "convert", "karlo", *arguments(originals, out, **other))
+    code, printed, said = command("convert", "karlo", *arguments(originals, out, **other))
     assert code == 2 and printed == "" and message in said and said.count("\n") == 1 and said.startswith("error: ")
     assert os.listdir(tmp_path) == []

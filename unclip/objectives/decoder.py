@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -14,7 +13,7 @@ from decoder import Decoder, UnCLIPTextProjModel
 from .. import attention
 from ..config import construct
 from ..data.examples import EmojiScenes, seeded_noise
-from ..diffusion import levels, logit_normal_timesteps, schedule, target
+from ..diffusion import dpm_solver, levels, logit_normal_timesteps, schedule, target
 from ..sampling import denoise
 from .base import Objective, grid
 from .frozen_clip import FrozenCLIP
@@ -137,15 +136,8 @@ class DecoderObjective(Objective):
             def predict(x: Tensor, t: Tensor) -> Tensor:
                 return self.trained["decoder"](x, t, context, class_labels=added, attention_mask=mask).sample.float()  # noqa: B023
 
-            rows.append(denoise(predict, start, sampling_schedule(self.schedule), 16, guidance=2.0))
+            rows.append(denoise(predict, start, dpm_solver(self.schedule), 16, guidance=2.0))
         return grid(torch.cat(rows) / 2 + 0.5, SHOWN)
 
     def components(self) -> dict[str, Any]:
-        return {**self.trained, "decoder_scheduler": sampling_schedule(self.schedule)}
-
-
-def sampling_schedule(training) -> DPMSolverMultistepScheduler:
-    """The scheduler that the decoder is sampled with: DPM-Solver++(2M) on the training schedule (arXiv 2211.01095)."""
-    return DPMSolverMultistepScheduler.from_config(
-        training.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing", lower_order_final=True
-    )
+        return {**self.trained, "decoder_scheduler": dpm_solver(self.schedule)}

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -13,7 +12,7 @@ from prior import DiffusionPrior
 from .. import attention
 from ..config import construct
 from ..data.examples import EmojiScenes, seeded_noise
-from ..diffusion import levels, logit_normal_timesteps, schedule
+from ..diffusion import ddim, levels, logit_normal_timesteps, schedule
 from ..sampling import denoise
 from .base import Objective
 from .frozen_clip import FrozenCLIP
@@ -92,16 +91,11 @@ class PriorObjective(Objective):
             return prior(x, t, *both).predicted_image_embedding.float()
 
         start = seeded_noise(self.seed, few["index"], (self.frozen.dim,))
-        drawn = prior.post_process_latents(denoise(predict, start, sampling_schedule(self.schedule), 10, guidance=2.0))
+        drawn = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, guidance=2.0))
         metrics["cosine"] = F.cosine_similarity(drawn, true).mean().item()
         metrics["cosine_to_text"] = F.cosine_similarity(drawn, text).mean().item()
         metrics["cosine_true_to_text"] = F.cosine_similarity(true, text).mean().item()
         return metrics
 
     def components(self) -> dict[str, Any]:
-        return {**self.trained, "prior_scheduler": sampling_schedule(self.schedule)}
-
-
-def sampling_schedule(training) -> DDIMScheduler:
-    """The scheduler that the prior is sampled with: DDIM (arXiv 2010.02502) on the training schedule."""
-    return DDIMScheduler.from_config(training.config, timestep_spacing="trailing", set_alpha_to_one=True)
+        return {**self.trained, "prior_scheduler": ddim(self.schedule)}

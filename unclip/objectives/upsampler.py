@@ -13,10 +13,9 @@ from upsamplers.degrade import corrupt
 
 from ..config import construct
 from ..data.examples import EmojiCrops, seeded_noise
-from ..diffusion import schedule, uniform_timesteps
+from ..diffusion import ddim, schedule, uniform_timesteps
 from ..sampling import denoise
 from .base import Objective, grid
-from .prior import sampling_schedule
 
 VALIDATION_EXAMPLES = 32
 SCALE = 4
@@ -76,7 +75,7 @@ class UpsamplerObjective(Objective):
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return self.trained[self.name](torch.cat([x, resized], 1), t).sample.float()
 
-        return denoise(predict, start, sampling_schedule(self.schedule), self.sampling_steps).clamp(-1, 1)
+        return denoise(predict, start, ddim(self.schedule), self.sampling_steps).clamp(-1, 1)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -98,7 +97,7 @@ class UpsamplerObjective(Objective):
         return grid(torch.cat(rows) / 2 + 0.5, 8)
 
     def components(self) -> dict[str, Any]:
-        return {**self.trained, f"{self.name}_scheduler".replace("_first", ""): sampling_schedule(self.schedule)}
+        return {**self.trained, f"{self.name}_scheduler".replace("_first", ""): ddim(self.schedule)}
 
 
 def resize(low: Tensor, size: int) -> Tensor:

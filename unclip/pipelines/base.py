@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import attention
 from ..checkpoints import check_folder, import_own_modules, resolve
+from ..images import on_white
 from ..precision import fast_dtype
-from ..sampling import Generators, denoise, noise
+from ..sampling import Generators, Predict, denoise, noise
 from ..scheduler import own
 from ..tiling import tiled
 from .lora import LoRAMixin
@@ -38,6 +41,8 @@ DEFAULTS = {
 }
 MAX_IMAGES = 10_000
 TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
+# Both directions of DDIM take the same steps, and clip nothing on the way: what is clipped cannot be undone.
+_DDIM = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
 # Where an older model_index.json finds what this package has now.
 _MOVED = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.scheduler"}
 Callback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -239,7 +244,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
     @property
     def stage(self) -> str | None:
-        """The stage that is running: "prior", "decoder", "upsampler_256", "upsampler_1024"; None between calls."""
+        """The stage that is running: "prior", "decoder", "upsampler_256", "upsampler_1024" or "inversion"; None between."""
         return self._stage
 
     @property
@@ -311,7 +316,17 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         answer = self._callback(self, i, t, given)
         return (answer or {}).get("latents", latents)
 
-    def _denoise(self, stage: str, predict, start: Tensor, scheduler: Any, steps: int, call: Call, guidance: float = 1.0):
+    def _denoise(
+        self,
+        stage: str,
+        predict: Predict,
+        start: Tensor,
+        scheduler: Any,
+        steps: int,
+        call: Call,
+        guidance: float = 1.0,
+        eta: float = 0.0,
+    ) -> Tensor:
         """THE denoising loop, with this pipeline's progress bar, callback and interrupt."""
         self._stage = stage
         try:
@@ -322,6 +337,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
                 steps,
                 guidance=guidance,
                 generator=call.generator,
+                eta=eta,
                 progress=self._bar(stage.replace("_", " ")),
                 on_step=self._on_step,
                 stopped=lambda: self._interrupt,
@@ -367,19 +383,37 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         num_images: int,
         text_model_output: Any,
         text_attention_mask: Tensor | None,
+        count: int | None = None,
     ) -> TextCondition:
+        """What guides the pictures, each prompt's `num_images` in a row; a single prompt is for all of `count`."""
         if text_model_output is not None and text_attention_mask is not None:
             device = self._execution_device
             embeds, encodings = text_model_output[0].to(device), text_model_output[1].to(device)
             mask = text_attention_mask.to(device).bool()
         else:
             embeds, encodings, mask = self._run_text_encoder([prompt] if isinstance(prompt, str) else prompt)
+        rows = len(embeds) if count is None else count
+        if len(embeds) not in (1, rows):
+            raise ValueError(f"prompt must be a str, or a list of {rows} of them, got {prompt!r}")
         away = [negative or ""] if not isinstance(negative, list) else negative
-        if len(away) not in (1, len(embeds)) or not all(isinstance(n, str) for n in away):
-            raise ValueError(f"negative_prompt must be a str, or a list of {len(embeds)} of them, got {negative!r}")
-        empty = self._run_text_encoder(away)
-        one_each = TextCondition(embeds, encodings, mask, *(e.expand(len(embeds), *e.shape[1:]) for e in empty))
+        if len(away) not in (1, rows) or not all(isinstance(n, str) for n in away):
+            raise ValueError(f"negative_prompt must be a str, or a list of {rows} of them, got {negative!r}")
+        fields = (embeds, encodings, mask, *self._run_text_encoder(away))
+        one_each = TextCondition(*(f.expand(rows, *f.shape[1:]) for f in fields))
         return one_each.repeated(num_images)
+
+    def _encode_image(self, image: Image.Image | list[Image.Image] | Tensor) -> Tensor:
+        """CLIP image embeddings [B, D] of pictures, or of a tensor as `feature_extractor` makes it."""
+        if not isinstance(image, Tensor):
+            pictures = [image] if isinstance(image, Image.Image) else image
+            image = self.feature_extractor(images=[on_white(p) for p in pictures], return_tensors="pt").pixel_values
+        return self.image_encoder(image.to(self._execution_device, self.image_encoder.dtype)).image_embeds
+
+    def _pictures(self, image: Image.Image | list[Image.Image], call: Call) -> Tensor:
+        """Pictures as the decoder would draw them: [B, 3, H, W] in [-1, 1], the middle at the decoder's size."""
+        pictures = [image] if isinstance(image, Image.Image) else image
+        fitted = [ImageOps.fit(on_white(p), (call.width, call.height), Image.Resampling.BICUBIC) for p in pictures]
+        return torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in fitted]).float() / 127.5 - 1
 
     def _draw_embedding(self, text: TextCondition, call: Call, latents: Tensor | None) -> Tensor:
         """CLIP image embeddings [B, D]: of each picture's candidates the nearest to its text."""
@@ -408,9 +442,36 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         best = (drawn * text.embeds[:, None].to(drawn.dtype)).sum(-1).argmax(1)  # [B]
         return drawn[torch.arange(len(drawn), device=drawn.device), best]
 
-    def _draw_picture(self, text: TextCondition, embedding: Tensor, call: Call, latents: Tensor | None) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size."""
+    def _draw_picture(
+        self,
+        text: TextCondition,
+        embedding: Tensor,
+        call: Call,
+        latents: Tensor | None,
+        scheduler: Any = None,
+        eta: float = 0.0,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size; `scheduler` in place of the decoder's own."""
         guidance = call.guidance("decoder")
+        shape = (len(embedding), self.decoder.config.in_channels, call.height, call.width)
+        start = self._start(shape, self.decoder, call.generator, latents)
+        predict = self._decoder_prediction(text, embedding, guidance)
+        scheduler, steps = scheduler or self.decoder_scheduler, call.settings["decoder_num_inference_steps"]
+        return self._denoise("decoder", predict, start, scheduler, steps, call, guidance, eta).clamp(-1, 1)
+
+    def _invert(self, picture: Tensor, text: TextCondition, embedding: Tensor, call: Call) -> Tensor:
+        """The noise [B, 3, H, W] from which unguided DDIM draws `picture` [B, 3, H, W] in [-1, 1] (paper, section 3)."""
+        scheduler = DDIMInverseScheduler.from_config(self.decoder_scheduler.config, **_DDIM)
+        start = self._start(tuple(picture.shape), self.decoder, None, picture)
+        predict = self._decoder_prediction(text, embedding, 1.0)
+        return self._denoise("inversion", predict, start, scheduler, call.settings["decoder_num_inference_steps"], call)
+
+    def _ddim(self) -> DDIMScheduler:
+        """The deterministic sampler whose way back is `_invert`."""
+        return DDIMScheduler.from_config(self.decoder_scheduler.config, **_DDIM)
+
+    def _decoder_prediction(self, text: TextCondition, embedding: Tensor, guidance: float) -> Predict:
+        """The decoder as a function of the noised picture and the timestep; doubled where it is guided."""
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
         context, added = self.text_proj(
             image_embeddings=embedding.to(self.text_proj.dtype),
@@ -419,8 +480,6 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             do_classifier_free_guidance=guidance != 1,
         )
         mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
-        shape = (len(embedding), self.decoder.config.in_channels, call.height, call.width)
-        start = self._start(shape, self.decoder, call.generator, latents)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             answer = self.decoder(
@@ -432,8 +491,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             )
             return answer.sample.to(x.dtype)
 
-        steps = call.settings["decoder_num_inference_steps"]
-        return self._denoise("decoder", predict, start, self.decoder_scheduler, steps, call, guidance).clamp(-1, 1)
+        return predict
 
     def _upsample(self, picture: Tensor, call: Call, latents: Tensor | None) -> Tensor:
         """64 px to 256 px. Karlo's last step has a network of its own."""
@@ -473,6 +531,16 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             return answer.to(x.dtype)
 
         return self._denoise(stage, predict, start, scheduler, len(networks), call).clamp(-1, 1)
+
+    def _finish(self, picture: Tensor, call: Call, latents: Tensor | None, output_type: str, return_dict: bool):
+        """The stages after the decoder, and the answer of a call."""
+        if call.last >= 1:
+            picture = self._upsample(picture, call, latents)
+        if call.last >= 2:
+            picture = self._upsample_1024(picture, call)
+        self.maybe_free_model_hooks()
+        images = self._output(picture, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _start(self, shape: tuple[int, ...], network: nn.Module, generator: Generators, latents: Tensor | None) -> Tensor:
         """A stage's starting noise; float64 for float64 networks, else float32."""

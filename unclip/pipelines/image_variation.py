@@ -1,6 +1,6 @@
 """Variations of a picture, called as diffusers' deprecated `UnCLIPImageVariationPipeline` and going on to 1024 px."""
 
-# B pictures, D embedding dimension
+# B pictures, D embedding dimension, S side of the image tower's input
 
 from typing import Any
 
@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..sampling import Generators
-from .base import Callback, TextCondition, UnCLIPBase
+from .base import Callback, UnCLIPBase
+
+INVERSION_STEPS = 50
 
 
 class UnCLIPImageVariationPipeline(UnCLIPBase):
@@ -75,6 +77,9 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         output_type: str = "pil",
         return_dict: bool = True,
         *,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        eta: float | None = None,
         size: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -88,12 +93,24 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
             image: PIL pictures, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
                 None when `image_embeddings` [B, D] are given, which go before it.
 
+            prompt: a text to steer by, one for all pictures or one for each; default: none.
+            eta: None draws from fresh noise. Otherwise the picture is first inverted by DDIM to the noise that would draw it
+                (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the picture back,
+                1 departs farthest. Then 50 decoder steps and no guidance are the defaults, because guidance departs too.
+
         The other arguments are `UnCLIPPipeline`'s.
 
         Raises:
             ValueError: for an argument out of range, naming its value, and for a picture without an `image_encoder`.
         """
         count = self._count_images(image, image_embeddings)
+        if eta is not None:
+            if not isinstance(eta, int | float) or not 0 <= eta <= 1:
+                raise ValueError(f"eta must be from 0 to 1, got {eta!r}")
+            if image is None or isinstance(image, Tensor):
+                raise ValueError("eta needs the picture itself: give image as a PIL picture or a list of them")
+            decoder_num_inference_steps = decoder_num_inference_steps or INVERSION_STEPS
+            decoder_guidance_scale = 1.0 if decoder_guidance_scale is None else decoder_guidance_scale
         given = {
             "decoder_num_inference_steps": decoder_num_inference_steps,
             "super_res_num_inference_steps": super_res_num_inference_steps,
@@ -103,17 +120,15 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
         call = self._begin(count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
 
-        embedding = self._encode_image(image, image_embeddings).repeat_interleave(images, 0)
-        empty = [e.expand(len(embedding), *e.shape[1:]) for e in self._run_text_encoder([""])]
-        picture = self._draw_picture(TextCondition(*empty, *empty), embedding, call, decoder_latents)
-        if call.last >= 1:
-            picture = self._upsample(picture, call, super_res_latents)
-        if call.last >= 2:
-            picture = self._upsample_1024(picture, call)
-
-        self.maybe_free_model_hooks()
-        images = self._output(picture, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        given_embeddings = None if image_embeddings is None else image_embeddings.to(self._execution_device)
+        embedding = self._encode_image(image) if given_embeddings is None else given_embeddings
+        text = self._encode_prompt(prompt if prompt is not None else "", negative_prompt, 1, None, None, count)
+        if eta is not None:
+            decoder_latents = self._invert(self._pictures(image, call), text, embedding, call).repeat_interleave(images, 0)
+        embedding, text = embedding.repeat_interleave(images, 0), text.repeated(images)
+        scheduler = None if eta is None else self._ddim()
+        picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, eta or 0.0)
+        return self._finish(picture, call, super_res_latents, output_type, return_dict)
 
     def _count_images(self, image: Any, image_embeddings: Tensor | None) -> int:
         """How many pictures there are. Raises ValueError, naming it, for what is none."""
@@ -133,11 +148,3 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         if not isinstance(image, list) or not image or not all(isinstance(i, Image.Image) for i in image):
             raise ValueError(f"image must be a PIL picture, a non-empty list of them or a tensor, got {image!r}")
         return len(image)
-
-    def _encode_image(self, image: Any, image_embeddings: Tensor | None) -> Tensor:
-        """Image embeddings [B, D]."""
-        if image_embeddings is not None:
-            return image_embeddings.to(self._execution_device)
-        if not isinstance(image, Tensor):
-            image = self.feature_extractor(images=image, return_tensors="pt").pixel_values
-        return self.image_encoder(image.to(self._execution_device, self.image_encoder.dtype)).image_embeds

@@ -7,12 +7,13 @@ import shutil
 import karlo
 import pytest
 import torch
-from conftest import seeds, tiny_networks
+from conftest import randomise, seeds, tiny_networks
 from drawing import STEPS, close, draw, subjects
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unclip import CLIP, UnCLIPImageVariationPipeline, UnCLIPPipeline
+from upsamplers import Upsampler
 
 
 def test_the_call_has_the_deprecated_arguments_in_their_order(pipe):
@@ -303,3 +304,48 @@ def test_a_picture_in_tiles_equals_the_whole_one(tiny, monkeypatch):
     assert tall.shape == (1, 3, 768, 256) and max(max(s) for s in seen) == 256
     monkeypatch.setattr("unclip.pipelines.base.tiled", lambda network, x, *a: network(x))
     close(tall, draw(tiny, height=768, width=256), 1e-3)
+
+
+def test_negative_prompts_take_the_empty_ones_place(pipe):
+    if not isinstance(pipe, UnCLIPPipeline):
+        pytest.skip("no prompt")
+    pipe.to(torch.float64)
+    plain = draw(pipe, 2)
+    close(draw(pipe, 2, negative_prompt=""), plain)
+    away = draw(pipe, 2, negative_prompt=["rain", "a crowd"])
+    assert (away - plain).abs().amax((1, 2, 3)).min() > 1e-4
+    close(draw(pipe, 2, negative_prompt="rain")[:1], away[:1])
+    unguided = {"prior_guidance_scale": 1.0, "decoder_guidance_scale": 1.0}
+    close(draw(pipe, negative_prompt="rain", **unguided), draw(pipe, **unguided))
+    # leading away from what one asks for leaves the guidance nothing to do
+    close(draw(pipe, 1, negative_prompt="a star", decoder_guidance_scale=1.0), draw(pipe, **unguided), 1e-6)
+    for wrong in (["one", "two", "three"], 7, [None, "x"]):
+        with pytest.raises(ValueError, match="negative_prompt must be a str, or a list of 2"):
+            draw(pipe, 2, negative_prompt=wrong)
+
+
+def test_karlo_goes_on_to_the_size_of_our_upsampler(tmp_path):
+    parts = {k: v for k, v in karlo.parts(tmp_path).items() if k not in ("feature_extractor", "image_encoder")}
+    ours = randomise(Upsampler(128, channels=[8], blocks=[1], time_embed_dim=16))
+    pipe = UnCLIPPipeline(**parts, upsampler_1024=ours, upsampler_1024_scheduler=tiny_networks()["upsampler_1024_scheduler"])
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.to(torch.float32).sizes == [16, 32, 128]
+    assert draw(pipe, size=128).shape == (1, 3, 128, 128)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert UnCLIPPipeline.from_pretrained(tmp_path / "saved").sizes == [16, 32, 128]
+
+
+def test_the_kernel_can_be_chosen(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    pictures = []
+    for kernel in ("auto", "math", "sdpa"):
+        again = type(pipe).from_pretrained(tmp_path / "saved", attention=kernel, dtype=torch.float64)
+        again.set_progress_bar_config(disable=True)
+        pictures.append(draw(again))
+    close(pictures[1], pictures[0])
+    close(pictures[2], pictures[0], 1e-6)
+    with pytest.raises(ValueError, match="unknown attention 'flash'; choose from auto, xformers, sdpa, math"):
+        pipe.set_attention("flash")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'xformers' cannot be used: .* CUDA"):
+            type(pipe).from_pretrained(tmp_path / "saved", attention="xformers")

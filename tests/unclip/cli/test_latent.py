@@ -1,0 +1,94 @@
+"""`unclip variations`, `interpolate` and `edit`, in a process of the tests over the toy model."""
+
+import hashlib
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "cat.png"
+    image = Image.new("RGB", (90, 70), "white")
+    image.paste((200, 60, 40), (10, 10, 50, 40))
+    image.save(path)
+    return path
+
+
+def digest(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_variations(command, picture, tiny_folder, tmp_path):
+    before = digest(picture)
+    words = ["variations", picture, "--out", tmp_path / "out", "-n", "2", "--size", "64", "--model", tiny_folder]
+    code, said, _ = command(*words, "--seed", "5")
+    files = [tmp_path / "out" / f"cat-{n}.png" for n in (5, 6)]
+    assert code == 0 and said.split() == [str(f) for f in files]
+    first, second = (Image.open(f) for f in files)
+    assert first.size == (64, 64) and first.tobytes() != second.tobytes()
+    assert first.text["seed"] == "5" and first.text["variation_of"] == "cat.png"
+    code, said, error = command(*words, "--seed", "5")
+    assert code == 2 and said == "" and error.endswith("pass --force to overwrite it\n")
+    code, _, _ = command(*words, "--seed", "6", "--eta", "0", "--decoder-steps", "4", "--force", "--prompt", "a star")
+    again = [Image.open(tmp_path / "out" / f"cat-{n}.png") for n in (6, 7)]
+    assert code == 0 and again[0].tobytes() == again[1].tobytes() and again[0].text["eta"] == "0.0"
+    assert digest(picture) == before
+
+
+def test_interpolate(command, picture, tiny_folder, tmp_path):
+    out = tmp_path / "path"
+    code, said, _ = command(
+        "interpolate", picture, "two rings", "--out", out, "--steps", "3", "--size", "64", "--model", tiny_folder
+    )
+    assert code == 0 and said.split() == [str(out / n) for n in ("000.png", "001.png", "002.png", "grid.png", "path.webp")]
+    assert Image.open(out / "grid.png").size == (192, 64)
+    assert Image.open(out / "path.webp").n_frames == 4 and Image.open(out / "path.webp").is_animated
+    assert Image.open(out / "001.png").text["share"] == "0.5000"
+    assert sorted(p.name for p in out.iterdir()) == ["000.png", "001.png", "002.png", "grid.png", "path.webp"]
+
+
+def test_edit(command, picture, tiny_folder, tmp_path):
+    words = [
+        "edit",
+        picture,
+        "--from",
+        "a cat",
+        "--to",
+        "a black cat",
+        "--size",
+        "64",
+        "--decoder-steps",
+        "3",
+        "--model",
+        tiny_folder,
+    ]
+    code, said, _ = command(*words, "--out", tmp_path / "new.png")
+    assert code == 0 and said == f"{tmp_path / 'new.png'}\n" and Image.open(tmp_path / "new.png").text["to"] == "a black cat"
+    code, said, _ = command(*words, "--out", tmp_path / "several", "--strength", "0", "--strength", "0.4")
+    assert code == 0 and [p.name for p in sorted((tmp_path / "several").iterdir())] == ["cat-0.4.png", "cat-0.png"]
+
+
+BAD = [
+    (["variations", "none.png", "--out", "o"], "none.png is not a file"),
+    (["variations", "{picture}", "--out", "o", "-n", "0"], "got 0"),
+    (["variations", "{picture}", "--out", "o", "--eta", "-1"], "eta must be from 0 to 1, got -1.0"),
+    (["variations", "{text}", "--out", "o"], "notes.png is no picture that can be read"),
+    (["interpolate", "a cat", "dog.png", "--out", "o"], "dog.png is not a file"),
+    (["interpolate", "a cat", "a dog", "--out", "o", "--steps", "1"], "steps must be from 2 to 1000, got 1"),
+    (["interpolate", "a cat", "", "--out", "o"], "an end is an empty sentence"),
+    (["interpolate", "a cat", "a dog", "--out", "o", "--noise", "pink"], "'pink'"),
+    (["edit", "{picture}", "--from", "a", "--to", "a", "--out", "o.png"], "the same sentence, 'a'"),
+    (["edit", "{picture}", "--to", "a", "--out", "o.jpg"], "o.jpg must end in .png or be a folder"),
+    (["edit", "{picture}", "--to", "a", "--out", "o.png", "--strength", "3"], "strength must be from 0 to 1, got [3.0]"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[m for _, m in BAD])
+def test_a_mistake_is_one_line(command, picture, tiny_folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.png").write_text("hello")
+    words = [w.format(picture=picture, text=tmp_path / "notes.png") for w in words]
+    code, said, error = command(*words, "--model", tiny_folder, "--size", "64")
+    assert code == 2 and said == "" and message in error.splitlines()[-1] and error.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in error and not list(tmp_path.glob("o*.png"))

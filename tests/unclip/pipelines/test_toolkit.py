@@ -1,0 +1,124 @@
+"""What is done with a picture's two-part latent: inverted, varied, interpolated, edited."""
+
+import karlo
+import pytest
+import torch
+from conftest import seeds
+from drawing import close
+from PIL import Image
+
+from unclip import UnCLIPImageVariationPipeline, UnCLIPInterpolationPipeline, UnCLIPPipeline, UnCLIPTextDiffPipeline
+
+
+def picture(colour=(200, 60, 40), size=(80, 64)) -> Image.Image:
+    image = Image.new("RGB", size, "white")
+    image.paste(colour, (10, 10, 50, 40))
+    return image
+
+
+@pytest.fixture(params=["ours", "karlo"])
+def whole(request, tiny, tmp_path) -> UnCLIPPipeline:
+    """A pipeline with every part, in float64."""
+    pipe = tiny if request.param == "ours" else UnCLIPPipeline(**karlo.parts(tmp_path))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(torch.float64)
+
+
+def smallest(pipe, **kwargs) -> dict:
+    return {"size": pipe.sizes[0], "output_type": "pt", **kwargs}
+
+
+def true(pipe, image) -> torch.Tensor:
+    side = pipe.sizes[0]
+    return pipe._pictures(image, pipe._begin(1, 1, {}, None, side)) / 2 + 0.5
+
+
+def test_inverted_and_drawn_again_a_picture_is_itself_and_eta_departs(tiny):
+    pipe = UnCLIPImageVariationPipeline.from_pipe(tiny.to(torch.float64))
+    image = picture()
+    errors = []
+    for eta in (0.0, 0.3, 1.0):
+        again = pipe(image, eta=eta, generator=seeds(1), decoder_num_inference_steps=100, **smallest(pipe)).images
+        errors.append((again - true(pipe, image)).square().mean())
+    assert errors[0] < errors[1] < errors[2]
+    fresh = pipe(image, generator=seeds(1), **smallest(pipe)).images
+    assert errors[0] < 0.2 * (fresh - true(pipe, image)).square().mean()
+    same = [pipe(image, eta=0.0, num_images_per_prompt=2, generator=seeds(s, s + 1), **smallest(pipe)).images for s in (1, 5)]
+    close(*same)  # nothing random is left
+    close(same[0][0], same[0][1])
+
+
+def test_a_text_steers_a_variation(whole):
+    pipe = UnCLIPImageVariationPipeline.from_pipe(whole)
+    settings = smallest(pipe, decoder_num_inference_steps=3)
+    plain = pipe([picture(), picture("blue")], generator=seeds(1, 2), **settings).images
+    close(pipe([picture(), picture("blue")], prompt="", generator=seeds(1, 2), **settings).images, plain)
+    steered = pipe([picture(), picture("blue")], prompt=["a star", ""], generator=seeds(1, 2), **settings).images
+    assert (steered[0] - plain[0]).abs().max() > 1e-5
+    close(steered[1], plain[1])
+    with pytest.raises(ValueError, match="prompt must be a str, or a list of 2"):
+        pipe([picture(), picture("blue")], prompt=["a", "b", "c"], **settings)
+
+
+def test_a_path_begins_and_ends_at_its_ends(whole):
+    pipe, vary = UnCLIPInterpolationPipeline.from_pipe(whole), UnCLIPImageVariationPipeline.from_pipe(whole)
+    ends = [picture(), picture("blue")]
+    settings = smallest(pipe, decoder_num_inference_steps=3)
+    path = pipe(ends, steps=5, generator=seeds(3)[0], **settings).images
+    assert len(path) == 5
+    for end, drawn in zip(ends, (path[0], path[-1]), strict=True):
+        close(vary(end, generator=seeds(3), **settings).images[0], drawn)
+    close(pipe(ends[::-1], steps=5, generator=seeds(3)[0], **settings).images.flip(0), path)
+    mixed = pipe(ends, weights=[[1, 0], [0.5, 0.5], [0, 2]], generator=seeds(3)[0], **settings).images
+    close(mixed, path[[0, 2, 4]], 1e-6)
+
+
+def test_paths_between_sentences_and_pictures_through_both_kinds_of_noise(whole):
+    pipe = UnCLIPInterpolationPipeline.from_pipe(whole)
+    settings = smallest(pipe, decoder_num_inference_steps=3, prior_num_inference_steps=2)
+    for ends in (["a star", "two rings"], ["a star", picture()], [picture(), "a star"]):
+        for noise in ("fixed", "interpolated"):
+            path = pipe(ends, steps=3, noise=noise, generator=seeds(0)[0], **settings).images
+            assert path.shape[0] == 3 and path.isfinite().all()
+    three = pipe(["a star", picture(), "z"], weights=[[1, 1, 1]], generator=seeds(0)[0], **settings).images
+    assert three.shape[0] == 1
+    inverted = pipe([picture(), picture("blue")], steps=2, noise="interpolated", generator=seeds(0)[0], **settings)
+    settings.pop("prior_num_inference_steps")
+    again = UnCLIPImageVariationPipeline.from_pipe(whole)(picture(), eta=0.0, **settings).images
+    close(inverted.images[0], again[0])
+
+
+def test_an_edit_of_no_strength_is_the_picture(whole):
+    edit, vary = UnCLIPTextDiffPipeline.from_pipe(whole), UnCLIPImageVariationPipeline.from_pipe(whole)
+    settings = smallest(edit, decoder_num_inference_steps=5)
+    drawn = edit(picture(), "a black cat", "a cat", strength=[0.0, 0.2, 0.4], **settings).images
+    close(drawn[0], vary(picture(), eta=0.0, **settings).images[0])
+    changes = (drawn - drawn[:1]).square().mean((1, 2, 3))
+    assert changes[1] > 0 and changes[2] > changes[1]
+    assert not torch.equal(edit(picture(), "a black cat", strength=0.4, **settings).images[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (UnCLIPImageVariationPipeline, {"image": picture(), "eta": 1.5}, "eta must be from 0 to 1, got 1.5"),
+        (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 32), "eta": 0.0}, "eta needs the picture itself"),
+        (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 31)}, r"\[B, 32\], got \[1, 31\]"),
+        (UnCLIPImageVariationPipeline, {"image": []}, r"got \[\]"),
+        (UnCLIPImageVariationPipeline, {"image": torch.ones(3, 64, 64)}, r"\[B, 3, S, S\], got \[3, 64, 64\]"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a"]}, "two or more"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a", " "]}, "empty sentence"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "steps": 1}, "at least 2 steps"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a", "b", "c"]}, "two ends"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "weights": [[0, 0]]}, "do not sum to 0"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "noise": "pink"}, "'pink'"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "generator": seeds(1)}, "one generator"),
+        (UnCLIPTextDiffPipeline, {"image": picture(), "target": "a", "source": "a"}, "the same sentence, 'a'"),
+        (UnCLIPTextDiffPipeline, {"image": picture(), "target": "a", "strength": 2}, "strength must be from 0 to 1, got 2"),
+        (UnCLIPTextDiffPipeline, {"image": picture(), "target": ""}, "must be sentences"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_bad_input_names_the_value(tiny, kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind.from_pipe(tiny)(**arguments, size=64)

@@ -1,0 +1,83 @@
+"""Picture files that people have, and that they should not have."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unclip.images import on_white, open_image
+
+RED = (200, 30, 40)
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    plain = Image.new("RGB", (8, 6), RED)
+    clear = plain.convert("RGBA")
+    clear.putpixel((0, 0), (0, 0, 0, 0))
+    palette = clear.quantize(8)
+    files = {
+        "rgb.png": plain,
+        "rgba.png": clear,
+        "p.png": palette,
+        "cmyk.jpg": plain.convert("CMYK"),
+        "l.png": plain.convert("L"),
+    }
+    for name, picture in files.items():
+        picture.save(tmp_path / name)
+        found = open_image(tmp_path / name)
+        assert found.mode == "RGB" and found.size == (8, 6)
+        corner = np.asarray(found)[0, 0].astype(int)
+        if name in ("rgba.png", "p.png"):
+            assert corner.min() > 250  # the transparent corner is white, not black
+        elif name != "l.png":
+            assert np.abs(np.asarray(found)[3, 3].astype(int) - RED).max() < 12
+    sixteen = Image.fromarray(np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8))
+    sixteen.save(tmp_path / "16.png")
+    found = np.asarray(open_image(tmp_path / "16.png"))
+    assert found[0, 0, 0] == 0 and found[-1, -1, 0] == 255 and abs(int(found[4, 0, 0]) - 129) < 3
+    assert on_white(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_turned_upright(tmp_path):
+    picture = Image.new("RGB", (8, 4), "white")
+    picture.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    picture.save(tmp_path / "turned.png", exif=exif)
+    found = open_image(tmp_path / "turned.png")
+    assert found.size == (4, 8) and found.getpixel((3, 0)) == RED
+
+
+def test_of_an_animation_the_first_frame(tmp_path, caplog):
+    frames = [Image.new("RGB", (4, 4), c) for c in (RED, "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert open_image(tmp_path / "a.gif").getpixel((1, 1))[0] > 150 and "first frame" in caplog.text
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header promises more pixels than it holds."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(whole, "PNG")
+    files = {
+        "empty.png": (b"", "no picture"),
+        "text.png": (b"hello", "no picture"),
+        "cut.png": (whole.getvalue()[:800], "damaged"),
+        "bomb.png": (bomb(11_000, 11_000), "11000x11000 pixels, more than 100 megapixels"),
+        "huge.png": (bomb(100_000, 100_000), "more than 100 megapixels"),
+    }
+    for name, (content, message) in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} .*{message}"):
+            open_image(tmp_path / name)
+    with pytest.raises(ValueError, match="none.png is not a file"):
+        open_image(tmp_path / "none.png")

@@ -1,0 +1,84 @@
+"""The command `unclip`. Results go to stdout, everything else to stderr; a user's mistake is one line and exit code 2."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from .clip import classify, search
+from .convert import kandinsky_prior, karlo
+from .data import emoji
+from .generate import generate
+from .latent import edit, interpolate, variations
+from .train import export, train
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+data_app = typer.Typer(no_args_is_help=True, help="Build datasets.")
+convert_app = typer.Typer(no_args_is_help=True, help="Bring other systems' checkpoints into this package's layout.")
+app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
+
+# The base of the parser's own complaints; typer carries a parser of its own or uses click's, depending on its version.
+UsageMistake = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def main() -> None:
+    """Run the command line; never shows a traceback for a user's mistake."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UsageMistake as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no arguments at all: the help, as it is
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
+        _fail(error.format_message() + _given(getattr(error, "param", None)))
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        _fail(str(error))
+    except FloatingPointError as error:  # not a mistake in the command: a run that diverged
+        _fail(str(error), code=1)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError or str(error).count("\n") > 2:
+            raise
+        _fail(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _given(parameter) -> str:
+    """The value that an option was given, for a complaint that does not say it."""
+    words = sys.argv[1:]
+    for name in getattr(parameter, "opts", ()):
+        if name in words[:-1]:
+            return f", got {words[words.index(name) + 1]!r}"
+    return ""
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Text to image with unCLIP (DALL·E 2's design)."""
+
+
+for command in (generate, variations, interpolate, edit, classify, search, train, export):
+    app.command()(command)
+convert_app.command()(karlo)
+convert_app.command("kandinsky-prior")(kandinsky_prior)
+data_app.command()(emoji)

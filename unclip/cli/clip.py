@@ -1,0 +1,58 @@
+"""`unclip classify` and `unclip search`: the two towers at work without the rest."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option(help='"emoji", a folder, or a Hub id.')]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of score, tab and name.")]
+
+
+def classify(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
+    labels: Annotated[list[str], typer.Argument(metavar="LABEL...", help="What it may show.")],
+    model: Model = "emoji",
+    as_json: Json = False,
+) -> None:
+    """Say which of the labels a picture shows, without having been trained on them; best first."""
+    from ..clip import CLIP
+    from ..images import open_image
+    from ..search import classify as ranked
+
+    picture = open_image(image)
+    for score, label in ranked(CLIP.from_pretrained(model), picture, labels):
+        print(_line(score, "label", label, as_json))
+
+
+def search(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A sentence, or a picture file.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the pictures are, in it and below it.")],
+    top: Annotated[int, typer.Option(help="How many to list.")] = 10,
+    model: Model = "emoji",
+    as_json: Json = False,
+) -> None:
+    """List a folder's pictures that come nearest to a sentence or a picture; the index is kept for the next time."""
+    from tqdm import tqdm
+
+    from ..clip import CLIP
+    from ..search import Index
+    from .latent import picture_or_text
+
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    wanted = picture_or_text(query)
+    if isinstance(wanted, str) and not wanted.strip():
+        raise ValueError(f"query is empty: {query!r}")
+    index = Index(folder, CLIP.from_pretrained(model))
+    unreadable = index.update(lambda items: tqdm(items, desc="embedding", file=sys.stderr, disable=len(items) < 2))
+    if unreadable:
+        print(f"{len(unreadable)} files could not be read", file=sys.stderr)
+    for score, name in index.search(wanted, top):
+        print(_line(score, "path", str(folder / name), as_json))
+
+
+def _line(score: float, kind: str, name: str, as_json: bool) -> str:
+    return json.dumps({"score": round(score, 6), kind: name}) if as_json else f"{score:.4f}\t{name}"

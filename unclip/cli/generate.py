@@ -1,0 +1,68 @@
+"""`unclip generate`: pictures of sentences."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .pictures import load, output_files, save, slug
+
+# Pictures drawn at once: bounded by memory at 1024 px.
+BATCH = {64: 16, 256: 8, 1024: 4}
+
+
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several pictures.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A .png file, or a folder; default: a file named after the prompt, here.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side in pixels: 64, 256 or 1024; default: the largest of the model.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of the decoder.")] = None,
+    prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
+    prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the first of cuda, mps, cpu.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    model: Annotated[str, typer.Option(help='"emoji", a folder, or a Hub id.')] = "emoji",
+    force: Annotated[bool, typer.Option(help="Overwrite existing files.")] = False,
+) -> None:
+    """Draw pictures of sentences and print the files' names."""
+    import torch
+
+    from ..pipelines.base import MAX_IMAGES
+
+    if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
+        raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {len(prompts)} x {num_images}")
+    if not 0 <= seed <= 2**63 - 1 - num_images:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+    jobs = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
+    for prompt in prompts:
+        if not prompt.strip():
+            raise ValueError(f"prompt is empty: {prompt!r}")
+    files = output_files(out, [f"{slug(prompt)}-{number}" for prompt, number in jobs], force)
+    pipe = load(model, device, dtype)
+    size = pipe.sizes[-1] if size is None else size
+    batch = BATCH.get(size, 4)
+    for start in range(0, len(jobs), batch):
+        if len(jobs) > batch:
+            print(f"pictures {start + 1} to {min(start + batch, len(jobs))} of {len(jobs)}", file=sys.stderr)
+        chunk = jobs[start : start + batch]
+        images = pipe(
+            [prompt for prompt, _ in chunk],
+            generator=[torch.Generator().manual_seed(number) for _, number in chunk],
+            size=size,
+            decoder_guidance_scale=guidance,
+            decoder_num_inference_steps=steps,
+            prior_guidance_scale=prior_guidance,
+            prior_num_inference_steps=prior_steps,
+        ).images
+        for image, (prompt, number), path in zip(images, chunk, files[start : start + batch], strict=True):
+            save(image, path, {"prompt": prompt, "seed": str(number), "model": model})
+            print(path)

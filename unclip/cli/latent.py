@@ -1,0 +1,144 @@
+"""`unclip variations`, `interpolate` and `edit`: what is done with a picture's embedding and its noise."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .pictures import check_free, load, output_files, save, write
+
+Model = Annotated[str, typer.Option(help='"emoji", a folder, or a Hub id.')]
+Size = Annotated[int | None, typer.Option(help="Side in pixels: 64, 256 or 1024; default: the largest of the model.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the first of cuda, mps, cpu.")]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Force = Annotated[bool, typer.Option(help="Overwrite existing files.")]
+Steps = Annotated[int | None, typer.Option("--decoder-steps", help="Denoising steps of the decoder.")]
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def variations(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to vary.")],
+    out: Annotated[Path, typer.Option(help="Folder of the variations.")],
+    count: Annotated[int, typer.Option("-n", "--num-images", help="How many.")] = 4,
+    eta: Annotated[
+        float | None, typer.Option(help="Keep the picture's noise but for this share of fresh noise, 0 to 1.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="A text to steer by.")] = None,
+    size: Size = None,
+    seed: Seed = 0,
+    decoder_steps: Steps = None,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Draw other pictures with the same content and style."""
+    import torch
+
+    from ..images import open_image
+    from ..pipelines import UnCLIPImageVariationPipeline
+    from ..pipelines.base import MAX_IMAGES
+
+    if not 1 <= count <= MAX_IMAGES:
+        raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count}")
+    picture = open_image(image)
+    files = output_files(out, [f"{image.stem}-{seed + n}" for n in range(count)], force)
+    pipe = UnCLIPImageVariationPipeline.from_pipe(load(model, device, dtype))
+    for n, path in enumerate(files):
+        drawn = pipe(
+            picture,
+            generator=[torch.Generator().manual_seed(seed + n)],
+            prompt=prompt,
+            eta=eta,
+            size=size,
+            decoder_num_inference_steps=decoder_steps,
+        ).images[0]
+        facts = {"variation_of": image.name, "seed": str(seed + n), "model": model}
+        save(drawn, path, facts | ({"eta": str(eta)} if eta is not None else {}) | ({"prompt": prompt} if prompt else {}))
+        print(path)
+
+
+def interpolate(
+    a: Annotated[str, typer.Argument(metavar="A", help="A picture file or a prompt.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="A picture file or a prompt.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures, their grid and their animation.")],
+    steps: Annotated[int, typer.Option(help="Pictures of the path, its ends among them.")] = 9,
+    noise: Annotated[str, typer.Option(help="fixed: one for all; interpolated: from one end's own to the other's.")] = "fixed",
+    size: Size = None,
+    seed: Seed = 0,
+    decoder_steps: Steps = None,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Draw the path from one picture or sentence to another: single pictures, a grid and an animated WebP."""
+    import torch
+    from PIL import Image
+
+    from ..pipelines import UnCLIPInterpolationPipeline
+
+    if not 2 <= steps <= 1000:
+        raise ValueError(f"steps must be from 2 to 1000, got {steps}")
+    ends = [picture_or_text(a), picture_or_text(b)]
+    files = [out / f"{n:03d}.png" for n in range(steps)] + [out / "grid.png", out / "path.webp"]
+    check_free(files, force)
+    pipe = UnCLIPInterpolationPipeline.from_pipe(load(model, device, dtype))
+    drawn = pipe(
+        ends,
+        steps=steps,
+        noise=noise,
+        generator=torch.Generator().manual_seed(seed),
+        size=size,
+        decoder_num_inference_steps=decoder_steps,
+    ).images
+    facts = {"from": a, "to": b, "seed": str(seed), "model": model}
+    for n, (path, picture) in enumerate(zip(files, drawn, strict=False)):
+        save(picture, path, facts | {"share": f"{n / (steps - 1):.4f}"})
+    sheet = Image.new("RGB", (drawn[0].width * steps, drawn[0].height))
+    for n, picture in enumerate(drawn):
+        sheet.paste(picture, (n * picture.width, 0))
+    save(sheet, files[-2], facts)
+    there_and_back = drawn + drawn[-2:0:-1]
+    animation = {"format": "WEBP", "save_all": True, "append_images": there_and_back[1:], "duration": 120, "loop": 0}
+    write(files[-1], lambda file: there_and_back[0].save(file, **animation))
+    for path in files:
+        print(path)
+
+
+def edit(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to change.")],
+    target: Annotated[str, typer.Option("--to", help="What it should become.")],
+    out: Annotated[Path, typer.Option(help="A .png file; a folder where several strengths are given.")],
+    source: Annotated[str, typer.Option("--from", help="What it is; default: nothing in particular.")] = "",
+    strength: Annotated[list[float] | None, typer.Option(help="How far to go, 0 to 1; may be given several times.")] = None,
+    size: Size = None,
+    decoder_steps: Steps = 50,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Change a picture as one sentence differs from another (a text diff)."""
+    from ..images import open_image
+    from ..pipelines import UnCLIPTextDiffPipeline
+
+    strengths = strength or [0.35]
+    picture = open_image(image)
+    files = output_files(out, [f"{image.stem}-{s:g}" for s in strengths], force)
+    pipe = UnCLIPTextDiffPipeline.from_pipe(load(model, device, dtype))
+    drawn = pipe(picture, target, source, strengths, decoder_steps or 50, size=size).images
+    for path, result, share in zip(files, drawn, strengths, strict=True):
+        save(result, path, {"edit_of": image.name, "from": source, "to": target, "strength": f"{share:g}", "model": model})
+        print(path)
+
+
+def picture_or_text(word: str):
+    """A picture, where `word` is a picture file, else the sentence."""
+    from ..images import open_image
+
+    path = Path(word).expanduser()
+    if path.is_file() or path.suffix.lower() in PICTURES:
+        return open_image(path)
+    return word

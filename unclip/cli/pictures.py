@@ -1,0 +1,94 @@
+"""What every command that draws needs: a pipeline, names for its files, and pictures that remember how they were made."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def load(model: str, device: str | None, dtype: str):
+    """The pipeline of a model on a device. Raises ValueError for one that is not there."""
+    import diffusers
+    import torch
+
+    from ..pipelines import UnCLIPPipeline
+    from ..precision import best_device
+
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
+    try:
+        where = torch.device(device) if device else best_device()
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    diffusers.utils.logging.disable_progress_bar()
+    kwargs = {} if dtype == "auto" else {"dtype": getattr(torch, DTYPES[dtype])}
+    return UnCLIPPipeline.from_pretrained(model, **kwargs).to(where)
+
+
+def output_files(out: Path | None, names: list[str], force: bool) -> list[Path]:
+    """Where pictures called `names` go: the one file `out`, or a folder; checked before anything is drawn."""
+    if out is not None and out.suffix and not out.is_dir():
+        if out.suffix.lower() != ".png":
+            raise ValueError(f"--out {out} must end in .png or be a folder")
+        if len(names) > 1:
+            raise ValueError(f"--out {out} is one file, but {len(names)} images were asked for; give a folder")
+        files = [out]
+    else:
+        files = _unique([(out or Path(".")) / f"{name}.png" for name in names])
+    check_free(files, force)
+    return files
+
+
+def check_free(files: list[Path], force: bool) -> None:
+    """Raises ValueError for files that are there already, unless `force` allows it, or that cannot be written."""
+    for path in files:
+        if path.exists() and not force:
+            raise ValueError(f"{path} exists; pass --force to overwrite it")
+    folder = files[0].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    if not writable:
+        raise ValueError(f"cannot write to {folder}: permission denied")
+
+
+def _unique(files: list[Path]) -> list[Path]:
+    """The same prompt given twice makes two files."""
+    seen: dict[Path, int] = {}
+    result = []
+    for path in files:
+        seen[path] = seen.get(path, 0) + 1
+        result.append(path if seen[path] == 1 else path.with_stem(f"{path.stem}-{seen[path]}"))
+    return result
+
+
+def slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+
+
+def save(image, path: Path, facts: dict[str, str]) -> None:
+    """Write a PNG with its facts in text chunks, whole or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from .. import __version__
+
+    info = PngInfo()
+    for key, value in (facts | {"version": __version__}).items():
+        info.add_itxt(key, value)
+    write(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+
+
+def write(path: Path, save_to: Callable[[Path], None]) -> None:
+    """Have a file written beside its place and moved there when it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_to(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,36 @@
+"""`unclip train` and `unclip export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A stage's configuration, for example configs/emoji/decoder.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+    ] = None,
+) -> None:
+    """Train a stage, or go on where its output folder left off."""
+    from ..training import train as run
+
+    run(config, overrides or [])
+
+
+def export(
+    parts: Annotated[
+        list[Path], typer.Argument(metavar="RUN... OUT", help="Training runs (or folders of components), then the new folder.")
+    ],
+    default: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A sampling default, as decoder_guidance_scale=2.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+) -> None:
+    """Assemble a pipeline folder (fp16 safetensors) from the stages' averaged weights."""
+    from ..config import apply_overrides
+    from ..export import export_pipeline
+
+    if len(parts) < 2:
+        raise ValueError("give at least one run and the folder to write")
+    print(export_pipeline(parts[:-1], parts[-1], force, apply_overrides({}, default or [])))
