@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .clip import CLIP
     from .pipelines import (
         UnCLIPImageVariationPipeline,
+        UnCLIPInpaintPipeline,
         UnCLIPInterpolationPipeline,
         UnCLIPPipeline,
         UnCLIPPriorPipeline,
@@ -31,6 +32,7 @@ except PackageNotFoundError:  # a bare clone, not installed
 __all__ = [
     "CLIP",
     "UnCLIPImageVariationPipeline",
+    "UnCLIPInpaintPipeline",
     "UnCLIPInterpolationPipeline",
     "UnCLIPPipeline",
     "UnCLIPPriorPipeline",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "CLIP": "unclip.clip",
     "UnCLIPImageVariationPipeline": "unclip.pipelines",
+    "UnCLIPInpaintPipeline": "unclip.pipelines",
     "UnCLIPInterpolationPipeline": "unclip.pipelines",
     "UnCLIPPipeline": "unclip.pipelines",
     "UnCLIPPriorPipeline": "unclip.pipelines",

@@ -1,5 +1,6 @@
 """Pictures from files that people have: turned upright, on white, of a size that fits into memory."""
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -9,20 +10,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 100_000_000
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """A picture file as RGB: turned as its EXIF data says, transparency on white, of an animation the first frame.
+def open_image(source: str | Path | io.BytesIO, name: str | None = None) -> Image.Image:
+    """A picture file, or its bytes, as RGB: turned as its EXIF data says, on white, of an animation the first frame.
 
     Raises ValueError, naming the file, for one that is missing, no picture, empty, damaged or of more than 100 megapixels.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
+    if not isinstance(source, io.BytesIO):
+        source = Path(source).expanduser()
+        if not source.is_file():
+            raise ValueError(f"{source} is not a file")
+    path = source if isinstance(source, Path) else name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(source) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise ValueError(
                         f"{path} has {file.width}x{file.height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
@@ -56,3 +60,18 @@ def on_white(picture: Image.Image) -> Image.Image:
 def square(picture: Image.Image, size: int) -> Image.Image:
     """The middle square of a picture, `size` pixels a side."""
     return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+
+
+def with_margins(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Image.Image]:
+    """A picture on a larger canvas and the mask of what is new (white), for outpainting; margins in its own pixels."""
+    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+    wrong = [f"{name} {value}" for name, value in margins.items() if value < 0]
+    if wrong or not any(margins.values()):
+        raise ValueError(f"margins must be at least 0 and not all 0, got {', '.join(wrong) or 'four zeros'}")
+    size = (picture.width + left + right, picture.height + top + bottom)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{size[0]}x{size[1]} pixels are more than {MAX_PIXELS // 10**6} megapixels")
+    canvas, mask = Image.new("RGB", size, "white"), Image.new("L", size, 255)
+    canvas.paste(on_white(picture), (left, top))
+    mask.paste(0, (left, top, left + picture.width, top + picture.height))
+    return canvas, mask

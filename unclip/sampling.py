@@ -24,6 +24,8 @@ def denoise(
     progress: Callable[[Iterable], Iterable] = iter,
     on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    resample: int = 1,
+    renoise: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Take `latents` [B, ...] from noise to a sample with a diffusers scheduler.
 
@@ -32,6 +34,8 @@ def denoise(
     which is taken from the conditional half. `eta` is DDIM's share of fresh noise (arXiv 2010.02502, equation 16), where
     the scheduler knows of one. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
     replace the latents after a step; once `stopped()` is true the remaining steps are left out.
+    With `resample` above 1 every step but the last is taken that often, from `renoise(i, latents)` back at its own noise
+    level each time (RePaint, arXiv 2201.09865, section 4.2).
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -41,22 +45,25 @@ def denoise(
     latents = latents * scheduler.init_noise_sigma
     guided = guidance != 1
     for i, t in enumerate(progress(timesteps)):
-        if stopped():
-            break
-        model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-        prediction = predict(model_input, t)
-        if guided:
-            prediction = guide(prediction, latents.shape[1], guidance)
-        extra = {"generator": generator} if "generator" in takes else {}
-        if "eta" in takes:
-            extra["eta"] = eta
-        if "prev_timestep" in takes:
-            extra["prev_timestep"] = timesteps[i + 1] if i + 1 < len(timesteps) else None
-        elif prediction.shape[1] == 2 * latents.shape[1]:
-            prediction = prediction[:, : latents.shape[1]]
-        latents = scheduler.step(prediction, t, latents, **extra).prev_sample
-        if on_step is not None:
-            latents = on_step(i, t, latents)
+        for again in range(resample if i + 1 < len(timesteps) else 1):
+            if stopped():
+                return latents
+            if again:
+                latents = renoise(i, latents)
+            model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+            prediction = predict(model_input, t)
+            if guided:
+                prediction = guide(prediction, latents.shape[1], guidance)
+            extra = {"generator": generator} if "generator" in takes else {}
+            if "eta" in takes:
+                extra["eta"] = eta
+            if "prev_timestep" in takes:
+                extra["prev_timestep"] = timesteps[i + 1] if i + 1 < len(timesteps) else None
+            elif prediction.shape[1] == 2 * latents.shape[1]:
+                prediction = prediction[:, : latents.shape[1]]
+            latents = scheduler.step(prediction, t, latents, **extra).prev_sample
+            if on_step is not None:
+                latents = on_step(i, t, latents)
     return latents
 
 

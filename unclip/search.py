@@ -17,11 +17,10 @@ from torch import Tensor
 
 from .checkpoints import check_safetensors
 from .clip import CLIP
-from .images import open_image
+from .images import SUFFIXES, open_image
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 BATCH = 64
 
 

@@ -1,4 +1,4 @@
-"""`unclip variations`, `interpolate` and `edit`: what is done with a picture's embedding and its noise."""
+"""What is done with a picture's embedding and its noise: variations, paths, edits, repainting."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,6 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; defaul
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Force = Annotated[bool, typer.Option(help="Overwrite existing files.")]
 Steps = Annotated[int | None, typer.Option("--decoder-steps", help="Denoising steps of the decoder.")]
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 def variations(
@@ -134,11 +133,75 @@ def edit(
         print(path)
 
 
-def picture_or_text(word: str):
-    """A picture, where `word` is a picture file, else the sentence."""
+def inpaint(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to repaint in part.")],
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="A picture of the same size, white where to repaint.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole picture should show.")],
+    out: Annotated[Path, typer.Option(help="A .png file.")],
+    size: Size = None,
+    seed: Seed = 0,
+    decoder_steps: Steps = None,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Draw the white part of a mask anew; the rest of the picture is kept to the pixel."""
     from ..images import open_image
 
+    facts = {"inpaint_of": image.name, "mask": mask.name, "prompt": prompt, "seed": str(seed), "model": model}
+    settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
+    _repaint(open_image(image), open_image(mask), prompt, out, seed, settings, (model, device, dtype), facts, force)
+
+
+def outpaint(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to go on from.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole picture should show.")],
+    out: Annotated[Path, typer.Option(help="A .png file.")],
+    left: Annotated[int | None, typer.Option(help="New pixels on this side, in the picture's own pixels.")] = None,
+    right: Annotated[int | None, typer.Option(help="As --left; without any of them a quarter on every side.")] = None,
+    top: Annotated[int | None, typer.Option(help="As --left.")] = None,
+    bottom: Annotated[int | None, typer.Option(help="As --left.")] = None,
+    size: Size = None,
+    seed: Seed = 0,
+    decoder_steps: Steps = None,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Draw what lies beyond a picture's edges."""
+    from ..images import open_image, with_margins
+
+    picture = open_image(image)
+    sides = (left, right, top, bottom)
+    if all(side is None for side in sides):
+        margins = (picture.width // 4, picture.width // 4, picture.height // 4, picture.height // 4)
+    else:
+        margins = tuple(side or 0 for side in sides)
+    canvas, mask = with_margins(picture, *margins)
+    facts = {"outpaint_of": image.name, "margins": str(margins), "prompt": prompt, "seed": str(seed), "model": model}
+    settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
+    _repaint(canvas, mask, prompt, out, seed, settings, (model, device, dtype), facts, force)
+
+
+def _repaint(picture, mask, prompt: str, out: Path, seed: int, settings: dict, source: tuple, facts: dict, force: bool) -> None:
+    import torch
+
+    from ..pipelines import UnCLIPInpaintPipeline
+
+    path = output_files(out, [out.name or "repainted"], force)[0]
+    pipe = UnCLIPInpaintPipeline.from_pipe(load(*source))
+    drawn = pipe(prompt, picture, mask, generator=[torch.Generator().manual_seed(seed)], **settings).images[0]
+    save(drawn, path, facts)
+    print(path)
+
+
+def picture_or_text(word: str):
+    """A picture, where `word` is a picture file, else the sentence."""
+    from ..images import SUFFIXES, open_image
+
     path = Path(word).expanduser()
-    if path.is_file() or path.suffix.lower() in PICTURES:
+    if path.is_file() or path.suffix.lower() in SUFFIXES:
         return open_image(path)
     return word

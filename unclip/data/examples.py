@@ -1,13 +1,16 @@
 """Training examples by index: the same (seed, index) is the same example on any process and after any resume."""
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..config import ConfigError, construct
 from .emoji import STYLES
+from .pictures import PictureCrops, Pictures
 from .render import BACKGROUNDS, WHITE, apply_matrix, flatten, hue_rotation, render_svg
 from .scenes import IconSet, SceneSampler, mentions_style, split_of_concept
 
@@ -97,3 +100,29 @@ def seeded_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...]) -> to
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         rows.append(torch.randn(shape, generator=generator))
     return torch.stack(rows)
+
+
+def captioned_examples(data: dict, split: str = "train", seed: int = 0) -> Dataset:
+    """What the `data` section of a configuration names: emoji scenes, plain shapes, or one's own captioned pictures."""
+    return _examples(data, split, seed, EmojiScenes, Pictures)
+
+
+def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) -> Dataset:
+    """Crops of the same at `size` px, for an upsampler."""
+    return _examples(data, split, seed, EmojiCrops, PictureCrops, size=size)
+
+
+# What a held-out split takes from the training data's section: where it is and how it is cut, not how it is sampled.
+_SHARED = ("path", "crop", "caption_column", "image_column", "max_unreadable")
+
+
+def _examples(data: dict, split: str, seed: int, emoji: type, own: type, **fixed: Any) -> Dataset:
+    path = (data or {}).get("path")
+    if not path:
+        raise ConfigError(
+            "data.path is missing: a dataset built by `unclip data emoji`, a folder of captioned pictures, or shapes"
+        )
+    kind = emoji if path == "shapes" or (Path(path) / "icons.json.gz").is_file() else own
+    if split != "train":
+        data = {k: v for k, v in data.items() if k in _SHARED}
+    return construct(kind, data, "data", split=split, seed=seed, **fixed)

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from ..clip import CLIP, ImageTower, TextTower
 from ..config import construct
-from ..data.examples import EmojiScenes
+from ..data.examples import captioned_examples
+from ..data.pictures import Pictures
 from ..data.scenes import split_of_concept
 from .base import Objective
 
@@ -44,7 +45,8 @@ class ClipObjective(Objective):
         pretrained_text: bool = True,
     ):
         super().__init__()
-        self.examples = construct(EmojiScenes, data, "data", seed=seed)
+        self.examples = captioned_examples(data, seed=seed)
+        self.validation = captioned_examples(data, "validation")
         text = construct(TextTower, model.get("text"), "model.text")
         image = construct(ImageTower, model.get("image"), "model.image")
         self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)
@@ -91,7 +93,12 @@ class ClipObjective(Objective):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Image to caption on icons of held-out concepts: among the held-out captions, and among all captions."""
+        """Image to caption on icons of held-out concepts: among the held-out captions, and among all captions.
+
+        Of one's own pictures: among the captions of those held out.
+        """
+        if isinstance(self.examples, Pictures):
+            return self._validate_pictures()
         icons = self.examples.icons
         concepts = icons.concepts
         captions = self.clip.encode_text(concepts)
@@ -126,6 +133,16 @@ class ClipObjective(Objective):
             .item(),
             "captions": len(concepts),
         }
+
+    def _validate_pictures(self) -> dict[str, float]:
+        pictures, captions = self.validation.held_out()
+        distinct = sorted(set(captions))
+        images = torch.cat([self.clip.encode_image(chunk) for chunk in pictures.split(128)])
+        scores = images @ self.clip.encode_text(distinct).T
+        own = scores.gather(1, torch.tensor([[distinct.index(c)] for c in captions]).to(scores.device))
+        rank = (scores > own).sum(1)
+        recall = {f"held_out_r{k}": (rank < k).float().mean().item() for k in (1, 5)}
+        return recall | {"held_out_images": len(captions), "held_out_captions": len(distinct)}
 
     def components(self) -> dict[str, Any]:
         clip = self.clip

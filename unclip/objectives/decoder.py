@@ -12,7 +12,7 @@ from decoder import Decoder, UnCLIPTextProjModel
 
 from .. import attention
 from ..config import construct
-from ..data.examples import EmojiScenes, seeded_noise
+from ..data.examples import captioned_examples, seeded_noise
 from ..diffusion import dpm_solver, levels, logit_normal_timesteps, schedule, target
 from ..sampling import denoise
 from .base import Objective, grid
@@ -48,8 +48,8 @@ class DecoderObjective(Objective):
         timestep_std: float = 1.2,
     ):
         super().__init__()
-        self.examples = construct(EmojiScenes, data, "data", seed=seed)
-        self.validation = EmojiScenes(data["path"], "validation", seed=0)
+        self.examples = captioned_examples(data, seed=seed)
+        self.validation = captioned_examples(data, "validation")
         self.frozen = FrozenCLIP.load(clip)
         decoder = construct(Decoder, model, "model")
         text_proj = UnCLIPTextProjModel(

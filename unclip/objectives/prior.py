@@ -11,7 +11,7 @@ from prior import DiffusionPrior
 
 from .. import attention
 from ..config import construct
-from ..data.examples import EmojiScenes, seeded_noise
+from ..data.examples import captioned_examples, seeded_noise
 from ..diffusion import ddim, levels, logit_normal_timesteps, schedule
 from ..sampling import denoise
 from .base import Objective
@@ -35,8 +35,8 @@ class PriorObjective(Objective):
         timestep_std: float = 1.2,
     ):
         super().__init__()
-        self.examples = construct(EmojiScenes, data, "data", seed=seed)
-        self.validation = EmojiScenes(data["path"], "validation", seed=0)
+        self.examples = captioned_examples(data, seed=seed)
+        self.validation = captioned_examples(data, "validation")
         self.frozen = FrozenCLIP.load(clip)
         prior = construct(DiffusionPrior, model, "model")
         prior.register_to_config(clip_fingerprint=self.frozen.fingerprint)

@@ -12,7 +12,7 @@ from upsamplers import Upsampler
 from upsamplers.degrade import corrupt
 
 from ..config import construct
-from ..data.examples import EmojiCrops, seeded_noise
+from ..data.examples import crop_examples, seeded_noise
 from ..diffusion import ddim, schedule, uniform_timesteps
 from ..sampling import denoise
 from .base import Objective, grid
@@ -44,8 +44,8 @@ class UpsamplerObjective(Objective):
         self.size = upsampler.config.sample_size
         self.name = "upsampler_1024" if self.size > 256 else "super_res_first"  # the pipeline's names, from Karlo's
         self.trained = nn.ModuleDict({self.name: upsampler})
-        self.examples = construct(EmojiCrops, data, "data", seed=seed, size=self.size)
-        self.validation = EmojiCrops(data["path"], "validation", seed=0, size=self.size, crop=self.examples.crop)
+        self.examples = crop_examples(data, self.size, seed=seed)
+        self.validation = crop_examples(data, self.size, "validation")
         self.seed, self.blur, self.grain, self.edges = seed, blur, grain, edges
         self.schedule, self.sampling_steps = schedule("sample", beta_schedule), sampling_steps
 

@@ -1,12 +1,14 @@
 """Diffusers-style pipelines over the stages."""
 
 from .image_variation import UnCLIPImageVariationPipeline
+from .inpaint import UnCLIPInpaintPipeline
 from .interpolation import UnCLIPInterpolationPipeline, UnCLIPTextDiffPipeline
 from .prior import UnCLIPPriorPipeline
 from .text_to_image import UnCLIPPipeline
 
 __all__ = [
     "UnCLIPImageVariationPipeline",
+    "UnCLIPInpaintPipeline",
     "UnCLIPInterpolationPipeline",
     "UnCLIPPipeline",
     "UnCLIPPriorPipeline",

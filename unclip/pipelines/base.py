@@ -298,8 +298,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             raise ValueError(f"size must be one of {', '.join(map(str, sizes))}, got {size!r}")
         last = sizes.index(size)
         enlargement = size // sizes[0]
-        networks = self._networks("decoder", "super_res_first", "upsampler_1024")[: last + 1]
-        step = math.lcm(*(stride(n) * (size // s) for n, s in zip(networks, sizes, strict=False)))
+        step = self._side_step(last)
         sides = []
         for name, side in (("height", height), ("width", width)):
             side = size if side is None else side
@@ -308,6 +307,20 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
                 raise ValueError(f"{name} must be a multiple of {step} at size {size}, got {side!r}; the nearest is {near}")
             sides.append(side // enlargement)
         return last, *sides
+
+    def _side_step(self, last: int) -> int:
+        """What the sides of a picture that ends with stage `last` must be multiples of."""
+        sizes, networks = self.sizes, self._networks("decoder", "super_res_first", "upsampler_1024")
+        return math.lcm(*(stride(n) * (sizes[last] // s) for n, s in zip(networks[: last + 1], sizes, strict=False)))
+
+    def sides_like(self, picture: Image.Image, size: int | None = None) -> tuple[int, int]:
+        """Height and width that can be drawn, of about `size` by `size` pixels, nearest to a picture's proportions."""
+        size = self.sizes[-1] if size is None else size
+        if size not in self.sizes:
+            raise ValueError(f"size must be one of {', '.join(map(str, self.sizes))}, got {size!r}")
+        step = self._side_step(self.sizes.index(size))
+        stretch = math.sqrt(picture.height / picture.width)
+        return tuple(max(round(side / step), 1) * step for side in (size * stretch, size / stretch))
 
     def _on_step(self, i: int, t: Tensor, latents: Tensor) -> Tensor:
         if self._callback is None:
@@ -326,6 +339,8 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         call: Call,
         guidance: float = 1.0,
         eta: float = 0.0,
+        on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        **resampling: Any,
     ) -> Tensor:
         """THE denoising loop, with this pipeline's progress bar, callback and interrupt."""
         self._stage = stage
@@ -339,8 +354,9 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
                 generator=call.generator,
                 eta=eta,
                 progress=self._bar(stage.replace("_", " ")),
-                on_step=self._on_step,
+                on_step=self._on_step if on_step is None else lambda i, t, x: self._on_step(i, t, on_step(i, t, x)),
                 stopped=lambda: self._interrupt,
+                **resampling,
             )
         finally:
             self._stage = None
@@ -466,9 +482,12 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         predict = self._decoder_prediction(text, embedding, 1.0)
         return self._denoise("inversion", predict, start, scheduler, call.settings["decoder_num_inference_steps"], call)
 
-    def _ddim(self) -> DDIMScheduler:
-        """The deterministic sampler whose way back is `_invert`."""
-        return DDIMScheduler.from_config(self.decoder_scheduler.config, **_DDIM)
+    def _ddim(self, clip: bool = False) -> DDIMScheduler:
+        """The deterministic sampler whose way back is `_invert`; with `clip`, estimates of the picture stay in [-1, 1].
+
+        A network that predicts noise says little of the picture at the highest noise levels: there clipping holds it.
+        """
+        return DDIMScheduler.from_config(self.decoder_scheduler.config, **(_DDIM | {"clip_sample": clip}))
 
     def _decoder_prediction(self, text: TextCondition, embedding: Tensor, guidance: float) -> Predict:
         """The decoder as a function of the noised picture and the timestep; doubled where it is guided."""

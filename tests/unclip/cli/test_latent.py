@@ -69,7 +69,24 @@ def test_edit(command, picture, tiny_folder, tmp_path):
     assert code == 0 and [p.name for p in sorted((tmp_path / "several").iterdir())] == ["cat-0.4.png", "cat-0.png"]
 
 
+def test_inpaint_and_outpaint(command, picture, tiny_folder, tmp_path):
+    mask = Image.new("L", (90, 70), 0)
+    mask.paste(255, (50, 0, 90, 70))
+    mask.save(tmp_path / "mask.png")
+    settings = ["--size", "64", "--decoder-steps", "2", "--model", tiny_folder]
+    code, said, _ = command("inpaint", picture, tmp_path / "mask.png", "a star", "--out", tmp_path / "in.png", *settings)
+    assert code == 0 and said == f"{tmp_path / 'in.png'}\n"
+    drawn = Image.open(tmp_path / "in.png")
+    assert drawn.size == (72, 56) and drawn.text["prompt"] == "a star"
+    code, _, _ = command("outpaint", picture, "a star", "--out", tmp_path / "out.png", *settings)
+    assert code == 0 and Image.open(tmp_path / "out.png").text["margins"] == "(22, 22, 17, 17)"
+    code, _, _ = command("outpaint", picture, "a star", "--left", "90", "--out", tmp_path / "wide.png", *settings)
+    assert code == 0 and Image.open(tmp_path / "wide.png").size == (104, 40)
+
+
 BAD = [
+    (["inpaint", "{picture}", "{picture}", " ", "--out", "o.png"], "prompt is empty"),
+    (["outpaint", "{picture}", "a", "--left", "-2", "--out", "o.png"], "got left -2"),
     (["variations", "none.png", "--out", "o"], "none.png is not a file"),
     (["variations", "{picture}", "--out", "o", "-n", "0"], "got 0"),
     (["variations", "{picture}", "--out", "o", "--eta", "-1"], "eta must be from 0 to 1, got -1.0"),

@@ -1,13 +1,21 @@
 """What is done with a picture's two-part latent: inverted, varied, interpolated, edited."""
 
 import karlo
+import numpy as np
 import pytest
 import torch
 from conftest import seeds
 from drawing import close
 from PIL import Image
 
-from unclip import UnCLIPImageVariationPipeline, UnCLIPInterpolationPipeline, UnCLIPPipeline, UnCLIPTextDiffPipeline
+from unclip import (
+    UnCLIPImageVariationPipeline,
+    UnCLIPInpaintPipeline,
+    UnCLIPInterpolationPipeline,
+    UnCLIPPipeline,
+    UnCLIPTextDiffPipeline,
+)
+from unclip.images import with_margins
 
 
 def picture(colour=(200, 60, 40), size=(80, 64)) -> Image.Image:
@@ -98,6 +106,58 @@ def test_an_edit_of_no_strength_is_the_picture(whole):
     assert not torch.equal(edit(picture(), "a black cat", strength=0.4, **settings).images[0], drawn[2])
 
 
+def half(size=(80, 64), box=(40, 0, 80, 64)) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box)
+    return mask
+
+
+REPAINT = {"prompt": "a star", "image": picture(), "mask_image": half()}
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_what_is_kept_is_kept_to_the_pixel(tiny, last):
+    pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
+    image = picture().resize((tiny.sizes[last],) * 2)
+    mask = half(image.size, (image.width // 2, 0, image.width, image.height // 3))
+    settings = {"size": tiny.sizes[last], "decoder_num_inference_steps": 3, "resample": 2}
+    drawn = pipe("a star", image, mask, generator=seeds(0), **settings).images[0]
+    white = np.asarray(mask) >= 128
+    same = (np.asarray(drawn) == np.asarray(image)).all(-1)
+    assert drawn.size == image.size and same[~white].all() and same[white].mean() < 0.5
+    again = pipe("a star", image, mask, generator=seeds(1), **settings).images[0]
+    assert not np.array_equal(np.asarray(again)[white], np.asarray(drawn)[white])
+
+
+def test_each_step_is_resampled_and_the_new_part_hears_the_old_one(whole):
+    pipe = UnCLIPInpaintPipeline.from_pipe(whole)
+    calls = []
+    pipe.decoder.register_forward_hook(lambda *a: calls.append(1))
+    settings = smallest(pipe, decoder_num_inference_steps=4)
+    image = picture(size=(64, 64))
+    mask = half((64, 64), (32, 0, 64, 64))
+    for resample, expected in ((1, 4), (3, 10)):
+        calls.clear()
+        pipe("a star", image, mask, resample=resample, generator=seeds(0), **settings)
+        assert len(calls) == expected  # the last step is taken once
+    drawn = [pipe("a star", i, mask, generator=seeds(0), **settings).images for i in (image, picture("blue", (64, 64)))]
+    side = drawn[0].shape[-1]
+    assert (drawn[0] - drawn[1])[..., side // 2 + 1 :].abs().max() > 1e-6  # the kept part differs, and the new one heeds it
+
+
+def test_pictures_keep_their_proportions_and_margins_are_new(tiny):
+    pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
+    assert pipe.sides_like(Image.new("RGB", (200, 100)), 64) == (44, 92)
+    canvas, mask = with_margins(picture(size=(60, 60)), 20, 0, 0, 20)
+    assert canvas.size == mask.size == (80, 80)
+    drawn = pipe("a star", canvas, mask, size=64, decoder_num_inference_steps=2, generator=seeds(0)).images[0]
+    assert drawn.size == (64, 64)
+    with pytest.raises(ValueError, match="margins must be at least 0 and not all 0, got left -1"):
+        with_margins(picture(), -1, 0, 0, 4)
+    with pytest.raises(ValueError, match="four zeros"):
+        with_margins(picture(), 0, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
@@ -116,6 +176,11 @@ def test_an_edit_of_no_strength_is_the_picture(whole):
         (UnCLIPTextDiffPipeline, {"image": picture(), "target": "a", "source": "a"}, "the same sentence, 'a'"),
         (UnCLIPTextDiffPipeline, {"image": picture(), "target": "a", "strength": 2}, "strength must be from 0 to 1, got 2"),
         (UnCLIPTextDiffPipeline, {"image": picture(), "target": ""}, "must be sentences"),
+        (UnCLIPInpaintPipeline, REPAINT | {"mask_image": half((9, 9))}, "same size, got 80x64 and 9x9 pixels"),
+        (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 255)}, "white all over"),
+        (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 0)}, "the mask has no white"),
+        (UnCLIPInpaintPipeline, REPAINT | {"resample": 0}, "resample must be a whole number of at least 1, got 0"),
+        (UnCLIPInpaintPipeline, REPAINT | {"prompt": ["a", "b"]}, "prompt must be a str"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
