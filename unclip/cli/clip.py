@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option(help='"emoji", a folder, or a Hub id.')]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of score, tab and name.")]
+from .options import Json, Model
 
 
 def classify(

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Force
+
 
 def karlo(
     prior: Annotated[Path, typer.Option(help="The prior's .ckpt.")],
@@ -13,7 +15,7 @@ def karlo(
     clip_stats: Annotated[Path, typer.Option(help="ViT-L-14_stats.th.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new pipeline.")],
     clip: Annotated[str, typer.Option(help="A transformers CLIP: a folder or a Hub id.")] = "openai/clip-vit-large-patch14",
-    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    force: Force = False,
 ) -> None:
     """Karlo's original files as a pipeline folder of safetensors."""
     from ..convert import convert_karlo
@@ -26,7 +28,7 @@ def kandinsky_prior(
     clip_stats: Annotated[Path, typer.Option(help="ViT-L-14_stats.th.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new pipeline.")],
     clip: Annotated[str, typer.Option(help="A transformers CLIP: a folder or a Hub id.")] = "openai/clip-vit-large-patch14",
-    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    force: Force = False,
 ) -> None:
     """A Kandinsky 2 prior as a folder that predicts image embeddings (UnCLIPPriorPipeline)."""
     from ..convert import convert_kandinsky_prior

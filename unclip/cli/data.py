@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from .options import Force
+
 
 def emoji(
     out: Annotated[Path, typer.Option(help="Folder of the dataset.")] = Path("data/emoji"),
-    force: Annotated[bool, typer.Option(help="Build it again where one stands already.")] = False,
+    force: Force = False,
 ) -> None:
     """Build the captioned emoji dataset from npm packages (fetched with npm)."""
     from tqdm import tqdm

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .options import Device, Dtype, Force, Model, Seed, Size, Steps
 from .pictures import load, output_files, save, slug
 
 # Pictures drawn at once: bounded by memory at 1024 px.
@@ -19,19 +20,17 @@ def generate(
     out: Annotated[
         Path | None, typer.Option(help="A .png file, or a folder; default: a file named after the prompt, here.")
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side in pixels: 64, 256 or 1024; default: the largest of the model.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    size: Size = None,
+    seed: Seed = 0,
     num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps of the decoder.")] = None,
+    steps: Steps = None,
     prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
     prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the first of cuda, mps, cpu.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    model: Annotated[str, typer.Option(help='"emoji", a folder, or a Hub id.')] = "emoji",
-    force: Annotated[bool, typer.Option(help="Overwrite existing files.")] = False,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    model: Model = "emoji",
+    force: Force = False,
 ) -> None:
     """Draw pictures of sentences and print the files' names."""
     import torch
@@ -66,3 +65,44 @@ def generate(
         for image, (prompt, number), path in zip(images, chunk, files[start : start + batch], strict=True):
             save(image, path, {"prompt": prompt, "seed": str(number), "model": model})
             print(path)
+
+
+def rerank(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Folder of the kept pictures, the best first.")],
+    candidates: Annotated[int, typer.Option(help="Pictures to draw and rank.")] = 64,
+    keep: Annotated[int, typer.Option(help="Pictures to keep.")] = 8,
+    size: Size = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Draw many small pictures, keep those that CLIP finds nearest to the prompt, and draw these in full."""
+    import torch
+    from tqdm import tqdm
+
+    from ..pipelines.base import MAX_IMAGES
+    from ..rerank import rerank as ranked
+
+    if not prompt.strip():
+        raise ValueError(f"prompt is empty: {prompt!r}")
+    if not 1 <= candidates <= MAX_IMAGES:
+        raise ValueError(f"candidates must be from 1 to {MAX_IMAGES}, got {candidates}")
+    if not 1 <= keep <= candidates:
+        raise ValueError(f"keep must be from 1 to the number of candidates ({candidates}), got {keep}")
+    files = output_files(out, [f"{place:03d}" for place in range(1, keep + 1)], force)
+    pipe = load(model, device, dtype)
+    settings = {"decoder_num_inference_steps": steps}
+    pipe.set_progress_bar_config(disable=True)
+
+    def bar(batches):
+        return tqdm(batches, desc="candidates", file=sys.stderr)
+
+    best = ranked(pipe, prompt, candidates, keep, seed, BATCH[64], bar, **settings)
+    for (score, number), path in zip(tqdm(best, desc="drawing the best", file=sys.stderr), files, strict=True):
+        image = pipe(prompt, generator=[torch.Generator().manual_seed(number)], size=size, **settings).images[0]
+        save(image, path, {"prompt": prompt, "seed": str(number), "model": model, "score": f"{score:.4f}"})
+        print(path)

@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .options import DecoderSteps, Device, Dtype, Force, Model, Seed, Size
 from .pictures import check_free, load, output_files, save, write
-
-Model = Annotated[str, typer.Option(help='"emoji", a folder, or a Hub id.')]
-Size = Annotated[int | None, typer.Option(help="Side in pixels: 64, 256 or 1024; default: the largest of the model.")]
-Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the first of cuda, mps, cpu.")]
-Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Force = Annotated[bool, typer.Option(help="Overwrite existing files.")]
-Steps = Annotated[int | None, typer.Option("--decoder-steps", help="Denoising steps of the decoder.")]
 
 
 def variations(
@@ -26,7 +19,7 @@ def variations(
     prompt: Annotated[str | None, typer.Option(help="A text to steer by.")] = None,
     size: Size = None,
     seed: Seed = 0,
-    decoder_steps: Steps = None,
+    decoder_steps: DecoderSteps = None,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -66,7 +59,7 @@ def interpolate(
     noise: Annotated[str, typer.Option(help="fixed: one for all; interpolated: from one end's own to the other's.")] = "fixed",
     size: Size = None,
     seed: Seed = 0,
-    decoder_steps: Steps = None,
+    decoder_steps: DecoderSteps = None,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -113,7 +106,7 @@ def edit(
     source: Annotated[str, typer.Option("--from", help="What it is; default: nothing in particular.")] = "",
     strength: Annotated[list[float] | None, typer.Option(help="How far to go, 0 to 1; may be given several times.")] = None,
     size: Size = None,
-    decoder_steps: Steps = 50,
+    decoder_steps: DecoderSteps = 50,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -140,7 +133,7 @@ def inpaint(
     out: Annotated[Path, typer.Option(help="A .png file.")],
     size: Size = None,
     seed: Seed = 0,
-    decoder_steps: Steps = None,
+    decoder_steps: DecoderSteps = None,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -164,7 +157,7 @@ def outpaint(
     bottom: Annotated[int | None, typer.Option(help="As --left.")] = None,
     size: Size = None,
     seed: Seed = 0,
-    decoder_steps: Steps = None,
+    decoder_steps: DecoderSteps = None,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",

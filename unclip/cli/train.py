@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Force
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="A stage's configuration, for example configs/emoji/decoder.yaml.")],
@@ -25,7 +27,7 @@ def export(
     default: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A sampling default, as decoder_guidance_scale=2.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    force: Force = False,
 ) -> None:
     """Assemble a pipeline folder (fp16 safetensors) from the stages' averaged weights."""
     from ..config import apply_overrides

@@ -100,7 +100,6 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
     _exclude_from_cpu_offload = ["prior"]
     _callback_tensor_inputs = ["latents"]
-    _stage_names = ("decoder", "upsampler_256", "upsampler_1024")
 
     def _register(self, defaults: dict | None, **components: Any) -> None:
         """Take the components in: schedulers of this package in place of retired ones, parts that fit each other."""
@@ -265,7 +264,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         callback: Callback | None = None,
         callback_inputs: list[str] | None = None,
     ) -> Call:
-        """Check what both pipelines are asked alike for, and get ready to run. Raises ValueError naming the value."""
+        """Check what every pipeline is asked for, and get ready to run. Raises ValueError naming the value."""
         settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
         settings = {k: v for k, v in settings.items() if k in given}
         if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
@@ -280,6 +279,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
                     raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
             elif not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        callback_inputs = getattr(callback, "tensor_inputs", callback_inputs)  # diffusers' callback objects say it themselves
         unknown = [n for n in callback_inputs or () if n not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {unknown[0]!r}")
