@@ -43,6 +43,17 @@ def clean_from(scheduler: DDPMScheduler, prediction: Tensor, noised: Tensor, tim
     return alpha_bar.sqrt() * noised - (1 - alpha_bar).sqrt() * prediction
 
 
+def shifted(scheduler: DDPMScheduler, prediction: Tensor, by: Tensor, timesteps: Tensor) -> Tensor:
+    """The prediction that stands for a clean picture which differs by `by`."""
+    shape = (-1,) + (1,) * (by.ndim - 1)
+    alpha_bar = scheduler.alphas_cumprod.to(by)[timesteps].view(shape)
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return prediction + by
+    scale = (1 - alpha_bar).sqrt()
+    return prediction - by * (alpha_bar.sqrt() / scale if kind == "epsilon" else 1 / scale)
+
+
 def schedule(prediction_type: str, beta_schedule: str = "squaredcos_cap_v2", steps: int = 1000) -> DDPMScheduler:
     """A training schedule: cosine ("squaredcos_cap_v2") or "linear", as in the paper's Table 3."""
     return DDPMScheduler(

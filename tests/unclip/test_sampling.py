@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.diffusion import clean_from, logit_normal_timesteps, schedule, target, uniform_timesteps
+from unclip.diffusion import clean_from, logit_normal_timesteps, schedule, shifted, target, uniform_timesteps
 from unclip.sampling import denoise, guide, noise
 
 KINDS = ("epsilon", "sample", "v_prediction")
@@ -21,7 +21,10 @@ def test_target_and_clean_are_inverse(kind, t, seed):
     steps = torch.tensor([t, t])
     plan.alphas_cumprod = plan.alphas_cumprod.double()
     noised = plan.add_noise(clean, eps, steps)
-    torch.testing.assert_close(clean_from(plan, target(plan, clean, eps, steps), noised, steps), clean, rtol=1e-6, atol=1e-6)
+    wanted = target(plan, clean, eps, steps)
+    torch.testing.assert_close(clean_from(plan, wanted, noised, steps), clean, rtol=1e-6, atol=1e-6)
+    moved = clean_from(plan, shifted(plan, wanted, eps / 7, steps), noised, steps)
+    torch.testing.assert_close(moved, clean + eps / 7, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -26,6 +26,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
     steps: Steps = None,
     prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
+    clip_guidance: Annotated[
+        float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")
+    ] = 0.0,
     prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -61,6 +64,7 @@ def generate(
             decoder_num_inference_steps=steps,
             prior_guidance_scale=prior_guidance,
             prior_num_inference_steps=prior_steps,
+            clip_guidance=clip_guidance,
         ).images
         for image, (prompt, number), path in zip(images, chunk, files[start : start + batch], strict=True):
             save(image, path, {"prompt": prompt, "seed": str(number), "model": model})

@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from .. import attention
 from ..checkpoints import check_folder, import_own_modules, resolve
+from ..clip import CLIP
+from ..diffusion import clean_from, shifted
 from ..images import on_white
 from ..precision import fast_dtype
 from ..sampling import Generators, Predict, denoise, noise
@@ -466,6 +468,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         latents: Tensor | None,
         scheduler: Any = None,
         eta: float = 0.0,
+        clip_guidance: float = 0.0,
     ) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size; `scheduler` in place of the decoder's own."""
         guidance = call.guidance("decoder")
@@ -473,7 +476,39 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         start = self._start(shape, self.decoder, call.generator, latents)
         predict = self._decoder_prediction(text, embedding, guidance)
         scheduler, steps = scheduler or self.decoder_scheduler, call.settings["decoder_num_inference_steps"]
+        if clip_guidance:
+            predict = self._clip_guided(predict, text.embeds, scheduler, guidance, clip_guidance)
         return self._denoise("decoder", predict, start, scheduler, steps, call, guidance, eta).clamp(-1, 1)
+
+    def _clip_guided(self, predict: Predict, wanted: Tensor, scheduler: Any, guidance: float, strength: float) -> Predict:
+        """`predict` with its clean picture moved towards the text, as CLIP sees it (GLIDE, arXiv 2112.10741, section 2.4).
+
+        The direction is the gradient of the cosine through the decoder's estimate of the clean picture, at unit root mean
+        square; `strength` is how far it is followed, in units of the noise that is left.
+        """
+        clip = CLIP(self.text_encoder, self.tokenizer, self.image_encoder, self.feature_extractor)
+        wanted = F.normalize(wanted.float(), dim=-1)  # [B, D]
+
+        def moved(x: Tensor, t: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                prediction = predict(x, t)
+                rows = len(wanted)
+                plain = prediction[:, : x.shape[1]]
+                if guidance != 1:
+                    plain = plain[:rows] + guidance * (plain[rows:] - plain[:rows])
+                clean = clean_from(scheduler, plain, x[-rows:], t.reshape(1).expand(rows))
+                pixels = clip.preprocess((clean.float() / 2 + 0.5).clamp(0, 1))
+                seen = clip.image_encoder(pixels.to(clip.image_encoder.dtype)).image_embeds.float()
+                gradient = torch.autograd.grad(F.cosine_similarity(seen, wanted).sum(), x)[0]
+            gradient = gradient.unflatten(0, (-1, rows)).sum(0)  # both halves of a guided batch are one picture
+            gradient = gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+            left = (1 - scheduler.alphas_cumprod[t.long()]).sqrt().to(gradient)
+            by = (strength * left * gradient).repeat(len(x) // rows, 1, 1, 1)
+            towards = shifted(scheduler, prediction.detach()[:, : x.shape[1]], by, t.reshape(1).expand(len(x)))
+            return torch.cat([towards, prediction.detach()[:, x.shape[1] :]], 1)
+
+        return moved
 
     def _invert(self, picture: Tensor, text: TextCondition, embedding: Tensor, call: Call) -> Tensor:
         """The noise [B, 3, H, W] from which unguided DDIM draws `picture` [B, 3, H, W] in [-1, 1] (paper, section 3)."""

@@ -15,6 +15,7 @@ from unclip import (
     UnCLIPPipeline,
     UnCLIPTextDiffPipeline,
 )
+from unclip.clip import CLIP
 from unclip.images import with_margins
 
 
@@ -156,6 +157,26 @@ def test_pictures_keep_their_proportions_and_margins_are_new(tiny):
         with_margins(picture(), -1, 0, 0, 4)
     with pytest.raises(ValueError, match="four zeros"):
         with_margins(picture(), 0, 0, 0, 0)
+
+
+def test_clip_guidance_raises_what_clip_sees(whole):
+    settings = smallest(whole, decoder_num_inference_steps=8, prior_num_inference_steps=2)
+    clip = CLIP(whole.text_encoder, whole.tokenizer, whole.image_encoder, whole.feature_extractor)
+    wanted = clip.encode_text(["a star", "two rings"])
+    seen = []
+    for strength in (0.0, 0.1, 0.4):
+        drawn = whole(["a star", "two rings"], generator=seeds(1, 2), clip_guidance=strength, **settings).images
+        seen.append((clip.encode_image(drawn.float()) * wanted).sum(-1))
+    assert (seen[1] > seen[0]).all() and (seen[2] > seen[1]).all()
+    alone = whole("two rings", generator=seeds(2), clip_guidance=0.4, **settings).images
+    close(alone[0], drawn[1], 1e-5)
+    assert not any(p.requires_grad and p.grad is not None for p in whole.decoder.parameters())
+    for wrong in (-1, float("nan"), "much"):
+        with pytest.raises(ValueError, match="clip_guidance must be a number of at least 0"):
+            whole("a star", clip_guidance=wrong)
+    whole.image_encoder = None
+    with pytest.raises(ValueError, match="which clip_guidance needs"):
+        whole("a star", clip_guidance=1.0)
 
 
 @pytest.mark.parametrize(
