@@ -62,7 +62,7 @@ def _fail(message: str, code: int = 2) -> None:
 
 def _version(value: bool) -> None:
     if value:
-        from . import __version__
+        from .. import __version__
 
         print(__version__)
         raise typer.Exit()
