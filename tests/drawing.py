@@ -1,4 +1,4 @@
-"""Pipelines of toy width to draw with: ours and Karlo's layout, text to image and image variation."""
+"""Pipelines of toy width to draw with, over our networks and over Karlo's layout."""
 
 from pathlib import Path
 
@@ -7,7 +7,16 @@ import torch
 from conftest import TINY_DEFAULTS, seeds, tiny_networks
 from PIL import Image
 
-from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
+from unclip import (
+    UnCLIPImageVariationPipeline,
+    UnCLIPInpaintPipeline,
+    UnCLIPInterpolationPipeline,
+    UnCLIPPCAPipeline,
+    UnCLIPPipeline,
+    UnCLIPPriorPipeline,
+    UnCLIPTextDiffPipeline,
+)
+from unclip.latents import PrincipalAxes
 from unclip.pipelines.base import UnCLIPBase
 
 KINDS = [
@@ -15,6 +24,17 @@ KINDS = [
     ("ours", UnCLIPImageVariationPipeline),
     ("karlo", UnCLIPPipeline),
     ("karlo", UnCLIPImageVariationPipeline),
+]
+OTHERS = [
+    (networks, kind)
+    for networks in ("ours", "karlo")
+    for kind in (
+        UnCLIPPriorPipeline,
+        UnCLIPInterpolationPipeline,
+        UnCLIPTextDiffPipeline,
+        UnCLIPInpaintPipeline,
+        UnCLIPPCAPipeline,
+    )
 ]
 STEPS = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 2}
 
@@ -38,6 +58,25 @@ def draw(pipe: UnCLIPBase, count: int = 1, numbers: list[int] | None = None, sub
     generator = seeds(*(numbers or range(len(subject) * kwargs.get("num_images_per_prompt", 1))))
     settings = {"size": pipe.sizes[1], "output_type": "pt", **STEPS}
     return pipe(subject, generator=generator, **(settings | kwargs)).images
+
+
+def answer(pipe: UnCLIPBase, seed: int = 0, **kwargs):
+    """What any of the pipelines answers to its simplest call."""
+    picture = Image.new("RGB", (64, 64), (200, 90, 40))
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 24))
+    arguments, settings = {
+        UnCLIPPipeline: (("a star",), STEPS),
+        UnCLIPImageVariationPipeline: ((picture,), STEPS),
+        UnCLIPPriorPipeline: (("a star",), {}),
+        UnCLIPInterpolationPipeline: ((["a star", picture],), STEPS | {"steps": 2}),
+        UnCLIPTextDiffPipeline: ((picture, "a star"), STEPS),
+        UnCLIPPCAPipeline: ((picture, PrincipalAxes.of(torch.eye(32)), (0, 5, 31)), STEPS),
+        UnCLIPInpaintPipeline: (("a star", picture, mask), STEPS | {"resample": 1}),
+    }[type(pipe)]
+    if pipe.sizes:
+        settings = settings | {"size": pipe.sizes[1], "output_type": "pt"}
+    return pipe(*arguments, generator=seeds(seed)[0], **(settings | kwargs))
 
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-9) -> None:

@@ -23,6 +23,8 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisi
 from decoder.blocks import ChannelNorm, ResBlock
 from prior.blocks import Attention
 
+from .images import on_white
+
 
 class TextTower(ModelMixin, ConfigMixin):
     """A BERT encoder, mean-pooled over its tokens and projected to a unit vector.
@@ -239,9 +241,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
     """A PIL picture on white as [1, 3, H, W] in [0, 1]."""
     if not isinstance(image, Image.Image):
         raise ValueError(f"images must be PIL pictures or a tensor, got {type(image).__name__}")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1)[None].float() / 255
 
 
 def _resize_square(pixels: Tensor, size: int) -> Tensor:

@@ -79,14 +79,20 @@ def read_pickle(path: str | Path):
         raise ValueError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0]}") from None
 
 
-def read_state(path: str | Path, prefix: str) -> State:
-    """The tensors below `prefix.` of an original checkpoint, without it. Raises ValueError where there are none."""
+def read_states(path: str | Path, *prefixes: str) -> list[State]:
+    """For each prefix the tensors below `prefix.` of an original checkpoint, without it.
+
+    Raises ValueError where there are none.
+    """
     content = read_pickle(path)
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    state = {k[len(prefix) + 1 :]: v for k, v in content.items() if k.startswith(f"{prefix}.") and isinstance(v, Tensor)}
-    if not state:
-        raise ValueError(f"{path} holds no tensors named {prefix}.*; is it the checkpoint of another stage?")
-    return state
+    states = []
+    for prefix in prefixes:
+        named = {k[len(prefix) + 1 :]: v for k, v in content.items() if k.startswith(f"{prefix}.") and isinstance(v, Tensor)}
+        if not named:
+            raise ValueError(f"{path} holds no tensors named {prefix}.*; is it the checkpoint of another stage?")
+        states.append(named)
+    return states
 
 
 def read_stats(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -195,7 +201,7 @@ def _attention(new: str, old: str) -> Names:
 
 def convert_prior(path: str | Path, stats: str | Path) -> PriorTransformer:
     """The prior of Karlo or Kandinsky 2."""
-    state = read_state(path, "model")
+    (state,) = read_states(path, "model")
     mean, std = read_stats(stats)
     width, dim = _shape(state, "clip_img_proj.weight", path)
     layers = len({k.split(".")[2] for k in state if k.startswith("transformer.resblocks.")})
@@ -211,9 +217,8 @@ def convert_prior(path: str | Path, stats: str | Path) -> PriorTransformer:
     return convert(model, state, prior_names(layers), path, {"clip_mean": mean, "clip_std": std})
 
 
-def convert_unet(path: str | Path, prefix: str, model_class: Callable[..., ModelMixin], size: int) -> ModelMixin:
-    """The decoder (`UNet2DConditionModel`) or a step of the super-resolution (`UNet2DModel`)."""
-    state = read_state(path, prefix)
+def convert_unet(state: State, model_class: Callable[..., ModelMixin], size: int, path: str | Path) -> ModelMixin:
+    """The decoder (`UNet2DConditionModel`) or a step of the super-resolution (`UNet2DModel`); `path` is for messages."""
     levels, layers = _levels(state, path)
     cross = next((v.shape[1] for k, v in state.items() if k.endswith("encoder_kv.weight")), None)
     config = {
@@ -248,9 +253,8 @@ def convert_unet(path: str | Path, prefix: str, model_class: Callable[..., Model
     return convert(model_class(**config), state, unet_names(levels, layers), path)
 
 
-def convert_text_proj(path: str | Path) -> UnCLIPTextProjModel:
-    """The projections that Karlo's decoder checkpoint holds beside its UNet."""
-    state = read_state(path, "model")
+def convert_text_proj(state: State, path: str | Path) -> UnCLIPTextProjModel:
+    """The projections that Karlo's decoder checkpoint holds beside its UNet; `path` is for messages."""
     cross, dim = _shape(state, "text_seq_proj.0.weight", path)
     model = UnCLIPTextProjModel(
         clip_extra_context_tokens=_shape(state, "clip_tok_proj.weight", path)[0] // cross,
@@ -334,12 +338,14 @@ def convert_karlo(
     from .pipelines import UnCLIPPipeline
 
     with new_folder(out, force) as folder:
+        (drawing,) = read_states(decoder, "model")
+        first, last = read_states(super_resolution, "model_first_steps", "model_last_step")
         components = {
             "prior": convert_prior(prior, stats),
-            "decoder": convert_unet(decoder, "model", UNet2DConditionModel, 64),
-            "text_proj": convert_text_proj(decoder),
-            "super_res_first": convert_unet(super_resolution, "model_first_steps", UNet2DModel, 256),
-            "super_res_last": convert_unet(super_resolution, "model_last_step", UNet2DModel, 256),
+            "decoder": convert_unet(drawing, UNet2DConditionModel, 64, decoder),
+            "text_proj": convert_text_proj(drawing, decoder),
+            "super_res_first": convert_unet(first, UNet2DModel, 256, super_resolution),
+            "super_res_last": convert_unet(last, UNet2DModel, 256, super_resolution),
             **clip_text(clip),
             **clip_image(clip),
             "prior_scheduler": prior_scheduler(),

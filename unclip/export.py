@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve
+from .latents import AXES_FILE, PrincipalAxes
 from .pipelines import UnCLIPPipeline
 
 
@@ -21,10 +22,11 @@ def export_pipeline(
 
     Each of `runs` is a training run (its `final/`, or `latest/` while it goes on), a folder of components, or another
     pipeline; a component in a later one replaces an earlier one's. A pipeline's sampling defaults are kept, `defaults`
-    replaces single ones; its model card is kept, and so is one that stands at `out`. Raises ValueError when a part is
+    replaces single ones; its model card is kept, so is one that stands at `out`, and so are its principal axes if they are
+    of this CLIP. Raises ValueError when a part is
     missing or parts don't fit together.
     """
-    components, kept, cards = {}, {}, [out / "README.md"] if (out / "README.md").is_file() else []
+    components, kept, axes, cards = {}, {}, [], [out / "README.md"] if (out / "README.md").is_file() else []
     for run in runs:
         folder = resolve(components_folder(run))
         index = check_folder(folder)
@@ -32,6 +34,8 @@ def export_pipeline(
         components |= load_components(folder, names, dtype=dtype)
         kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
+        axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes
+    axes = [path for path in axes if PrincipalAxes.load(path).clip_fingerprint == _fingerprint(components)]
     settings = kept | (defaults or {}) or None
     components.setdefault("super_res_last", None)
     required = [n for n in UnCLIPPipeline.required_components() if n not in components]
@@ -42,6 +46,10 @@ def export_pipeline(
         index_path = folder / "model_index.json"
         index = json.loads(index_path.read_text()) | {"defaults": settings}
         index_path.write_text(json.dumps(index, indent=2) + "\n")
-        for card in cards:
-            shutil.copy(card, folder)
+        for file in [*cards, *axes]:
+            shutil.copy(file, folder)
     return out
+
+
+def _fingerprint(components: dict) -> str | None:
+    return getattr(getattr(components.get("image_encoder"), "config", None), "clip_fingerprint", None)

@@ -2,9 +2,17 @@
 
 # N vectors, D dimensions
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from .checkpoints import check_safetensors
+
+AXES_FILE = "image_components.safetensors"  # a model folder's own, of the embeddings that its stages were trained on
 EPSILON = 1e-7
 
 
@@ -62,10 +70,42 @@ def spherical_mean(vectors: Tensor, weights: Tensor, steps: int = 50) -> Tensor:
     return mean
 
 
-def principal_axes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean [D] and the first `count` principal axes [count, D] of `vectors` [N, D] (paper, section 3.3, figure 7)."""
-    if not 1 <= count <= min(vectors.shape):
-        raise ValueError(f"count must be from 1 to {min(vectors.shape)}, got {count}")
-    mean = vectors.mean(0)
-    _, _, axes = torch.linalg.svd(vectors - mean, full_matrices=False)
-    return mean, axes[:count]
+@dataclass
+class PrincipalAxes:
+    """Where CLIP's embeddings lie: their mean [D] and orthonormal axes [K, D], the longest first (paper, figure 7)."""
+
+    mean: Tensor
+    axes: Tensor
+    clip_fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, vectors: Tensor, clip_fingerprint: str | None = None) -> "PrincipalAxes":
+        """The axes of `vectors` [N, D], N of at least 2: as many as there are dimensions that they span."""
+        if vectors.ndim != 2 or len(vectors) < 2:
+            raise ValueError(f"principal axes need two vectors or more, got {list(vectors.shape)}")
+        mean = vectors.mean(0)
+        _, lengths, axes = torch.linalg.svd(vectors - mean, full_matrices=False)
+        spanned = lengths > lengths.max() * max(vectors.shape) * torch.finfo(vectors.dtype).eps
+        return cls(mean, axes[spanned], clip_fingerprint)
+
+    def first(self, vectors: Tensor, count: int) -> Tensor:
+        """What the mean and the first `count` axes hold of `vectors` [..., D]. Raises ValueError for a count out of range."""
+        if not 0 <= count <= len(self.axes):
+            raise ValueError(f"there are 0 to {len(self.axes)} principal components to keep, got {count}")
+        axes = self.axes[:count].to(vectors)
+        mean = self.mean.to(vectors)
+        return mean + (vectors - mean) @ axes.T @ axes
+
+    def save(self, path: Path) -> None:
+        """Write them in half precision."""
+        tensors = {n: getattr(self, n).half().contiguous() for n in ("mean", "axes")}
+        save_file(tensors, path, {"clip_fingerprint": self.clip_fingerprint or ""})
+
+    @classmethod
+    def load(cls, path: Path) -> "PrincipalAxes":
+        """Raises ValueError, naming the file, for one that is damaged or holds something else."""
+        if set(check_safetensors(path)) != {"mean", "axes"}:
+            raise ValueError(f"{path} holds no principal axes")
+        with safe_open(path, "pt") as file:
+            kept = (file.get_tensor(n).float() for n in ("mean", "axes"))
+            return cls(*kept, (file.metadata() or {}).get("clip_fingerprint") or None)

@@ -10,6 +10,11 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def working_dtype(network: torch.nn.Module) -> torch.dtype:
+    """What a network's samples are kept in between its steps: float64 beside float64 weights, else float32."""
+    return torch.float64 if network.dtype == torch.float64 else torch.float32
+
+
 def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively (CUDA from Ampere, CPUs with AVX512-BF16 or AMX), else float32."""
     device = torch.device(device) if device is not None else best_device()

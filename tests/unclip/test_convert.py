@@ -174,16 +174,21 @@ def test_every_tensor_arrives_once(originals, tmp_path):
     """Nothing of the originals is lost or used twice: the values, sorted, are the same."""
     from diffusers import UNet2DConditionModel, UNet2DModel
 
-    from unclip.convert import convert_prior, convert_text_proj, convert_unet
+    from unclip.convert import convert_prior, convert_text_proj, convert_unet, read_states
 
     def values(*sources) -> torch.Tensor:
         return torch.cat([v.flatten().float() for s in sources for v in s.values()]).sort().values
 
     old = torch.load(originals / "decoder.ckpt", weights_only=True)["state_dict"]
-    unet = convert_unet(originals / "decoder.ckpt", "model", UNet2DConditionModel, 64)
-    assert torch.equal(values(unet.state_dict(), convert_text_proj(originals / "decoder.ckpt").state_dict()), values(old))
+    (drawing,) = read_states(originals / "decoder.ckpt", "model")
+    unet, projections = (
+        convert_unet(drawing, UNet2DConditionModel, 64, "decoder.ckpt"),
+        convert_text_proj(drawing, "decoder.ckpt"),
+    )
+    assert torch.equal(values(unet.state_dict(), projections.state_dict()), values(old))
     old = torch.load(originals / "sr.ckpt", weights_only=True)["state_dict"]
-    steps = [convert_unet(originals / "sr.ckpt", p, UNet2DModel, 256) for p in ("model_first_steps", "model_last_step")]
+    states = read_states(originals / "sr.ckpt", "model_first_steps", "model_last_step")
+    steps = [convert_unet(state, UNet2DModel, 256, "sr.ckpt") for state in states]
     assert torch.equal(values(*(s.state_dict() for s in steps)), values(old))
     old = torch.load(originals / "prior.ckpt", weights_only=True)["state_dict"]
     prior = convert_prior(originals / "prior.ckpt", originals / "stats.th").state_dict()
@@ -195,11 +200,12 @@ def test_a_converted_attention_answers_as_the_original(originals):
     """Queries, keys and values are stored head by head there (GLIDE's attention block) and side by side here."""
     from diffusers import UNet2DConditionModel
 
-    from unclip.convert import convert_unet
+    from unclip.convert import convert_unet, read_states
 
     state = torch.load(originals / "decoder.ckpt", weights_only=True)["state_dict"]
     old = {k.removeprefix("model.middle_block.1."): v for k, v in state.items() if k.startswith("model.middle_block.1.")}
-    new = convert_unet(originals / "decoder.ckpt", "model", UNet2DConditionModel, 64).mid_block.attentions[0]
+    (state,) = read_states(originals / "decoder.ckpt", "model")
+    new = convert_unet(state, UNet2DConditionModel, 64, "decoder.ckpt").mid_block.attentions[0]
     x, context = torch.randn(2, 128, 4, 4), torch.randn(2, 5, CROSS)
     flat = torch.nn.functional.group_norm(x.flatten(2), 32, old["norm.weight"], old["norm.bias"], 1e-5)
     qkv = torch.nn.functional.conv1d(flat, old["qkv.weight"], old["qkv.bias"])

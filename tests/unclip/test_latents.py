@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.latents import principal_axes, slerp, spherical_mean
+from unclip.latents import PrincipalAxes, slerp, spherical_mean
 
 shares = st.floats(0, 1)
 dims = st.integers(2, 64)
@@ -83,13 +83,20 @@ def test_weights_that_weigh_nothing_are_refused(weights):
         spherical_mean(torch.eye(2), weights)
 
 
-def test_principal_axes_rebuild_what_they_span():
+def test_principal_axes_rebuild_what_they_span(tmp_path):
     points = vectors(20, 3, 0) @ vectors(3, 16, 1) + vectors(1, 16, 2)
-    errors = []
-    for count in (1, 2, 3):
-        mean, axes = principal_axes(points, count)
-        torch.testing.assert_close(axes @ axes.T, torch.eye(count, dtype=axes.dtype))
-        errors.append(((points - mean) - (points - mean) @ axes.T @ axes).norm())
-    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-9
-    with pytest.raises(ValueError, match="from 1 to 16, got 17"):
-        principal_axes(points, 17)
+    axes = PrincipalAxes.of(points, "a-clip")
+    assert len(axes.axes) == 3
+    torch.testing.assert_close(axes.axes @ axes.axes.T, torch.eye(3, dtype=points.dtype))
+    errors = [(points - axes.first(points, count)).norm() for count in range(4)]
+    assert errors[0] > errors[1] > errors[2] > errors[3] and errors[3] < 1e-9
+    assert torch.equal(axes.first(points, 0), points.mean(0).expand_as(points))
+    axes.save(tmp_path / "axes.safetensors")
+    again = PrincipalAxes.load(tmp_path / "axes.safetensors")
+    torch.testing.assert_close(again.first(points, 3), points, rtol=0, atol=2e-2)
+    assert again.clip_fingerprint == "a-clip"
+    for wrong in (-1, 4):
+        with pytest.raises(ValueError, match=f"0 to 3 principal components to keep, got {wrong}"):
+            axes.first(points, wrong)
+    with pytest.raises(ValueError, match=r"two vectors or more, got \[1, 16\]"):
+        PrincipalAxes.of(points[:1])

@@ -10,7 +10,7 @@ from .clip import classify, search
 from .convert import kandinsky_prior, karlo
 from .data import emoji
 from .generate import generate, rerank
-from .latent import edit, inpaint, interpolate, outpaint, variations
+from .latent import edit, inpaint, interpolate, outpaint, pca, variations
 from .train import export, train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -77,7 +77,7 @@ def _options(
     """Text to image with unCLIP (DALL·E 2's design)."""
 
 
-for command in (generate, rerank, variations, interpolate, edit, inpaint, outpaint, classify, search, train, export):
+for command in (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search, train, export):
     app.command()(command)
 convert_app.command()(karlo)
 convert_app.command("kandinsky-prior")(kandinsky_prior)

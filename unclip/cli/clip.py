@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import Json, Model
+from .pictures import embedding_bar
 
 
 def classify(
@@ -34,8 +35,6 @@ def search(
     as_json: Json = False,
 ) -> None:
     """List a folder's pictures that come nearest to a sentence or a picture; the index is kept for the next time."""
-    from tqdm import tqdm
-
     from ..clip import CLIP
     from ..search import Index
     from .latent import picture_or_text
@@ -46,7 +45,7 @@ def search(
     if isinstance(wanted, str) and not wanted.strip():
         raise ValueError(f"query is empty: {query!r}")
     index = Index(folder, CLIP.from_pretrained(model))
-    unreadable = index.update(lambda items: tqdm(items, desc="embedding", file=sys.stderr, disable=len(items) < 2))
+    unreadable = index.update(embedding_bar)
     if unreadable:
         print(f"{len(unreadable)} files could not be read", file=sys.stderr)
     for score, name in index.search(wanted, top):

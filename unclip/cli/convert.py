@@ -7,6 +7,8 @@ import typer
 
 from .options import Force
 
+Clip = Annotated[str | None, typer.Option(help="A transformers CLIP, as a folder or a Hub id; default: the original's.")]
+
 
 def karlo(
     prior: Annotated[Path, typer.Option(help="The prior's .ckpt.")],
@@ -14,23 +16,23 @@ def karlo(
     sr: Annotated[Path, typer.Option(help="The super-resolution's .ckpt.")],
     clip_stats: Annotated[Path, typer.Option(help="ViT-L-14_stats.th.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new pipeline.")],
-    clip: Annotated[str, typer.Option(help="A transformers CLIP: a folder or a Hub id.")] = "openai/clip-vit-large-patch14",
+    clip: Clip = None,
     force: Force = False,
 ) -> None:
     """Karlo's original files as a pipeline folder of safetensors."""
-    from ..convert import convert_karlo
+    from ..convert import CLIP_MODEL, convert_karlo
 
-    print(convert_karlo(prior, decoder, sr, clip_stats, out, clip, force))
+    print(convert_karlo(prior, decoder, sr, clip_stats, out, clip or CLIP_MODEL, force))
 
 
 def kandinsky_prior(
     prior: Annotated[Path, typer.Option(help="The prior's .ckpt.")],
     clip_stats: Annotated[Path, typer.Option(help="ViT-L-14_stats.th.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new pipeline.")],
-    clip: Annotated[str, typer.Option(help="A transformers CLIP: a folder or a Hub id.")] = "openai/clip-vit-large-patch14",
+    clip: Clip = None,
     force: Force = False,
 ) -> None:
     """A Kandinsky 2 prior as a folder that predicts image embeddings (UnCLIPPriorPipeline)."""
-    from ..convert import convert_kandinsky_prior
+    from ..convert import CLIP_MODEL, convert_kandinsky_prior
 
-    print(convert_kandinsky_prior(prior, clip_stats, out, clip, force))
+    print(convert_kandinsky_prior(prior, clip_stats, out, clip or CLIP_MODEL, force))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import DecoderSteps, Device, Dtype, Force, Model, Seed, Size
-from .pictures import check_free, load, output_files, save, write
+from .pictures import check_free, embedding_bar, load, output_files, row, save, write
 
 
 def variations(
@@ -67,7 +67,6 @@ def interpolate(
 ) -> None:
     """Draw the path from one picture or sentence to another: single pictures, a grid and an animated WebP."""
     import torch
-    from PIL import Image
 
     from ..pipelines import UnCLIPInterpolationPipeline
 
@@ -88,13 +87,57 @@ def interpolate(
     facts = {"from": a, "to": b, "seed": str(seed), "model": model}
     for n, (path, picture) in enumerate(zip(files, drawn, strict=False)):
         save(picture, path, facts | {"share": f"{n / (steps - 1):.4f}"})
-    sheet = Image.new("RGB", (drawn[0].width * steps, drawn[0].height))
-    for n, picture in enumerate(drawn):
-        sheet.paste(picture, (n * picture.width, 0))
-    save(sheet, files[-2], facts)
+    save(row(drawn), files[-2], facts)
     there_and_back = drawn + drawn[-2:0:-1]
     animation = {"format": "WEBP", "save_all": True, "append_images": there_and_back[1:], "duration": 120, "loop": 0}
     write(files[-1], lambda file: there_and_back[0].save(file, **animation))
+    for path in files:
+        print(path)
+
+
+def pca(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to probe.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures and their grid.")],
+    counts: Annotated[
+        list[int] | None, typer.Option("-k", "--components", help="How many to keep; may be given several times.")
+    ] = None,
+    of: Annotated[
+        Path | None,
+        typer.Option(help="Pictures whose principal components are meant: a folder, or a dataset; default: the model's own."),
+    ] = None,
+    save_axes: Annotated[Path | None, typer.Option(help="Also write the principal axes (.safetensors).")] = None,
+    size: Size = None,
+    seed: Seed = 0,
+    decoder_steps: DecoderSteps = None,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Force = False,
+) -> None:
+    """Draw what the first principal components of a picture's embedding hold, ever more of them."""
+    import torch
+
+    from ..clip import CLIP
+    from ..images import open_image
+    from ..pipelines import UnCLIPPCAPipeline
+    from ..pipelines.pca import COUNTS
+    from ..search import axes_of
+
+    picture = open_image(image)
+    pipe = UnCLIPPCAPipeline.from_pipe(load(model, device, dtype))
+    clip = CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor)
+    axes = axes_of(model, clip, of, embedding_bar)
+    counts = counts or sorted({min(k, len(axes.axes)) for k in COUNTS})
+    files = [out / f"{k:03d}.png" for k in counts] + [out / "grid.png"] + ([save_axes] if save_axes else [])
+    check_free(files, force)
+    settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
+    drawn = pipe(picture, axes, counts, generator=torch.Generator().manual_seed(seed), **settings).images
+    facts = {"pca_of": image.name, "seed": str(seed), "model": model}
+    for path, result, kept in zip(files, drawn, counts, strict=False):
+        save(result, path, facts | {"components": str(kept)})
+    save(row(drawn), out / "grid.png", facts | {"components": " ".join(map(str, counts))})
+    if save_axes:
+        write(save_axes, axes.save)
     for path in files:
         print(path)
 
@@ -106,13 +149,16 @@ def edit(
     source: Annotated[str, typer.Option("--from", help="What it is; default: nothing in particular.")] = "",
     strength: Annotated[list[float] | None, typer.Option(help="How far to go, 0 to 1; may be given several times.")] = None,
     size: Size = None,
-    decoder_steps: DecoderSteps = 50,
+    seed: Seed = 0,
+    decoder_steps: DecoderSteps = None,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
     """Change a picture as one sentence differs from another (a text diff)."""
+    import torch
+
     from ..images import open_image
     from ..pipelines import UnCLIPTextDiffPipeline
 
@@ -120,9 +166,11 @@ def edit(
     picture = open_image(image)
     files = output_files(out, [f"{image.stem}-{s:g}" for s in strengths], force)
     pipe = UnCLIPTextDiffPipeline.from_pipe(load(model, device, dtype))
-    drawn = pipe(picture, target, source, strengths, decoder_steps or 50, size=size).images
+    steps = {} if decoder_steps is None else {"decoder_num_inference_steps": decoder_steps}
+    drawn = pipe(picture, target, source, strengths, generator=torch.Generator().manual_seed(seed), size=size, **steps).images
     for path, result, share in zip(files, drawn, strengths, strict=True):
-        save(result, path, {"edit_of": image.name, "from": source, "to": target, "strength": f"{share:g}", "model": model})
+        facts = {"edit_of": image.name, "from": source, "to": target, "strength": f"{share:g}"}
+        save(result, path, facts | {"seed": str(seed), "model": model})
         print(path)
 
 

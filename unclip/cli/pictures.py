@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -69,6 +70,23 @@ def _unique(files: list[Path]) -> list[Path]:
 
 def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+
+
+def embedding_bar(batches: Iterable) -> Iterable:
+    """Progress of embedding pictures, where there is more than one batch of them."""
+    from tqdm import tqdm
+
+    return tqdm(batches, desc="embedding", file=sys.stderr, disable=len(batches) < 2)
+
+
+def row(pictures: list):
+    """Pictures of one size side by side."""
+    from PIL import Image
+
+    sheet = Image.new("RGB", (pictures[0].width * len(pictures), pictures[0].height))
+    for n, picture in enumerate(pictures):
+        sheet.paste(picture, (n * picture.width, 0))
+    return sheet
 
 
 def save(image, path: Path, facts: dict[str, str]) -> None:

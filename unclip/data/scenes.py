@@ -8,12 +8,15 @@ import gzip
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import inflect
 import numpy as np
+import torch
+from torch import Tensor
 
 from .render import BACKGROUNDS, WHITE, Layer, colour_share, compose_sprites, compose_svg, turn_to
 
@@ -157,6 +160,11 @@ class IconSet:
             for rows in styles.values():
                 rows.sort(key=lambda n: self.icons[n]["tone"] != "")
         return {concept: dict(styles) for concept, styles in table.items()}
+
+    def on_white(self, rows: Sequence[int]) -> Tensor:
+        """The drawings of these rows: [N, 3, 64, 64] in [0, 1]."""
+        sprites = torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2).float() / 255
+        return sprites[:, :3] * sprites[:, 3:] + 1 - sprites[:, 3:]
 
     @cached_property
     def concepts(self) -> list[str]:

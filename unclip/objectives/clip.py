@@ -109,11 +109,8 @@ class ClipObjective(Objective):
                 if held_out[number] or number % 8 == 0:
                     rows.append(style_rows[0])
                     targets.append(number)
-        white = torch.ones(len(rows), 3, 64, 64)
-        for n, row in enumerate(rows):
-            sprite = torch.tensor(icons.sprites[row]).permute(2, 0, 1).float() / 255
-            white[n] = sprite[:3] * sprite[3:] + 1 - sprite[3:]
-        images = torch.cat([self.clip.encode_image(chunk) for chunk in white.split(128)])
+        chunks = [rows[n : n + 128] for n in range(0, len(rows), 128)]
+        images = torch.cat([self.clip.encode_image(icons.on_white(chunk)) for chunk in chunks])
         target = torch.tensor(targets)
         scores = images.cpu() @ captions.cpu().T
         rank = (scores > scores.gather(1, target[:, None])).sum(1)

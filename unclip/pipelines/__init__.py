@@ -3,6 +3,7 @@
 from .image_variation import UnCLIPImageVariationPipeline
 from .inpaint import UnCLIPInpaintPipeline
 from .interpolation import UnCLIPInterpolationPipeline, UnCLIPTextDiffPipeline
+from .pca import UnCLIPPCAPipeline
 from .prior import UnCLIPPriorPipeline
 from .text_to_image import UnCLIPPipeline
 
@@ -10,6 +11,7 @@ __all__ = [
     "UnCLIPImageVariationPipeline",
     "UnCLIPInpaintPipeline",
     "UnCLIPInterpolationPipeline",
+    "UnCLIPPCAPipeline",
     "UnCLIPPipeline",
     "UnCLIPPriorPipeline",
     "UnCLIPTextDiffPipeline",

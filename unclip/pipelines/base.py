@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from ..checkpoints import check_folder, import_own_modules, resolve
 from ..clip import CLIP
 from ..diffusion import clean_from, shifted
 from ..images import on_white
-from ..precision import fast_dtype
+from ..precision import fast_dtype, working_dtype
 from ..sampling import Generators, Predict, denoise, noise
 from ..scheduler import own
 from ..tiling import tiled
@@ -42,6 +43,7 @@ DEFAULTS = {
     "prior_candidates": 1,
 }
 MAX_IMAGES = 10_000
+INVERSION_STEPS = 50  # of a picture's way to its noise and back
 TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
 # Both directions of DDIM take the same steps, and clip nothing on the way: what is clipped cannot be undone.
 _DDIM = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
@@ -292,15 +294,17 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         self._prepare()
         return call
 
+    def _last_stage(self, size: int | None) -> tuple[int, int]:
+        """The stage that draws at `size` (None: the largest) and that size. Raises ValueError for one that none draws at."""
+        size = self.sizes[-1] if size is None else size
+        if size not in self.sizes:
+            raise ValueError(f"size must be one of {', '.join(map(str, self.sizes))}, got {size!r}")
+        return self.sizes.index(size), size
+
     def _extent(self, size: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
         """The last stage that runs, and the height and width of the decoder's picture."""
-        sizes = self.sizes
-        size = sizes[-1] if size is None else size
-        if size not in sizes:
-            raise ValueError(f"size must be one of {', '.join(map(str, sizes))}, got {size!r}")
-        last = sizes.index(size)
-        enlargement = size // sizes[0]
-        step = self._side_step(last)
+        last, size = self._last_stage(size)
+        enlargement, step = size // self.sizes[0], self._side_step(last)
         sides = []
         for name, side in (("height", height), ("width", width)):
             side = size if side is None else side
@@ -317,10 +321,8 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
     def sides_like(self, picture: Image.Image, size: int | None = None) -> tuple[int, int]:
         """Height and width that can be drawn, of about `size` by `size` pixels, nearest to a picture's proportions."""
-        size = self.sizes[-1] if size is None else size
-        if size not in self.sizes:
-            raise ValueError(f"size must be one of {', '.join(map(str, self.sizes))}, got {size!r}")
-        step = self._side_step(self.sizes.index(size))
+        last, size = self._last_stage(size)
+        step = self._side_step(last)
         stretch = math.sqrt(picture.height / picture.width)
         return tuple(max(round(side / step), 1) * step for side in (size * stretch, size / stretch))
 
@@ -416,7 +418,8 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         away = [negative or ""] if not isinstance(negative, list) else negative
         if len(away) not in (1, rows) or not all(isinstance(n, str) for n in away):
             raise ValueError(f"negative_prompt must be a str, or a list of {rows} of them, got {negative!r}")
-        fields = (embeds, encodings, mask, *self._run_text_encoder(away))
+        same = text_model_output is None and away == ([prompt] if isinstance(prompt, str) else prompt)
+        fields = (embeds, encodings, mask, *((embeds, encodings, mask) if same else self._run_text_encoder(away)))
         one_each = TextCondition(*(f.expand(rows, *f.shape[1:]) for f in fields))
         return one_each.repeated(num_images)
 
@@ -440,6 +443,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         guidance, generator = call.guidance("prior"), call.generator
         conditions = text.repeated(candidates)
         embeds, encodings, mask = conditions.guided() if guidance != 1 else conditions.plain()
+        embeds, encodings = embeds.to(self.prior.dtype), encodings.to(self.prior.dtype)
         if isinstance(generator, list):
             generator = [g for g in generator for _ in range(candidates)]
         call = replace(call, generator=generator)
@@ -512,7 +516,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
     def _invert(self, picture: Tensor, text: TextCondition, embedding: Tensor, call: Call) -> Tensor:
         """The noise [B, 3, H, W] from which unguided DDIM draws `picture` [B, 3, H, W] in [-1, 1] (paper, section 3)."""
-        scheduler = DDIMInverseScheduler.from_config(self.decoder_scheduler.config, **_DDIM)
+        scheduler = DDIMInverseScheduler.from_config(self._levels, **_DDIM)
         start = self._start(tuple(picture.shape), self.decoder, None, picture)
         predict = self._decoder_prediction(text, embedding, 1.0)
         return self._denoise("inversion", predict, start, scheduler, call.settings["decoder_num_inference_steps"], call)
@@ -522,17 +526,23 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
         A network that predicts noise says little of the picture at the highest noise levels: there clipping holds it.
         """
-        return DDIMScheduler.from_config(self.decoder_scheduler.config, **(_DDIM | {"clip_sample": clip}))
+        return DDIMScheduler.from_config(self._levels, **(_DDIM | {"clip_sample": clip}))
+
+    @property
+    def _levels(self) -> dict[str, Any]:
+        """The decoder's schedule in full: `from_config` would put its own defaults where the other class's were kept."""
+        return {k: v for k, v in self.decoder_scheduler.config.items() if k != "_use_default_values"}
 
     def _decoder_prediction(self, text: TextCondition, embedding: Tensor, guidance: float) -> Predict:
         """The decoder as a function of the noised picture and the timestep; doubled where it is guided."""
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
         context, added = self.text_proj(
             image_embeddings=embedding.to(self.text_proj.dtype),
-            prompt_embeds=embeds,
-            text_encoder_hidden_states=encodings,
+            prompt_embeds=embeds.to(self.text_proj.dtype),
+            text_encoder_hidden_states=encodings.to(self.text_proj.dtype),
             do_classifier_free_guidance=guidance != 1,
         )
+        context, added = context.to(self.decoder.dtype), added.to(self.decoder.dtype)
         mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -598,8 +608,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
     def _start(self, shape: tuple[int, ...], network: nn.Module, generator: Generators, latents: Tensor | None) -> Tensor:
         """A stage's starting noise; float64 for float64 networks, else float32."""
-        dtype = torch.float64 if network.dtype == torch.float64 else torch.float32
-        device = self._execution_device
+        device, dtype = self._execution_device, working_dtype(network)
         if latents is None:
             return noise(shape, generator, device, dtype)
         if tuple(latents.shape) != shape:
@@ -617,6 +626,16 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             return images
         images = images.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def fresh_generator() -> torch.Generator:
+    """A generator seeded by the machine's entropy, which leaves torch's global random stream as it was."""
+    return torch.Generator().manual_seed(secrets.randbits(63))
+
+
+def copies(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """`count` generators that all go on where `generator` stands."""
+    return [torch.Generator(generator.device).set_state(generator.get_state()) for _ in range(count)]
 
 
 def stride(network: nn.Module) -> int:

@@ -10,9 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..sampling import Generators
-from .base import Callback, UnCLIPBase
-
-INVERSION_STEPS = 50
+from .base import INVERSION_STEPS, Callback, UnCLIPBase
 
 
 class UnCLIPImageVariationPipeline(UnCLIPBase):
@@ -92,7 +90,6 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         Args:
             image: PIL pictures, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
                 None when `image_embeddings` [B, D] are given, which go before it.
-
             prompt: a text to steer by, one for all pictures or one for each; default: none.
             eta: None draws from fresh noise. Otherwise the picture is first inverted by DDIM to the noise that would draw it
                 (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the picture back,

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..images import on_white
+from ..precision import working_dtype
 from ..sampling import Generators, noise
 from .base import Call, Callback
 from .text_to_image import UnCLIPPipeline
@@ -106,8 +107,8 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
             what = "nothing to keep: the mask is white all over" if white.all() else "nothing to repaint: the mask has no white"
             raise ValueError(f"there is {what}")
         mask = torch.from_numpy(white)[None, None].float()
-        dtype = torch.float64 if self.decoder.dtype == torch.float64 else torch.float32
-        return known.to(self._execution_device, dtype), mask.to(self._execution_device, dtype)
+        device, dtype = self._execution_device, working_dtype(self.decoder)
+        return known.to(device, dtype), mask.to(device, dtype)
 
     def _repaint(self, text, embedding: Tensor, call: Call, known: Tensor, mask: Tensor, resample: int) -> Tensor:
         """Pictures [B, 3, h, w] at the decoder's size: known where the mask is 0, drawn to fit it where it is 1."""
@@ -142,7 +143,5 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
 def _keep(picture: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     """The known part in the picture's place where the mask is 0; at the mask's own size to the pixel."""
     size = picture.shape[-2:]
-    if size == mask.shape[-2:]:
-        return mask * picture + (1 - mask) * known
     hole = F.adaptive_max_pool2d(mask, size)
     return hole * picture + (1 - hole) * F.adaptive_avg_pool2d(known, size)

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..latents import slerp, spherical_mean
-from .base import Callback
+from ..precision import working_dtype
+from .base import INVERSION_STEPS, Callback, copies, fresh_generator
 from .text_to_image import UnCLIPPipeline
 
 MODES = ("fixed", "interpolated")
@@ -75,7 +76,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
         self._check_ends(ends, steps, weights, noise, generator)
         count = steps if weights is None else len(weights)
         inputs = callback_on_step_end_tensor_inputs
-        generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
+        generator = generator or fresh_generator()
         call = self._begin(count, 1, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
 
         points = torch.cat([self._end(end, call) for end in ends])  # [ends, D]
@@ -105,12 +106,10 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
     def _end(self, end: str | Image.Image, call) -> Tensor:
         """An end's image embedding [1, D]."""
         if isinstance(end, Image.Image):
-            return self._encode_image(end).to(self._start_dtype)
-        return self._draw_embedding(self._encode_prompt(end, None, 1, None, None), call, None).to(self._start_dtype)
-
-    @property
-    def _start_dtype(self) -> torch.dtype:
-        return torch.float64 if self.decoder.dtype == torch.float64 else torch.float32
+            embedding = self._encode_image(end)
+        else:
+            embedding = self._draw_embedding(self._encode_prompt(end, None, 1, None, None), call, None)
+        return embedding.to(working_dtype(self.decoder))
 
     def _between(self, points: Tensor, steps: int, weights: Sequence[Sequence[float]] | None) -> Tensor:
         """The embeddings [P, D] of the path, or of the mixtures: as long as the ends are on (weighted) average."""
@@ -152,7 +151,7 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
         target: str,
         source: str = "",
         strength: float | Sequence[float] = (0.25, 0.5),
-        decoder_num_inference_steps: int = 50,
+        decoder_num_inference_steps: int = INVERSION_STEPS,
         super_res_num_inference_steps: int | None = None,
         generator: torch.Generator | None = None,
         decoder_guidance_scale: float = 1.0,
@@ -192,7 +191,7 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
             "decoder_guidance_scale": decoder_guidance_scale,
         }
         inputs, count = callback_on_step_end_tensor_inputs, len(strengths)
-        generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
+        generator = generator or fresh_generator()
         call = self._begin(count, 1, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
 
         point = self._end(image, call)  # [1, D]
@@ -206,8 +205,3 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
         call = replace(call, generator=copies(call.generator, count))
         picture = self._draw_picture(empty.repeated(count), embedding, call, start, self._ddim())
         return self._finish(picture, call, None, output_type, return_dict)
-
-
-def copies(generator: torch.Generator, count: int) -> list[torch.Generator]:
-    """`count` generators that all go on where `generator` stands."""
-    return [torch.Generator(generator.device).set_state(generator.get_state()) for _ in range(count)]

@@ -1,6 +1,7 @@
 """`unclip variations`, `interpolate` and `edit`, in a process of the tests over the toy model."""
 
 import hashlib
+import shutil
 
 import pytest
 from PIL import Image
@@ -67,6 +68,28 @@ def test_edit(command, picture, tiny_folder, tmp_path):
     assert code == 0 and said == f"{tmp_path / 'new.png'}\n" and Image.open(tmp_path / "new.png").text["to"] == "a black cat"
     code, said, _ = command(*words, "--out", tmp_path / "several", "--strength", "0", "--strength", "0.4")
     assert code == 0 and [p.name for p in sorted((tmp_path / "several").iterdir())] == ["cat-0.4.png", "cat-0.png"]
+
+
+def test_pca(command, picture, tiny_folder, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for n in range(6):
+        Image.new("RGB", (32, 32), (40 * n, 250 - 30 * n, n * n)).save(pictures / f"{n}.png")
+    words = ["pca", picture, "--size", "64", "--model", tiny_folder]
+    axes, out = tmp_path / "axes.safetensors", tmp_path / "out"
+    code, said, _ = command(*words, "--out", out, "--of", pictures, "--save-axes", axes)
+    names = [f"{k:03d}.png" for k in (0, 5)] + ["grid.png"]
+    assert code == 0 and said.split() == [*(str(out / n) for n in names), str(axes)]
+    assert Image.open(out / "grid.png").size == (128, 64) and Image.open(out / "005.png").text["components"] == "5"
+    code, _, error = command(*words, "--out", tmp_path / "none")
+    assert code == 2 and "has no principal axes of its own; name pictures with --of FOLDER" in error
+    own = shutil.copytree(tiny_folder, tmp_path / "model")
+    shutil.copy(axes, own / "image_components.safetensors")
+    again = [*words[:-1], own, "-k", "5", "--out", tmp_path / "again"]
+    assert command(*again)[0] == 0
+    assert Image.open(tmp_path / "again" / "005.png").tobytes() != Image.open(out / "000.png").tobytes()
+    code, _, error = command(*again, "-k", "6", "--force")
+    assert code == 2 and "0 to 5 principal components to keep, got 6" in error
 
 
 def test_inpaint_and_outpaint(command, picture, tiny_folder, tmp_path):
