@@ -1,13 +1,14 @@
 """Tiny networks and real code paths: one thread, no network, nothing that outlives its temporary folder."""
 
 import os
+import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+if "PYTEST_XDIST_WORKER" not in os.environ and "gpu" not in sys.argv:  # pytest -m gpu
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ from upsamplers import Upsampler
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
 def randomise(network: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> torch.nn.Module:
