@@ -7,12 +7,17 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from prior.blocks import AttentionFunction, Block, set_attention
+
 
 class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
     """Projects the CLIP embeddings and the text encodings to what the decoder is conditioned on.
 
     Parameters carry the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`
     multiplies the CLIP embeddings on entry: unit vectors of D dimensions want sqrt(D), or they arrive as almost nothing.
+    `text_layers` above 0 is a Transformer of the decoder's own, `cross_attention_dim` wide, between CLIP's token encodings
+    and the context: GLIDE's text encoder, which DALL·E 2 kept (paper, section 2.1). It is causal, so that what comes
+    before the padding never sees it.
     `clip_fingerprint` names the CLIP that the decoder was trained with.
     """
 
@@ -25,6 +30,9 @@ class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
         time_embed_dim: int,
         cross_attention_dim: int,
         embedding_scale: float = 1.0,
+        text_layers: int = 0,
+        text_head_dim: int = 64,
+        dropout: float = 0.0,
         clip_fingerprint: str | None = None,
     ):
         super().__init__()
@@ -36,7 +44,12 @@ class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
         self.clip_image_embeddings_project_to_time_embeddings = nn.Linear(dim, time_embed_dim)
         self.clip_extra_context_tokens_proj = nn.Linear(dim, tokens * cross_attention_dim)
         self.encoder_hidden_states_proj = nn.Linear(dim, cross_attention_dim)
+        self.text_blocks = nn.ModuleList(Block(cross_attention_dim, text_head_dim, dropout) for _ in range(text_layers))
         self.text_encoder_hidden_states_norm = nn.LayerNorm(cross_attention_dim)
+
+    def set_attn_processor(self, function: AttentionFunction) -> None:
+        """Use `function` for every attention of the text blocks."""
+        set_attention(self, function)
 
     def forward(
         self,
@@ -63,5 +76,10 @@ class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
         added = added + self.embedding_proj(prompt_embeds)  # [B, T]
         extra = self.clip_extra_context_tokens_proj(image_embeddings)  # [B, K * 4], tokens innermost
         extra = extra.unflatten(1, (-1, self.clip_extra_context_tokens)).transpose(1, 2)  # [B, 4, K]
-        text = self.text_encoder_hidden_states_norm(self.encoder_hidden_states_proj(text_encoder_hidden_states))
+        text = self.encoder_hidden_states_proj(text_encoder_hidden_states)  # [B, N, K]
+        if self.text_blocks:
+            causal = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool, device=text.device).tril()[None, None]
+            for block in self.text_blocks:
+                text = block(text, causal)
+        text = self.text_encoder_hidden_states_norm(text)
         return torch.cat([extra, text], 1), added

@@ -39,9 +39,15 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.function: AttentionFunction = sdpa
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, past: list[Tensor] | None = None
+    ) -> Tensor:
+        """`past` holds the keys and values of earlier tokens, [] of none; those of `x` are added to it."""
         query, key, value = self._heads(self.qkv(x), 3)  # each [B, N, H, D]
         key = self.key_norm(key)
+        if past is not None:
+            past[:] = [torch.cat(pair, 1) for pair in zip(past, (key, value), strict=True)] if past else [key, value]
+            key, value = past
         if context is not None:
             context_key, context_value = self._heads(self.context_kv(context), 2)
             key = torch.cat([self.key_norm(context_key), key], 1)  # [B, M + N, H, D]
@@ -51,6 +57,24 @@ class Attention(nn.Module):
 
     def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
         return [p.unflatten(-1, (-1, self.head_dim)) for p in projected.chunk(parts, -1)]
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer layer."""
+
+    def __init__(self, width: int, head_dim: int, dropout: float):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, head_dim)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: list[Tensor] | None = None) -> Tensor:
+        """`x` [B, N, C]; `mask` and `past` as `Attention` takes them."""
+        x = x + self.attention(self.norm_attention(x), mask=mask, past=past)
+        return x + self.mlp(self.norm_mlp(x))
 
 
 def set_attention(model: nn.Module, function: AttentionFunction) -> None:

@@ -13,24 +13,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.transformers.prior_transformer import PriorTransformerOutput
 from torch import Tensor, nn
 
-from .blocks import Attention, AttentionFunction, set_attention
-
-
-class Block(nn.Module):
-    """A pre-norm Transformer layer."""
-
-    def __init__(self, width: int, head_dim: int, dropout: float):
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = Attention(width, head_dim)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_attention(x), mask=mask)
-        return x + self.mlp(self.norm_mlp(x))
+from .blocks import AttentionFunction, Block, set_attention
 
 
 class DiffusionPrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
