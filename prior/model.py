@@ -66,31 +66,42 @@ class DiffusionPrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """`hidden_states` [B, D], the noised whitened image embedding; `timestep` a number or [B]; `proj_embedding` [B, D],
         the text embedding; `encoder_hidden_states` [B, N, D]; `attention_mask` [B, N] bool, True at a token.
         """
-        batch, dim = hidden_states.shape
         tokens = self.config.num_embeddings
         if encoder_hidden_states.shape[1] != tokens:
             raise ValueError(f"encoder_hidden_states must have {tokens} tokens, got {encoder_hidden_states.shape[1]}")
-        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
-        time = get_timestep_embedding(timestep, self.config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
-        scale = math.sqrt(dim)  # unit vectors arrive with entries of order one
-        sequence = torch.cat(
-            [
-                self.encoder_hidden_states_proj(encoder_hidden_states),  # [B, N, C]
-                self.embedding_proj(proj_embedding * scale)[:, None],
-                self.time_embedding(time.to(self.dtype))[:, None],
-                self.proj_in(hidden_states)[:, None],
-                self.prd_embedding.expand(batch, -1, -1),
-            ],
-            1,
-        )  # [B, S, C]
-        x = sequence + self.positional_embedding.to(sequence.dtype)
+        text = self.embed_text(proj_embedding, encoder_hidden_states)
+        x = torch.cat([text, self.embed_step(hidden_states, timestep)], 1)  # [B, S, C]
         mask = torch.ones(tokens + 4, tokens + 4, dtype=torch.bool, device=x.device).tril()[None, None]  # [1, 1, S, S]
         if attention_mask is not None:
             mask = mask & F.pad(attention_mask.bool(), (0, 4), value=True)[:, None, None, :]  # [B, 1, S, S]
         for block in self.blocks:
             x = block(x, mask)
-        predicted = self.proj_to_clip_embeddings(self.norm_out(x[:, -1]))  # [B, D]
+        predicted = self.answer(x[:, -1])  # [B, D]
         return PriorTransformerOutput(predicted_image_embedding=predicted) if return_dict else (predicted,)
+
+    def embed_text(self, proj_embedding: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """The sequence's first N + 1 tokens [B, N + 1, C], which no step changes."""
+        scale = math.sqrt(proj_embedding.shape[-1])  # unit vectors arrive with entries of order one
+        text = self.embedding_proj(proj_embedding * scale)[:, None]
+        tokens = torch.cat([self.encoder_hidden_states_proj(encoder_hidden_states), text], 1)
+        return tokens + self.positional_embedding[:, :-3].to(tokens.dtype)
+
+    def embed_step(self, hidden_states: Tensor, timestep: Tensor | float | int) -> Tensor:
+        """Its last three tokens [B, 3, C]: timestep, noised embedding and query."""
+        batch = len(hidden_states)
+        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
+        time = get_timestep_embedding(timestep, self.config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        tokens = [
+            self.time_embedding(time.to(self.dtype)),
+            self.proj_in(hidden_states),
+            self.prd_embedding[0].expand(batch, -1),
+        ]
+        tokens = torch.stack(tokens, 1)
+        return tokens + self.positional_embedding[:, -3:].to(tokens.dtype)
+
+    def answer(self, query: Tensor) -> Tensor:
+        """The embedding [B, D] that the last layer's query token [B, C] stands for."""
+        return self.proj_to_clip_embeddings(self.norm_out(query))
 
     def whiten(self, embeddings: Tensor) -> Tensor:
         """CLIP image embeddings [B, D] as the diffusion sees them: zero mean and unit variance in every dimension."""

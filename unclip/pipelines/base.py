@@ -19,6 +19,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from prior.cache import predictor
+
 from .. import attention
 from ..checkpoints import check_folder, import_own_modules, resolve
 from ..clip import CLIP
@@ -441,19 +443,15 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         candidates = int(call.settings["prior_candidates"]) if latents is None else 1
         rows, dim = len(text.embeds) * candidates, self.prior.config.embedding_dim
         guidance, generator = call.guidance("prior"), call.generator
-        conditions = text.repeated(candidates)
-        embeds, encodings, mask = conditions.guided() if guidance != 1 else conditions.plain()
-        embeds, encodings = embeds.to(self.prior.dtype), encodings.to(self.prior.dtype)
+        embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
+        answer = predictor(self.prior, embeds.to(self.prior.dtype), encodings.to(self.prior.dtype), mask, candidates)
         if isinstance(generator, list):
             generator = [g for g in generator for _ in range(candidates)]
         call = replace(call, generator=generator)
         start = self._start((rows, dim), self.prior, generator, latents)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            answer = self.prior(
-                x.to(self.prior.dtype), timestep=t, proj_embedding=embeds, encoder_hidden_states=encodings, attention_mask=mask
-            )
-            return answer.predicted_image_embedding.to(x.dtype)
+            return answer(x.to(self.prior.dtype), t).to(x.dtype)
 
         steps = call.settings["prior_num_inference_steps"]
         drawn = self._denoise("prior", predict, start, self.prior_scheduler, steps, call, guidance)

@@ -1,0 +1,57 @@
+"""The prior with its prefix kept answers as the prior does: ours and diffusers'."""
+
+import pytest
+import torch
+from conftest import randomise
+from diffusers import PriorTransformer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prior import DiffusionPrior
+from prior.cache import predictor
+from unclip import attention
+
+SHAPE = {"embedding_dim": 32, "num_embeddings": 8}
+STOCK = SHAPE | {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2}
+PRIORS = {
+    "ours": lambda: DiffusionPrior(**SHAPE, width=32, layers=3, head_dim=16),
+    "stock": lambda: PriorTransformer(**STOCK),
+    "stock with norms": lambda: PriorTransformer(**STOCK, norm_in_type="layer", embedding_proj_norm_type="layer"),
+    "another sequence": lambda: PriorTransformer(**STOCK, added_emb_type=None, additional_embeddings=3),
+}
+
+
+@pytest.fixture(scope="module", params=PRIORS)
+def prior(request):
+    return attention.install(randomise(PRIORS[request.param]()).double())
+
+
+@settings(deadline=None, max_examples=12)
+@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3), repeats=st.integers(1, 3), seed=st.integers(0, 99))
+def test_kept_equals_computed_anew(prior, lengths, repeats, seed):
+    g = torch.Generator().manual_seed(seed)
+    rows = len(lengths)
+    text, encodings = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((rows, 32), (rows, 8, 32)))
+    mask = torch.arange(8) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        answer = predictor(prior, text, encodings, mask, repeats)
+        whole = [v.repeat_interleave(repeats, 0) for v in (text, encodings, mask)]
+        for t in (999, 400, 0):
+            noised = torch.randn(rows * repeats, 32, generator=g, dtype=torch.float64)
+            expected = prior(noised, torch.tensor(t), *whole).predicted_image_embedding
+            torch.testing.assert_close(answer(noised, torch.tensor(t)), expected, rtol=0, atol=1e-9)
+
+
+def test_a_step_runs_three_tokens(prior):
+    """Whatever the text's length; and the padding that all rows share is not even looked at once."""
+    blocks = prior.blocks if isinstance(prior, DiffusionPrior) else prior.transformer_blocks
+    tokens = []
+    norm = blocks[0].norm_attention if isinstance(prior, DiffusionPrior) else blocks[0].norm1
+    hook = norm.register_forward_pre_hook(lambda m, args: tokens.append(args[0].shape[1]))
+    mask = torch.arange(8)[None] < torch.tensor([[2], [5]])
+    answer = predictor(prior, torch.zeros(2, 32).double(), torch.zeros(2, 8, 32).double(), mask, 2)
+    for t in (9, 3):
+        answer(torch.zeros(4, 32).double(), torch.tensor(t))
+    hook.remove()
+    usual = getattr(prior, "prd_embedding", None) is not None
+    assert tokens == ([6, 3, 3] if usual else [11, 11])
