@@ -1,11 +1,13 @@
 """`unclip generate`: pictures of sentences."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .batch import draw_all, read_prompts
 from .options import Device, Dtype, Force, Model, Seed, Size, Steps
 from .pictures import load, output_files, save, slug
 
@@ -15,8 +17,14 @@ BATCH = {64: 16, 256: 8, 1024: 4}
 
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several pictures.")
-    ],
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several pictures.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="A sentence a line, drawn into the folder --out; can be stopped and resumed."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A .png file, or a folder; default: a file named after the prompt, here.")
     ] = None,
@@ -40,6 +48,10 @@ def generate(
 
     from ..pipelines.base import MAX_IMAGES
 
+    if (not prompts) == (prompts_file is None):
+        raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
+    if prompts_file is not None:
+        prompts = read_prompts(prompts_file)
     if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
         raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {len(prompts)} x {num_images}")
     if not 0 <= seed <= 2**63 - 1 - num_images:
@@ -48,24 +60,42 @@ def generate(
     for prompt in prompts:
         if not prompt.strip():
             raise ValueError(f"prompt is empty: {prompt!r}")
+    settings = {
+        "size": size,
+        "decoder_guidance_scale": guidance,
+        "decoder_num_inference_steps": steps,
+        "prior_guidance_scale": prior_guidance,
+        "prior_num_inference_steps": prior_steps,
+        "clip_guidance": clip_guidance,
+    }
+
+    def draw(chunk: list[tuple[str, int]], pipe) -> list:
+        generators = [torch.Generator().manual_seed(number) for _, number in chunk]
+        return pipe([prompt for prompt, _ in chunk], generator=generators, **settings).images
+
+    def prepare(place: str | None = None) -> tuple:
+        pipe = load(model, device or place, dtype)
+        return pipe, BATCH.get(size or pipe.sizes[-1], 4)
+
+    if prompts_file is not None:
+        if out is None or out.suffix:
+            raise ValueError(f"--prompts needs a folder to draw into: --out DIR, got {out}")
+
+        def quietly(place: str | None) -> tuple:
+            pipe, batch = prepare(place)
+            pipe.set_progress_bar_config(disable=True)
+            return pipe, batch
+
+        chosen = {k: v for k, v in settings.items() if v is not None}
+        draw_all(jobs, out, {"model": model, "settings": json.dumps(chosen, sort_keys=True)}, draw, quietly, force)
+        return
     files = output_files(out, [f"{slug(prompt)}-{number}" for prompt, number in jobs], force)
-    pipe = load(model, device, dtype)
-    size = pipe.sizes[-1] if size is None else size
-    batch = BATCH.get(size, 4)
+    pipe, batch = prepare()
     for start in range(0, len(jobs), batch):
         if len(jobs) > batch:
             print(f"pictures {start + 1} to {min(start + batch, len(jobs))} of {len(jobs)}", file=sys.stderr)
         chunk = jobs[start : start + batch]
-        images = pipe(
-            [prompt for prompt, _ in chunk],
-            generator=[torch.Generator().manual_seed(number) for _, number in chunk],
-            size=size,
-            decoder_guidance_scale=guidance,
-            decoder_num_inference_steps=steps,
-            prior_guidance_scale=prior_guidance,
-            prior_num_inference_steps=prior_steps,
-            clip_guidance=clip_guidance,
-        ).images
+        images = draw(chunk, pipe)
         for image, (prompt, number), path in zip(images, chunk, files[start : start + batch], strict=True):
             save(image, path, {"prompt": prompt, "seed": str(number), "model": model})
             print(path)

@@ -1,0 +1,100 @@
+"""`unclip generate --prompts`: a file of sentences, drawn by one process or many, that goes on where it was stopped."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .pictures import check_free, save, slug, write
+
+MANIFEST = "manifest.jsonl"
+
+
+def read_prompts(source: Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises ValueError for a file that is missing, no text, or blank."""
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is no text in UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {source}: {error.strerror}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{source} holds no prompts: one a line is expected")
+    return prompts
+
+
+def draw_all(
+    jobs: list[tuple[str, int]],
+    out: Path,
+    facts: dict[str, str],
+    draw: Callable[[list[tuple[str, int]], object], list],
+    prepare: Callable[[str | None], tuple[object, int]],
+    force: bool,
+) -> None:
+    """Draw the jobs (prompt, seed) that `out` does not hold yet, this process's share of them, and list all in a manifest.
+
+    A picture is whole or not there, and says in its own metadata what it is of: one that is there already and is of the
+    same job is kept. `prepare(device)` makes the pipeline and says how many pictures it draws at once; `draw(jobs, pipe)`
+    draws them. Under `accelerate launch` or `torchrun` each process draws every n-th job. Raises ValueError, unless `force`
+    allows to replace it, for a picture of another job in a job's place.
+    """
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    rows = [
+        {"file": f"{number:06d}-{slug(prompt)}.png", "prompt": prompt, "seed": str(seed)}
+        for number, (prompt, seed) in enumerate(jobs)
+    ]
+    check_free([out / MANIFEST], force=True)
+    kept = [_is_there(out / row["file"], row | facts, force) for row in rows]
+    state = PartialState()
+    numbers = range(state.process_index, len(jobs), state.num_processes)
+    mine = [n for n in numbers if not kept[n]]
+    if state.is_main_process and any(kept):
+        print(f"{sum(kept)} of {len(jobs)} pictures are there already", file=sys.stderr)
+    if mine:
+        pipe, batch = prepare(str(state.device) if state.num_processes > 1 else None)
+        bar = tqdm(total=len(mine), desc="pictures", file=sys.stderr, disable=not state.is_main_process)
+        for chunk in (mine[n : n + batch] for n in range(0, len(mine), batch)):
+            for number, image in zip(chunk, draw([jobs[n] for n in chunk], pipe), strict=True):
+                save(image, out / rows[number]["file"], _metadata(rows[number] | facts))
+                bar.update()
+        bar.close()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        lost = [row["file"] for row in rows if not (out / row["file"]).is_file()]
+        if lost:
+            raise ValueError(f"{len(lost)} pictures are missing, {lost[0]} the first; the same command draws them")
+        lines = "".join(json.dumps(row | facts, ensure_ascii=False) + "\n" for row in rows)
+        write(out / MANIFEST, lambda path: path.write_text(lines, encoding="utf-8"))
+        for row in rows:
+            print(out / row["file"])
+    state.destroy_process_group()
+
+
+def _metadata(row: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in row.items() if k != "file"}
+
+
+def _is_there(path: Path, row: dict[str, str], force: bool) -> bool:
+    """Whether a job's picture is there and whole."""
+    from PIL import Image
+
+    if not path.exists():
+        return False
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            found = dict(picture.text)
+    except (OSError, SyntaxError, AttributeError) as error:
+        if force:
+            return False
+        raise ValueError(f"{path} is no whole picture ({error}); pass --force to replace it") from None
+    wrong = [k for k, v in _metadata(row).items() if found.get(k) != v]
+    if wrong and not force:
+        raise ValueError(
+            f"{path} was made with another {wrong[0]} ({found.get(wrong[0])!r}, now {row[wrong[0]]!r}); "
+            "pass --force to replace it, or another --out"
+        )
+    return not wrong
