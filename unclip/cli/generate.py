@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .batch import draw_all, read_prompts
-from .options import Device, Dtype, Force, Model, Seed, Size, Steps
+from .options import Device, Dtype, Force, Model, Sampler, Seed, Size, Steps
 from .pictures import load, output_files, save, slug
 
 # Pictures drawn at once: bounded by memory at 1024 px.
@@ -33,6 +33,7 @@ def generate(
     num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
     steps: Steps = None,
+    sampler: Sampler = None,
     prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
     clip_guidance: Annotated[
         float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")
@@ -64,6 +65,7 @@ def generate(
         "size": size,
         "decoder_guidance_scale": guidance,
         "decoder_num_inference_steps": steps,
+        "sampler": sampler,
         "prior_guidance_scale": prior_guidance,
         "prior_num_inference_steps": prior_steps,
         "clip_guidance": clip_guidance,

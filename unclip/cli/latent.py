@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DecoderSteps, Device, Dtype, Force, Model, Seed, Size
+from .options import DecoderSteps, Device, Dtype, Force, Model, Sampler, Seed, Size
 from .pictures import check_free, embedding_bar, load, output_files, row, save, write
 
 
@@ -20,6 +20,7 @@ def variations(
     size: Size = None,
     seed: Seed = 0,
     decoder_steps: DecoderSteps = None,
+    sampler: Sampler = None,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -45,6 +46,7 @@ def variations(
             eta=eta,
             size=size,
             decoder_num_inference_steps=decoder_steps,
+            sampler=sampler,
         ).images[0]
         facts = {"variation_of": image.name, "seed": str(seed + n), "model": model}
         save(drawn, path, facts | ({"eta": str(eta)} if eta is not None else {}) | ({"prompt": prompt} if prompt else {}))

@@ -11,5 +11,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; defaul
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Force = Annotated[bool, typer.Option(help="Overwrite what exists.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps of the decoder.")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="Of the decoder: dpmsolver++2m, dpmsolver++3m, ddim or ancestral; default: the model's own."),
+]
 DecoderSteps = Annotated[int | None, typer.Option("--decoder-steps", help="Denoising steps of the decoder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of score, tab and name.")]

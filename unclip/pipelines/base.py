@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ImagePipelineOutput,
+)
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,11 +31,12 @@ from prior.cache import predictor
 from .. import attention
 from ..checkpoints import check_folder, import_own_modules, resolve
 from ..clip import CLIP
+from ..config import nearest
 from ..diffusion import clean_from, shifted
 from ..images import on_white
 from ..precision import fast_dtype, working_dtype
 from ..sampling import Generators, Predict, denoise, noise
-from ..scheduler import own
+from ..scheduler import UnCLIPScheduler, own
 from ..tiling import tiled
 from .lora import LoRAMixin
 
@@ -45,6 +53,9 @@ DEFAULTS = {
     "prior_candidates": 1,
 }
 MAX_IMAGES = 10_000
+# The decoder's samplers with the fewest steps that each can take: DPM-Solver++ of second and third order (arXiv 2211.01095),
+# DDIM (arXiv 2010.02502), and ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
+SAMPLERS = {"dpmsolver++2m": 2, "dpmsolver++3m": 3, "ddim": 1, "ancestral": 1}
 INVERSION_STEPS = 50  # of a picture's way to its noise and back
 TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
 # Both directions of DDIM take the same steps, and clip nothing on the way: what is clipped cannot be undone.
@@ -525,6 +536,29 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         A network that predicts noise says little of the picture at the highest noise levels: there clipping holds it.
         """
         return DDIMScheduler.from_config(self._levels, **(_DDIM | {"clip_sample": clip}))
+
+    def _sampler(self, name: str | None, steps: int) -> Any:
+        """The decoder's sampler of this name, one of `SAMPLERS`, on the checkpoint's own noise levels; None: its own.
+
+        Raises ValueError for an unknown name, and for fewer steps than it needs.
+        """
+        if name is None:
+            return self.decoder_scheduler
+        if name not in SAMPLERS:
+            raise ValueError(f"unknown sampler {name!r}{nearest(str(name), SAMPLERS)}; choose from {', '.join(SAMPLERS)}")
+        if steps < SAMPLERS[name]:
+            raise ValueError(f"the sampler {name} needs at least {SAMPLERS[name]} steps, got {steps}")
+        clip = self._levels.get("clip_sample", False)
+        if name == "ddim":
+            return self._ddim(clip=clip)
+        if name == "ancestral":
+            learned = self.decoder.config.out_channels == 2 * self.decoder.config.in_channels
+            kind, variance = (UnCLIPScheduler, "learned_range") if learned else (DDPMScheduler, "fixed_small")
+            return kind.from_config(self._levels, variance_type=variance)
+        solver = {"algorithm_type": "dpmsolver++", "solver_order": SAMPLERS[name], "timestep_spacing": "trailing"}
+        # its only clipping is by a quantile; of at most 1, whatever the quantile, it clips to [-1, 1]
+        limits = {"thresholding": clip, "sample_max_value": 1.0, "lower_order_final": True, "variance_type": None}
+        return DPMSolverMultistepScheduler.from_config(self._levels, **solver, **limits)
 
     @property
     def _levels(self) -> dict[str, Any]:

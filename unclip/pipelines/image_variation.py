@@ -78,6 +78,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         size: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -91,6 +92,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
             image: PIL pictures, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
                 None when `image_embeddings` [B, D] are given, which go before it.
             prompt: a text to steer by, one for all pictures or one for each; default: none.
+            sampler: as `UnCLIPPipeline`'s; with `eta` it is always DDIM.
             eta: None draws from fresh noise. Otherwise the picture is first inverted by DDIM to the noise that would draw it
                 (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the picture back,
                 1 departs farthest. Then 50 decoder steps and no guidance are the defaults, because guidance departs too.
@@ -104,6 +106,8 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         if eta is not None:
             if not isinstance(eta, int | float) or not 0 <= eta <= 1:
                 raise ValueError(f"eta must be from 0 to 1, got {eta!r}")
+            if sampler not in (None, "ddim"):
+                raise ValueError(f"eta inverts the picture by DDIM: sampler must be None or 'ddim', got {sampler!r}")
             if image is None or isinstance(image, Tensor):
                 raise ValueError("eta needs the picture itself: give image as a PIL picture or a list of them")
             decoder_num_inference_steps = decoder_num_inference_steps or INVERSION_STEPS
@@ -123,7 +127,8 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         if eta is not None:
             decoder_latents = self._invert(self._pictures(image, call), text, embedding, call).repeat_interleave(images, 0)
         embedding, text = embedding.repeat_interleave(images, 0), text.repeated(images)
-        scheduler = None if eta is None else self._ddim()
+        steps = call.settings["decoder_num_inference_steps"]
+        scheduler = self._sampler(sampler, steps) if eta is None else self._ddim()
         picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, eta or 0.0)
         return self._finish(picture, call, super_res_latents, output_type, return_dict)
 

@@ -88,6 +88,7 @@ class UnCLIPPipeline(UnCLIPBase):
         return_dict: bool = True,
         *,
         negative_prompt: str | list[str] | None = None,
+        sampler: str | None = None,
         size: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -111,6 +112,7 @@ class UnCLIPPipeline(UnCLIPBase):
             prior_guidance_scale, decoder_guidance_scale: 1 is no guidance; when neither is above 1, none is used.
             output_type: "pil", "np" ([B, H, W, 3] in [0, 1]) or "pt" ([B, 3, H, W] in [0, 1]).
             negative_prompt: what guidance leads away from, for all prompts or one for each; default: the empty prompt.
+            sampler: of the decoder: "dpmsolver++2m", "dpmsolver++3m", "ddim" or "ancestral"; default: the checkpoint's own.
             size: the side of the pictures in pixels, one of `sizes`; stages past it don't run.
             height, width: of the pictures in pixels, where they are not `size` by `size`. A picture larger than its
                 upsampler was made for is enlarged in overlapping tiles.
@@ -140,13 +142,14 @@ class UnCLIPPipeline(UnCLIPBase):
         }
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
         call = self._begin(count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
+        scheduler = self._sampler(sampler, call.settings["decoder_num_inference_steps"])
 
         text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
         embedding = self._draw_embedding(text, call, prior_latents)
         if self.interrupt:
             picture = embedding.new_zeros(0, 3, call.height, call.width)
         else:
-            picture = self._draw_picture(text, embedding, call, decoder_latents, clip_guidance=clip_guidance)
+            picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, clip_guidance=clip_guidance)
         if call.last >= 1:
             picture = self._upsample(picture, call, super_res_latents)
         if call.last >= 2:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unclip import CLIP, UnCLIPImageVariationPipeline, UnCLIPPipeline
+from unclip.pipelines.base import SAMPLERS
 from upsamplers import Upsampler
 
 
@@ -310,3 +311,19 @@ def test_the_kernel_can_be_chosen(pipe, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'xformers' cannot be used: .* CUDA"):
             type(pipe).from_pretrained(tmp_path / "saved", attention="xformers")
+
+
+def test_every_sampler_draws_towards_the_same_picture(pipe):
+    """With enough steps the deterministic ones agree (through a random network that predicts noise, they need not)."""
+    pipe.to(torch.float64)
+    drawn = {s: draw(pipe, sampler=s, decoder_num_inference_steps=40, size=pipe.sizes[0]) for s in SAMPLERS}
+    own = draw(pipe, decoder_num_inference_steps=40, size=pipe.sizes[0])
+    assert all(d.isfinite().all() and d.shape == own.shape for d in drawn.values())
+    if pipe.decoder_scheduler.config.prediction_type == "v_prediction":
+        assert (drawn["dpmsolver++2m"] - drawn["dpmsolver++3m"]).abs().mean() < 0.1 * own.std()
+        assert (drawn["dpmsolver++2m"] - drawn["ddim"]).abs().mean() < 0.3 * own.std()
+    assert torch.equal(own, drawn["ancestral" if pipe.decoder.config.out_channels == 6 else "dpmsolver++2m"])
+    with pytest.raises(ValueError, match=r"unknown sampler 'dpmsolver' \(did you mean .*\); choose from dpmsolver\+\+2m"):
+        draw(pipe, sampler="dpmsolver")
+    with pytest.raises(ValueError, match=r"dpmsolver\+\+3m needs at least 3 steps, got 2"):
+        draw(pipe, sampler="dpmsolver++3m")
