@@ -46,7 +46,8 @@ class ClipObjective(Objective):
     ):
         super().__init__()
         self.examples = captioned_examples(data, seed=seed)
-        self.validation = captioned_examples(data, "validation")
+        # icons are validated on themselves: only one's own pictures have a held-out split to load
+        self.validation = captioned_examples(data, "validation") if isinstance(self.examples, Pictures) else None
         text = construct(TextTower, model.get("text"), "model.text")
         image = construct(ImageTower, model.get("image"), "model.image")
         self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)
@@ -97,7 +98,7 @@ class ClipObjective(Objective):
 
         Of one's own pictures: among the captions of those held out.
         """
-        if isinstance(self.examples, Pictures):
+        if self.validation is not None:
             return self._validate_pictures()
         icons = self.examples.icons
         concepts = icons.concepts

@@ -6,23 +6,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from decoder import Decoder, UnCLIPTextProjModel
 
 from .. import attention
 from ..config import construct
-from ..data.examples import captioned_examples, seeded_noise
-from ..diffusion import dpm_solver, levels, logit_normal_timesteps, schedule, target
+from ..data.examples import seeded_noise
+from ..diffusion import dpm_solver, target
 from ..sampling import denoise
-from .base import Objective, grid
-from .frozen_clip import FrozenCLIP
+from .base import grid
+from .conditioned import ClipConditioned, in_range
 
-VALIDATION_EXAMPLES = 128
 SHOWN = 16
 
 
-class DecoderObjective(Objective):
+class DecoderObjective(ClipConditioned):
     """v-prediction on scenes, conditioned on the frozen CLIP's image embedding, text embedding and token encodings.
 
     `drop_both`, `drop_image` and `drop_text` are disjoint shares of the examples that lose the conditions named (a
@@ -47,10 +45,7 @@ class DecoderObjective(Objective):
         timestep_mean: float = 0.2,
         timestep_std: float = 1.2,
     ):
-        super().__init__()
-        self.examples = captioned_examples(data, seed=seed)
-        self.validation = captioned_examples(data, "validation")
-        self.frozen = FrozenCLIP.load(clip)
+        super().__init__(data, seed, clip, prediction_type, (timestep_mean, timestep_std))
         decoder = construct(Decoder, model, "model")
         text_proj = UnCLIPTextProjModel(
             clip_embeddings_dim=self.frozen.dim,
@@ -60,18 +55,11 @@ class DecoderObjective(Objective):
             clip_fingerprint=self.frozen.fingerprint,
         )
         self.trained = nn.ModuleDict({"decoder": attention.install(decoder), "text_proj": text_proj})
-        self.seed, self.drops, self.embedding_noise = seed, (drop_both, drop_image, drop_text), embedding_noise
-        self.timesteps = (timestep_mean, timestep_std)
+        self.drops, self.embedding_noise = (drop_both, drop_image, drop_text), embedding_noise
         self.resolution = resolution or decoder.config.sample_size
-        self.schedule = schedule(prediction_type)
 
     def compile_networks(self) -> None:
         self.trained["decoder"].compile()
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        losses, timesteps = self._losses(batch)
-        count = self.schedule.config.num_train_timesteps
-        return losses.mean(), levels(losses.detach(), timesteps, count)
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per-example losses [B] and their timesteps [B]."""
@@ -80,41 +68,27 @@ class DecoderObjective(Objective):
         both, image, text = self.drops
         no_text = (random[:, 0] < both) | (random[:, 0] >= 1 - text)
         no_image = random[:, 0] < both + image
-        captions = ["" if dropped else c for c, dropped in zip(batch["caption"], no_text.tolist(), strict=True)]
         deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(clean) / self.frozen.dim**0.5
         blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
         image_embeds = torch.where(no_image[:, None], null, blurred)
-        noise = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
-        timesteps = logit_normal_timesteps(random[:, 2], self.schedule.config.num_train_timesteps, *self.timesteps)
-        noised = self.schedule.add_noise(clean, noise, timesteps)
-        context, added, mask = self._conditions(captions, image_embeds)
+        noised, noise, timesteps = self._noised(clean, batch)
+        context, added, mask = self._conditions(self._text(batch["caption"], no_text), image_embeds)
         predicted = self.trained["decoder"](noised, timesteps, context, class_labels=added, attention_mask=mask).sample
         wanted = target(self.schedule, clean, noise, timesteps)
         return (predicted.float() - wanted).square().mean((1, 2, 3)), timesteps
 
     def _pictures(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Pictures [B, 3, R, R] in [-1, 1] at the training resolution R, and the embeddings [B, D] of the full ones."""
-        full = batch["image"].float() / 127.5 - 1
+        full = in_range(batch["image"])
         return F.avg_pool2d(full, full.shape[-1] // self.resolution), self.frozen.image(full)
 
-    def _conditions(self, captions: list[str], image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        text_embeds, encodings, mask = self.frozen.text(captions)
+    def _conditions(self, text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Context tokens [B, 4 + N, K], the addition to the time embedding [B, T] and the context's mask [B, 4 + N]."""
+        text_embeds, encodings, mask = text
         project = self.trained["text_proj"]
         context, added = project(image_embeddings=image_embeds, prompt_embeds=text_embeds, text_encoder_hidden_states=encodings)
         return context, added, F.pad(mask, (project.clip_extra_context_tokens, 0), value=True)
-
-    def _held_out(self, count: int) -> dict:
-        return default_collate([self.validation[i] for i in range(count)])
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss on held-out scenes with fixed noise, in all and per quarter of the schedule."""
-        batch = self._held_out(VALIDATION_EXAMPLES)
-        parts = [self._losses({k: v[i : i + 32] for k, v in batch.items()}) for i in range(0, VALIDATION_EXAMPLES, 32)]
-        losses, timesteps = (torch.cat(p) for p in zip(*parts, strict=True))
-        found = levels(losses, timesteps, self.schedule.config.num_train_timesteps)
-        return {"loss": losses.mean().item()} | {k: v.item() for k, v in found.items()}
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
@@ -123,15 +97,12 @@ class DecoderObjective(Objective):
         clean, embeds = self._pictures(batch)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SHOWN, -1)
         start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:]))
+        empty = self._conditions(self.frozen.text([""] * SHOWN), null)
+        text = self.frozen.text(batch["caption"])
         rows = [clean]
         for image_embeds in (embeds, null):
-            conditions = [
-                torch.cat(pair)
-                for pair in zip(
-                    self._conditions([""] * SHOWN, null), self._conditions(batch["caption"], image_embeds), strict=True
-                )
-            ]
-            context, added, mask = conditions
+            pairs = zip(empty, self._conditions(text, image_embeds), strict=True)
+            context, added, mask = (torch.cat(pair) for pair in pairs)
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
                 return self.trained["decoder"](x, t, context, class_labels=added, attention_mask=mask).sample.float()  # noqa: B023
