@@ -13,15 +13,17 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from prior.blocks import AttentionFunction, set_attention
+from prior.blocks import AttentionFunction, Checkpointed, set_attention
 
 from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
 
 
-class Decoder(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend.
 
-    The output starts at zero. Sizes other than `sample_size` work when they are multiples of `stride`.
+    The output starts at zero. Seven `in_channels` are the noised picture, the part of the picture that is kept and the mask
+    of what is not; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
+    are multiples of `stride`.
     """
 
     @register_to_config
@@ -90,8 +92,8 @@ class Decoder(ModelMixin, ConfigMixin, PeftAdapterMixin):
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ):
-        """`sample` [B, 3, H, W]; `timestep` a number or [B]; `encoder_hidden_states` [B, N, K]; `class_labels` [B, T],
-        added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended.
+        """`sample` [B, in_channels, H, W]; `timestep` a number or [B]; `encoder_hidden_states` [B, N, K]; `class_labels`
+        [B, T], added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended.
         """
         if sample.shape[-1] % self.stride or sample.shape[-2] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {list(sample.shape[-2:])}")
@@ -104,9 +106,9 @@ class Decoder(ModelMixin, ConfigMixin, PeftAdapterMixin):
         context = encoder_hidden_states
 
         def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
-            x = parts["block"](x, emb)
+            x = self.run(parts["block"], x, emb)
             if "attention" in parts:
-                x = parts["attention"](x, context, _with_pixels(attention_mask, x))
+                x = self.run(parts["attention"], x, context, _with_pixels(attention_mask, x))
             return x
 
         x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))  # [B, C, H/2, W/2]
@@ -125,7 +127,7 @@ class Decoder(ModelMixin, ConfigMixin, PeftAdapterMixin):
             for parts in stages:
                 x = run(parts, torch.cat([x, skips.pop()], 1))
         x = self.conv_out(F.silu(self.norm_out(x)))  # [B, 12, H/2, W/2]
-        x = F.pixel_shuffle(x, 2)  # [B, 3, H, W]
+        x = F.pixel_shuffle(x, 2)  # [B, out_channels, H, W]
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
 

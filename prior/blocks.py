@@ -18,6 +18,22 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) 
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
+class Checkpointed:
+    """A network whose blocks' activations can be computed again instead of kept (arXiv 1604.06174).
+
+    Switched by diffusers' `enable_gradient_checkpointing` and `disable_gradient_checkpointing`.
+    """
+
+    _supports_gradient_checkpointing = True
+    gradient_checkpointing = False
+
+    def run(self, block: nn.Module, *args: Tensor | None) -> Tensor:
+        """`block(*args)`, its inner activations kept for the backward pass or not."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+
 class Attention(nn.Module):
     """Multi-head attention of `x` to itself and to an optional context, with query and key normalisation.
 

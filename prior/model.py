@@ -13,10 +13,10 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.transformers.prior_transformer import PriorTransformerOutput
 from torch import Tensor, nn
 
-from .blocks import AttentionFunction, Block, set_attention
+from .blocks import AttentionFunction, Block, Checkpointed, set_attention
 
 
-class DiffusionPrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A causal Transformer over [text encodings, text embedding, timestep, noised image embedding, query].
 
     Predicts the un-noised image embedding (x0) at the query token. Diffusion runs on whitened embeddings: `clip_mean`
@@ -75,7 +75,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if attention_mask is not None:
             mask = mask & F.pad(attention_mask.bool(), (0, 4), value=True)[:, None, None, :]  # [B, 1, S, S]
         for block in self.blocks:
-            x = block(x, mask)
+            x = self.run(block, x, mask)
         predicted = self.answer(x[:, -1])  # [B, D]
         return PriorTransformerOutput(predicted_image_embedding=predicted) if return_dict else (predicted,)
 

@@ -1,10 +1,12 @@
 """Folders of safetensors: training checkpoints that are whole or not there, and the components of a pipeline."""
 
 import copy
+import errno
 import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,32 +26,80 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 # ---------------------------------------------------------------------------------------------- training
 
 
-def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write `{name}.safetensors` for each entry and a manifest, beside; then rename the folder into place.
+class DiskFull(OSError):
+    """There is no room for a file; the message is one line that says how much is missing."""
 
-    A process killed at any moment leaves either the whole checkpoint or a `.partial` folder that nothing reads.
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write `{name}.safetensors` for each entry and a manifest, beside; read them back; then rename the folder into place.
+
+    A process killed at any moment leaves either the whole checkpoint or a `.partial` folder that nothing reads. Raises
+    DiskFull, and leaves nothing behind, where there is no room.
     """
+    for stale in folder.parent.glob("checkpoint-*.partial"):
+        shutil.rmtree(stale)
+    needed = sum(v.nbytes for content in tensors.values() for v in content.values()) + len(tensors) * 2**16
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise DiskFull(f"{folder} needs {_size(needed)} and {_size(free)} are free: {_size(needed - free)} are missing")
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     hashes = {}
-    for name, content in tensors.items():
-        path = partial / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, path)
-        _sync(path)
-        hashes[path.name] = _sha256(path)
-    manifest = partial / "manifest.json"
-    manifest.write_text(json.dumps({"state": state, "files": hashes}, indent=1))
-    _sync(manifest)
+    try:
+        for name, content in tensors.items():
+            path = partial / f"{name}.safetensors"
+            content = {k: v.detach().cpu().contiguous() for k, v in content.items()}
+            save_file(content, path)
+            _sync(path)
+            _verify(path, content)
+            hashes[path.name] = _sha256(path)
+        manifest = partial / "manifest.json"
+        manifest.write_text(json.dumps({"state": state, "files": hashes}, indent=1))
+        _sync(manifest)
+    except (OSError, SafetensorError) as error:
+        reason = no_space(error)
+        if reason is None:
+            raise
+        written = sum(p.stat().st_size for p in partial.iterdir())
+        shutil.rmtree(partial)
+        missing = _size(max(needed - written, 0))
+        raise DiskFull(f"{folder} needs {_size(needed)}: {reason}, {missing} are missing") from None
+    _sync(partial)
     if folder.exists():
-        shutil.rmtree(folder)
+        remove_checkpoint(folder)
     partial.rename(folder)
     _sync(folder.parent)
 
 
+def remove_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint; killed on the way, what is left of it is no checkpoint."""
+    going = folder.with_name(folder.name + ".old.partial")
+    folder.rename(going)
+    shutil.rmtree(going)
+
+
+def set_aside(folder: Path, suffix: str) -> Path:
+    """Rename a checkpoint so that no run goes on from it; -> where it is now."""
+    target = folder.with_name(f"{folder.name}.{suffix}")
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    return target
+
+
+def no_space(error: Exception) -> str | None:
+    """Why `error` means that there is no room for a file, or None when it means something else."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    return os.strerror(number).lower() if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors and state of a checkpoint. Raises ValueError, naming the file, when it is not whole."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"{folder / 'manifest.json'} is truncated or changed") from None
     tensors = {}
     for name, digest in manifest["files"].items():
         path = folder / name
@@ -61,7 +111,29 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoint folders with a manifest, newest first."""
-    return sorted((p.parent for p in run.glob("checkpoint-*/manifest.json") if p.parent.suffix != ".partial"), reverse=True)
+    return sorted((p.parent for p in run.glob("checkpoint-????????/manifest.json")), reverse=True)
+
+
+def _verify(path: Path, content: Mapping[str, Tensor]) -> None:
+    """Read a file back. Raises ValueError when it does not hold `content`, bit by bit."""
+    with safe_open(path, "pt") as file:
+        for name, tensor in content.items():
+            read = file.get_tensor(name)
+            if read.dtype != tensor.dtype or not torch.equal(_bits(read), _bits(tensor)):
+                raise ValueError(f"{path} does not hold what was written to it ({name} differs): is the disk damaged?")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
+
+
+def _size(count: int) -> str:
+    """A number of bytes for people: "1.5 MB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"
 
 
 def _sync(path: Path) -> None:
@@ -160,8 +232,6 @@ def import_own_modules(index: Mapping[str, Any]) -> None:
 
 def check_safetensors(path: Path) -> list[str]:
     """The names of a file's tensors. Raises ValueError when it is truncated or damaged; reads only its header."""
-    from safetensors import safe_open
-
     try:
         with safe_open(path, "pt") as file:
             return list(file.keys())

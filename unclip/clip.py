@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisionModelOutput
 
 from decoder.blocks import ChannelNorm, ResBlock
-from prior.blocks import Attention
+from prior.blocks import Attention, Checkpointed
 
 from .images import on_white
 
@@ -76,7 +76,7 @@ class TextTower(ModelMixin, ConfigMixin):
         return CLIPTextModelOutput(text_embeds=embeds, last_hidden_state=hidden)
 
 
-class ImageTower(ModelMixin, ConfigMixin):
+class ImageTower(Checkpointed, ModelMixin, ConfigMixin):
     """A residual convolutional network on 2x2 pixel-unshuffled pictures, pooled by one learned query."""
 
     @register_to_config
@@ -113,7 +113,9 @@ class ImageTower(ModelMixin, ConfigMixin):
         size = self.config.image_size
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(f"pixel_values must be [B, 3, {size}, {size}], got {list(pixel_values.shape)}")
-        features = self.body(F.pixel_unshuffle(pixel_values, 2))  # [B, C, h, w]
+        features = F.pixel_unshuffle(pixel_values, 2)
+        for layer in self.body:
+            features = self.run(layer, features)  # [B, C, h, w]
         tokens = features.flatten(2).transpose(1, 2) + self.position.to(features.dtype)  # [B, N, C]
         tokens = self.norm(tokens + self.mix(tokens))
         weights = (tokens @ self.query.to(tokens.dtype)).softmax(-1)  # [B, N]

@@ -1,8 +1,15 @@
 """What the diffusion stages share in training: noise levels, noising, prediction targets and schedules."""
 
+import math
+
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
+
+from .config import ConfigError, nearest
+from .scheduler import UnCLIPScheduler
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 def logit_normal_timesteps(random: Tensor, count: int, mean: float = 0.2, std: float = 1.2) -> Tensor:
@@ -43,6 +50,60 @@ def clean_from(scheduler: DDPMScheduler, prediction: Tensor, noised: Tensor, tim
     return alpha_bar.sqrt() * noised - (1 - alpha_bar).sqrt() * prediction
 
 
+def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights [B] of the squared error of what the network predicts (arXiv 2303.09556, section 3.4).
+
+    Whatever it predicts, the error of the clean picture that the prediction stands for weighs min(SNR, gamma).
+    """
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device, torch.float64)[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = snr.clamp(max=gamma)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        weight = weight / snr
+    elif kind == "v_prediction":
+        weight = weight / (snr + 1)
+    return weight.float()
+
+
+def variational_bound(
+    scheduler: DDPMScheduler, prediction: Tensor, share: Tensor, clean: Tensor, noised: Tensor, timesteps: Tensor
+) -> Tensor:
+    """The bound's term at each timestep, in bits per dimension [B] (arXiv 2006.11239, equation 5; L_0 is equation 13).
+
+    `prediction` [B, C, ...] gives the mean and `share` [B, C, ...] the variance, interpolated in log space from the
+    posterior's at -1 to beta at 1 (arXiv 2102.09672, equation 15). `clean` is in [-1, 1] in steps of 2/255.
+    """
+
+    def at(table: Tensor) -> Tensor:
+        return table.to(noised.device)[timesteps].float().view(-1, *[1] * (noised.ndim - 1))
+
+    alphas, betas = scheduler.alphas.double(), scheduler.betas.double()
+    alpha_bar = alphas.cumprod(0)
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    posterior = betas * (1 - before) / (1 - alpha_bar)
+    posterior[0] = posterior[1]  # the first is 0, and has no logarithm
+    of_clean, of_noised = before.sqrt() * betas / (1 - alpha_bar), alphas.sqrt() * (1 - before) / (1 - alpha_bar)
+    smallest, largest = at(posterior.log()), at(betas.log())
+    log_variance = smallest + (share + 1) / 2 * (largest - smallest)
+    guess = clean_from(scheduler, prediction, noised, timesteps)
+    apart = at(of_clean) * (clean - guess)  # the means' difference: the noised sample's part is the same in both
+    nats = 0.5 * (log_variance - smallest - 1 + (smallest - log_variance).exp() + apart.square() * (-log_variance).exp())
+    mean = at(of_clean) * guess + at(of_noised) * noised
+    nats, first = nats.flatten(1).mean(1), -log_discrete_normal(clean, mean, log_variance).flatten(1).mean(1)
+    return torch.where(timesteps == 0, first, nats) / math.log(2)
+
+
+def log_discrete_normal(pictures: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log probabilities of 8-bit pixels in [-1, 1] under a normal that is cut into 256 levels (arXiv 2006.11239, eq. 13)."""
+    scale = (-0.5 * log_variance).exp()
+    above = torch.special.ndtr((pictures + 1 / 255 - mean) * scale)
+    below = torch.special.ndtr((pictures - 1 / 255 - mean) * scale)
+    above = torch.where(pictures > 0.999, torch.ones_like(above), above)
+    below = torch.where(pictures < -0.999, torch.zeros_like(below), below)
+    return (above - below).clamp_min(1e-12).log()
+
+
 def shifted(scheduler: DDPMScheduler, prediction: Tensor, by: Tensor, timesteps: Tensor) -> Tensor:
     """The prediction that stands for a clean picture which differs by `by`."""
     shape = (-1,) + (1,) * (by.ndim - 1)
@@ -55,7 +116,13 @@ def shifted(scheduler: DDPMScheduler, prediction: Tensor, by: Tensor, timesteps:
 
 
 def schedule(prediction_type: str, beta_schedule: str = "squaredcos_cap_v2", steps: int = 1000) -> DDPMScheduler:
-    """A training schedule: cosine ("squaredcos_cap_v2") or "linear", as in the paper's Table 3."""
+    """A training schedule: cosine ("squaredcos_cap_v2") or "linear", as in the paper's Table 3.
+
+    Raises ConfigError for a `prediction_type` other than "epsilon", "sample" (x0) and "v_prediction".
+    """
+    if prediction_type not in PREDICTIONS:
+        close = nearest(str(prediction_type), PREDICTIONS)
+        raise ConfigError(f"unknown prediction_type {prediction_type!r}{close}; choose from {', '.join(PREDICTIONS)}")
     return DDPMScheduler(
         num_train_timesteps=steps, beta_schedule=beta_schedule, prediction_type=prediction_type, clip_sample=False
     )
@@ -71,6 +138,12 @@ def dpm_solver(training: DDPMScheduler) -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler.from_config(
         training.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing", lower_order_final=True
     )
+
+
+def ancestral(training: DDPMScheduler) -> UnCLIPScheduler:
+    """The scheduler that draws with a learned variance, as Karlo does (arXiv 2102.09672, section 3.1)."""
+    kind = training.config.prediction_type
+    return UnCLIPScheduler(training.config.num_train_timesteps, "learned_range", prediction_type=kind)
 
 
 def levels(losses: Tensor, timesteps: Tensor, count: int, bins: int = 4) -> dict[str, Tensor]:

@@ -3,10 +3,14 @@
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import signal
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +20,25 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from .checkpoints import checkpoints, components_folder, load_checkpoint, resolve, save_checkpoint, save_components
-from .config import ConfigError, construct, load_config
+from .checkpoints import (
+    DiskFull,
+    checkpoints,
+    components_folder,
+    load_checkpoint,
+    no_space,
+    remove_checkpoint,
+    resolve,
+    save_checkpoint,
+    set_aside,
+)
+from .config import ConfigError, construct, load_config, nearest
 from .objectives import Objective, create
 from .precision import fast_dtype
 
@@ -54,12 +70,22 @@ class Run:
     save_every: int = 0  # steps; 0 leaves it to save_minutes
     save_minutes: float = 10.0
     keep: int = 2
-    validate_every: int = 1000
-    sample_every: int = 1000
+    validate_every: int = 1000  # steps, and after the last one; 0 is never
+    sample_every: int = 1000  # the same for pictures
     init_from: str | None = None
+    gradient_checkpointing: bool = False  # activations are computed again on the way back (arXiv 1604.06174)
+    explosion: float = 100.0  # a loss this many times the median of the steps before it stops the run; 0 never does
+    report_to: list[str] | str | None = None  # trackers beside log.jsonl, by Accelerate's names: tensorboard, wandb, ...
 
     def __post_init__(self):
         self.betas = tuple(self.betas)
+        self.report_to = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        known, installed = list(LOGGER_TYPE_TO_CLASS), [str(t) for t in get_available_trackers()]
+        for tracker in self.report_to:
+            if tracker not in known:
+                raise ValueError(f"report_to: unknown tracker {tracker!r}{nearest(tracker, known)}; known: {', '.join(known)}")
+            if tracker not in installed:
+                raise ValueError(f"report_to: {tracker} is not installed: pip install {tracker}")
         for name in ("max_steps", "batch_size", "gradient_accumulation", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -137,16 +163,24 @@ class Loop:
     """One run: its networks, optimiser, average and log, at some step."""
 
     def __init__(self, run: Run, sections: dict[str, Any]):
-        self.run, self.folder = run, Path(run.output_dir)
+        self.run, self.sections, self.folder = run, sections, Path(run.output_dir)
         precision = run.precision
         if precision == "auto":
             precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
-        self.accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=run.gradient_accumulation)
+        refuse_sharding()
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_steps=run.gradient_accumulation,
+            log_with=run.report_to or None,
+            project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "trackers")),
+        )
         self.main = self.accelerator.is_main_process
         self._say(f"processes: {self.accelerator.num_processes}, device: {self.accelerator.device.type}, dtype: {precision}")
         set_seed(run.seed)
         self.objective: Objective = create(run.stage, sections, run.seed)
         self.step, self.seconds = 0, 0.0
+        self.saved: int | None = None  # the step of the newest checkpoint
+        self.recent: deque[float] = deque(maxlen=100)  # losses of the steps before this one
         self.stopping = False
 
     # -- state
@@ -154,16 +188,25 @@ class Loop:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.objective.trained.named_parameters() if p.requires_grad}
 
+    def _weights(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the networks: all of them, or the adapter alone where `init_from` holds the rest."""
+        return dict(self._parameters()) if self.objective.lora else self.objective.trained.state_dict()
+
     def _setup(self) -> None:
         run, objective = self.run, self.objective
         found = self._newest()
-        if found is None and run.init_from:
+        if objective.lora and not run.init_from:
+            raise ConfigError("objective.lora adapts trained weights: name them by init_from=")
+        if run.init_from and (found is None or objective.lora):
             self._initialise(run.init_from)
-        if found is None:
+        elif found is None:
             objective.prepare()
+        objective.adapt()
         objective.to(self.accelerator.device)
         for network in objective.trained.children():
             network.to(memory_format=torch.channels_last)
+        if run.gradient_checkpointing:
+            objective.checkpoint_activations()
         groups = [{"params": list(named.values()), "factor": factor} for named, factor in objective.parameter_groups()]
         self.optimizer = torch.optim.AdamW(
             groups, lr=run.learning_rate, betas=run.betas, eps=run.eps, weight_decay=run.weight_decay, fused=True
@@ -175,13 +218,17 @@ class Loop:
             objective.compile_networks()
         self.wrapped, self.prepared = self.accelerator.prepare(objective, self.optimizer)
 
-    def _newest(self):
-        for folder in checkpoints(self.folder):
+    def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest checkpoint that is whole: the main process looks for it, and all of them read it."""
+        found, chosen = None, None
+        for folder in checkpoints(self.folder) if self.main else []:
             try:
-                return load_checkpoint(folder)
-            except (ValueError, json.JSONDecodeError, KeyError) as error:
-                self._say(f"skipping a damaged checkpoint: {error}")
-        return None
+                found, chosen = load_checkpoint(folder), folder
+                break
+            except (ValueError, KeyError) as error:
+                self._say(f"skipping a damaged checkpoint, now {set_aside(folder, 'damaged').name}: {error}")
+        chosen = broadcast_object_list([chosen])[0]
+        return found if self.main or chosen is None else load_checkpoint(chosen)
 
     def _initialise(self, source: str) -> None:
         """Start from a training run's averaged weights, or from a model: a shipped one's name, a folder, a Hub id."""
@@ -192,40 +239,68 @@ class Loop:
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
                 raise ConfigError(f"init_from: {folder / name} holds no .safetensors")
-            network.load_state_dict({k: v.float() for f in files for k, v in load_file(f).items()})
+            state = {k: v.float() for f in files for k, v in load_file(f).items()}
+            _fill(network, self.objective.starting(name, state), f"init_from: {folder / name}")
         self._say(f"initialised from {folder}")
 
     @torch.no_grad()
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        self.objective.trained.load_state_dict(tensors["weights"])
+        run, parameters, where = self.run, self._parameters(), f"the checkpoint of step {state['step']} in {self.folder}"
+        if self.objective.lora:
+            if state["init_from"] != run.init_from:
+                raise ConfigError(f"{where} adapts {state['init_from']!r}, not init_from={run.init_from}")
+            kept = self.objective.trained.state_dict()
+            _fill(self.objective.trained, {k: v for k, v in kept.items() if k not in parameters} | tensors["weights"], where)
+        else:
+            _fill(self.objective.trained, tensors["weights"], where)
         if self.ema:
+            if tensors.get("ema", {}).keys() != self.ema.shadow.keys():
+                raise ConfigError(f"{where} has no average of these weights: ema or what is trained was set otherwise then")
             for name, shadow in self.ema.shadow.items():
                 shadow.copy_(tensors["ema"][name])
         moments = tensors["optimizer"]
-        for name, parameter in self._parameters().items():
+        for name, parameter in parameters.items():
             if f"{name}.step" in moments:
                 # in the parameter's own memory layout: the fused optimiser walks through both side by side
                 restored = {p: torch.empty_like(parameter).copy_(moments[f"{name}.{p}"]) for p in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = restored | {"step": moments[f"{name}.step"].to(parameter.device)}
-        self.step, self.seconds = state["step"], state["seconds"]
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.saved = state["step"], state["seconds"], state["step"]
         self._say(f"resuming at step {self.step}")
+        if state["samples"] != self.step * self._samples_per_step():
+            before = state["samples"] // max(self.step, 1)
+            self._say(f"a step had {before} examples and has {self._samples_per_step()} now: this is not the run it was")
 
     def _save(self) -> None:
-        if self.main:
+        """Write a checkpoint, unless this step's is there; prune; write `latest/`. DiskFull ends every process."""
+        failure = None
+        if self.main and self.saved != self.step:
             optimizer = {
                 f"{name}.{part}": value
                 for name, parameter in self._parameters().items()
                 for part, value in self.optimizer.state.get(parameter, {}).items()
             }
-            tensors = {"weights": self.objective.trained.state_dict(), "optimizer": optimizer}
+            tensors = {"weights": self._weights(), "optimizer": optimizer}
             if self.ema:
                 tensors["ema"] = self.ema.shadow
             state = {"step": self.step, "seconds": self.seconds, "samples": self.step * self._samples_per_step()}
-            save_checkpoint(self.folder / f"checkpoint-{self.step:08d}", tensors, state)
-            for old in checkpoints(self.folder)[self.run.keep :]:
-                shutil.rmtree(old)
-            self._write_components("latest")
-        self.accelerator.wait_for_everyone()
+            state["init_from"] = self.run.init_from
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            try:
+                save_checkpoint(self._checkpoint(self.step), tensors, state)
+                for old in checkpoints(self.folder)[self.run.keep :]:
+                    remove_checkpoint(old)
+                self._write("latest")
+            except (OSError, SafetensorError) as error:
+                failure = error
+        self.saved = self.step
+        if any(self._agree(failure is not None)):
+            raise failure or SystemExit(1)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step:08d}"
 
     def _samples_per_step(self) -> int:
         return self.run.batch_size * self.run.gradient_accumulation * self.accelerator.num_processes
@@ -233,60 +308,67 @@ class Loop:
     # -- the loop
 
     def fit(self) -> None:
-        run, accelerator = self.run, self.accelerator
+        """Train to `max_steps`, or until a signal says to stop.
+
+        Raises FloatingPointError for a loss or gradient that is not finite or a loss that explodes, and DiskFull, each in
+        one line that names the last good checkpoint.
+        """
         if (self.folder / "final").is_dir():
             self._say(f"{self.folder / 'final'} is there already: this run is finished")
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._setup()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._setup()
+            self._resume_log()
+            self._start_trackers()
+            with self._signals():
+                self._train()
+        except (OSError, SafetensorError) as error:
+            reason = str(error) if isinstance(error, DiskFull) else no_space(error)
+            if reason is None:
+                raise
+            raise DiskFull(f"step {self.step}: {reason}; last checkpoint: {self._last()}") from None
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _train(self) -> None:
+        run = self.run
         batches = iter(self._loader())
         bar = tqdm(
             total=run.max_steps, initial=self.step, desc=run.stage, disable=not self.main, mininterval=5, file=sys.stderr
         )
         seen: dict[str, list[float]] = {}
-        saved_at = logged_at = time.monotonic()
+        logged, saved_at = self.step, time.monotonic()
+        logged_at = saved_at
         self.objective.train()
-        while self.step < run.max_steps and not self._stop_agreed():
-            rate = run.rate(self.step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            for _ in range(run.gradient_accumulation):
-                with accelerator.accumulate(self.wrapped):
-                    loss, metrics = self.wrapped(_to_device(next(batches), accelerator.device))
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(self.objective.trained.parameters(), run.clip_norm)
-                    self.prepared.step()
-                    self.prepared.zero_grad()
-            self.step += 1
-            if self.ema:
-                self.ema.update(self._parameters(), self.step)
-            scalars = {"loss": loss, "grad_norm": norm} | metrics
-            for key, value in scalars.items():
-                seen.setdefault(key, []).append(float(value.detach()))
-            if not math.isfinite(seen["loss"][-1]):
+        stopping = False
+        while self.step < run.max_steps and not stopping:
+            try:
+                for scalars in self._step(batches):
+                    for key, value in scalars.items():
+                        seen.setdefault(key, []).append(float(value))
+            except FloatingPointError:
                 bar.close()
-                raise FloatingPointError(f"the loss of step {self.step} is not finite; last checkpoint: {self._last()}")
+                raise
             bar.update()
             if self.step % run.log_every == 0 or self.step == 1:
                 now = time.monotonic()
                 means = {k: sum(v) / len(v) for k, v in seen.items()}
                 self.seconds += now - logged_at
-                speed = len(seen["loss"]) * self._samples_per_step() / (now - logged_at)
+                speed = (self.step - logged) * self._samples_per_step() / (now - logged_at)
                 bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.1f}", refresh=False)
-                self._log("train", means | {"rate": rate, "images_per_s": speed})
-                seen, logged_at = {}, now
-            due = self.step == run.max_steps
-            if due or (run.validate_every and self.step % run.validate_every == 0):
+                self._log("train", means | {"rate": run.rate(self.step - 1), "images_per_s": speed})
+                seen, logged, logged_at = {}, self.step, now
+            last = self.step == run.max_steps
+            if run.validate_every and (last or self.step % run.validate_every == 0):
                 self._evaluate(validate=True)
                 logged_at = time.monotonic()
-            if due or (run.sample_every and self.step % run.sample_every == 0):
+            if run.sample_every and (last or self.step % run.sample_every == 0):
                 self._evaluate(validate=False)
                 logged_at = time.monotonic()
             by_time = run.save_minutes and time.monotonic() - saved_at > 60 * run.save_minutes and not run.save_every
-            if self._agreed(by_time) or (run.save_every and self.step % run.save_every == 0):
+            stopping, by_time = self._agree(self.stopping, by_time)
+            if by_time or (run.save_every and self.step % run.save_every == 0):
                 self._save()
                 saved_at = logged_at = time.monotonic()
         bar.close()
@@ -295,8 +377,64 @@ class Loop:
             self._say(f"stopped at step {self.step}; the same command goes on from here")
         elif self.main:
             self._finish()
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+
+    def _step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """One step of the optimiser and of the average; -> what to log of each backward pass.
+
+        Raises FloatingPointError before the weights change.
+        """
+        run, accelerator = self.run, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = run.rate(self.step) * group["factor"]
+        passes: list[dict[str, Tensor]] = []
+        for part in range(run.gradient_accumulation):
+            # dropout's own numbers for every pass: they are the same after a resume
+            number = (self.step * run.gradient_accumulation + part) * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed((run.seed * 1_000_003 + number) % 2**63)
+            with accelerator.accumulate(self.wrapped):
+                loss, metrics = self.wrapped(_to_device(next(batches), accelerator.device))
+                accelerator.backward(loss)
+                passes.append({"loss": loss.detach()} | {k: v.detach() for k, v in metrics.items()})
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.objective.trained.parameters(), run.clip_norm)
+                    self._check([float(p["loss"]) for p in passes], float(norm))
+                self.prepared.step()
+                self.prepared.zero_grad()
+        self.step += 1
+        if self.ema:
+            self.ema.update(self._parameters(), self.step)
+        passes[-1]["grad_norm"] = norm
+        return passes
+
+    def _check(self, losses: list[float], norm: float) -> None:
+        """Stop the run, on every process, when one's losses or the gradient's norm went wrong."""
+        loss = sum(losses) / len(losses)
+        median = statistics.median(self.recent) if len(self.recent) >= 20 else math.inf
+        exploded = self.run.explosion and median > 0 and loss > self.run.explosion * median
+        lost = not math.isfinite(norm) and self.accelerator.scaler is None  # fp16's scaler leaves such a step out itself
+        self.recent.append(loss)
+        if not any(self._agree(not math.isfinite(loss) or lost or exploded)):
+            return
+        # one row a process: the losses of its backward passes
+        every = self.accelerator.gather(torch.tensor([losses], device=self.accelerator.device)).tolist()
+        if not self.main:
+            raise SystemExit(1)
+        whole = [value for row in every for value in row]
+        if not all(map(math.isfinite, whole)):
+            what, wrong = "is not finite", [not math.isfinite(v) for v in whole]
+        elif not math.isfinite(norm):
+            what, wrong = f"is {loss:.4g} and its gradient not finite", [True] * len(whole)
+        else:
+            what, wrong = f"is {loss:.4g}, {loss / median:.3g} times the median before it", [v == max(whole) for v in whole]
+        size, parts = self.run.batch_size, self.run.gradient_accumulation
+        places = [(part * len(every) + rank) * size for rank in range(len(every)) for part in range(parts)]
+        first = self.step * self._samples_per_step()
+        ranges = [f"{first + p}-{first + p + size - 1}" for p, bad in sorted(zip(places, wrong, strict=True)) if bad]
+        aside = ""
+        if self.saved == self.step and self._checkpoint(self.step).is_dir():  # nothing has been learned from these weights yet
+            aside = f"; {set_aside(self._checkpoint(self.step), 'suspect').name} holds the weights that led here"
+        where = f"the loss of step {self.step + 1} {what}, on samples {', '.join(ranges)}"
+        raise FloatingPointError(f"{where}{aside}; last good checkpoint: {self._last()}")
 
     def _loader(self) -> DataLoader:
         sampler = GlobalBatches(self.run, self.step, self.accelerator.process_index, self.accelerator.num_processes)
@@ -334,34 +472,42 @@ class Loop:
                         picture.save(self.folder / "samples" / f"{self.step:08d}.png")
         self.accelerator.wait_for_everyone()
 
-    def _write_components(self, name: str) -> None:
-        """The averaged weights as a pipeline's components, in `latest/` while the run goes on and `final/` at its end."""
+    def _write(self, name: str) -> None:
+        """The averaged weights for a pipeline, in `latest/` while the run goes on and `final/` at its end."""
         partial, target = self.folder / f"{name}.partial", self.folder / name
         shutil.rmtree(partial, ignore_errors=True)
         with self._averaged():
-            save_components(partial, self.objective.components())
+            self.objective.write(partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
 
     def _finish(self) -> None:
-        self._write_components("final")
+        self._write("final")
         shutil.rmtree(self.folder / "latest", ignore_errors=True)
         self._say(f"finished: {self.folder / 'final'}")
 
     # -- telling and stopping
 
-    def _stop(self, number: int, frame: Any) -> None:
-        self.stopping = True
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run after the step that is under way."""
 
-    def _stop_agreed(self) -> bool:
-        return self._agreed(self.stopping)
+        def stop(number: int, frame: Any) -> None:
+            self.stopping = True
 
-    def _agreed(self, flag: bool) -> bool:
-        """True on every process when it is on any."""
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _agree(self, *flags: Any) -> list[bool]:
+        """Each flag, true on every process when it is on any."""
         if self.accelerator.num_processes == 1:
-            return bool(flag)
-        total = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum")
-        return bool(total.item() > 0)
+            return [bool(f) for f in flags]
+        raised = torch.tensor([float(bool(f)) for f in flags], device=self.accelerator.device)
+        return (self.accelerator.reduce(raised, "sum") > 0).tolist()
 
     def _last(self) -> str:
         found = checkpoints(self.folder)
@@ -377,8 +523,41 @@ class Loop:
             row |= {"seconds": round(self.seconds, 1)} | {k: round(float(v), 6) for k, v in values.items()}
             with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
+            self.accelerator.log({f"{kind}/{k}": float(v) for k, v in values.items()}, step=self.step)
             if kind == "validation":
                 self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def _resume_log(self) -> None:
+        """Forget the rows of steps that will be taken again, and a last one that a kill cut short."""
+        path = self.folder / "log.jsonl"
+        if not self.main or not path.is_file():
+            return
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step))
+        partial.replace(path)
+
+    def _start_trackers(self) -> None:
+        if self.run.report_to:
+            settings = {k: str(v) for k, v in {**vars(self.run), **self.sections}.items()}
+            more = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
+            self.accelerator.init_trackers("unclip", settings, more)
+
+
+def refuse_sharding() -> None:
+    """Raises ConfigError where a launcher asks for sharded training: a checkpoint would hold only one process's part."""
+    for variable, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ConfigError(f"training under {what} is not supported: use configs/accelerate/ddp.yaml")
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load weights. Raises ConfigError, in one line, when they are of another network."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        first = re.sub(r"\s+", " ", str(error).split("\n")[1]).strip()
+        raise ConfigError(f"{where} does not fit this configuration: {first[:200]}") from None
 
 
 def _leave_signals(worker: int) -> None:

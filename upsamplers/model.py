@@ -13,9 +13,10 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from decoder.blocks import ChannelNorm, ResBlock, Upsample
+from prior.blocks import Checkpointed
 
 
-class Upsampler(ModelMixin, ConfigMixin):
+class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
     """Predicts the sharp picture (x0) from [noisy picture, low-resolution picture resized to the same size].
 
     The network adds a residual to the resized low-resolution picture, so that a new one already resizes. Fully
@@ -80,11 +81,11 @@ class Upsampler(ModelMixin, ConfigMixin):
                 skips.append(x)
                 x = self.downsamplers[level - 1](x)
             for block in stages:
-                x = block(x, emb)
+                x = self.run(block, x, emb)
         for upsampler, stages in zip(self.upsamplers, self.up, strict=True):
             x = torch.cat([upsampler(x), skips.pop()], 1)
             for block in stages:
-                x = block(x, emb)
+                x = self.run(block, x, emb)
         residual = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), unshuffle)  # [B, 3, H, W]
         sharp = sample[:, out_channels:] + residual
         return UNet2DOutput(sample=sharp) if return_dict else (sharp,)

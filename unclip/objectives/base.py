@@ -1,12 +1,15 @@
 """The contract between the one training loop and what it trains."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from ..checkpoints import save_components
 
 
 class Objective(nn.Module):
@@ -17,6 +20,7 @@ class Objective(nn.Module):
 
     examples: Dataset
     trained: nn.ModuleDict
+    lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of a batch and scalars to log."""
@@ -28,6 +32,19 @@ class Objective(nn.Module):
 
     def prepare(self) -> None:
         """Whatever needs data and must happen once, before the first step of a fresh run."""
+
+    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that network `name` starts from, of the ones that `init_from` holds."""
+        return state
+
+    def adapt(self) -> None:
+        """Put the adapter on, where there is one: after the networks have their starting weights."""
+
+    def checkpoint_activations(self) -> None:
+        """Keep few activations for the backward pass and compute the others again."""
+        for network in self.trained.children():
+            if getattr(network, "_supports_gradient_checkpointing", False):
+                network.enable_gradient_checkpointing()
 
     def compile_networks(self) -> None:
         """Compile the networks whose input shapes stay the same."""
@@ -45,6 +62,10 @@ class Objective(nn.Module):
     def components(self) -> dict[str, Any]:
         """The trained networks and what belongs to them, by their names in a pipeline."""
         raise NotImplementedError
+
+    def write(self, folder: Path) -> None:
+        """The present weights for a pipeline: its components."""
+        save_components(folder, self.components())
 
 
 def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:

@@ -1,27 +1,111 @@
 """What prior and decoder begin alike with: diffusion on captioned pictures, conditioned on a frozen CLIP."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from .. import attention
+from ..config import ConfigError, construct, nearest
 from ..data.examples import captioned_examples, seeded_noise
-from ..diffusion import levels, logit_normal_timesteps, schedule
+from ..diffusion import levels, logit_normal_timesteps, schedule, snr_weight, uniform_timesteps
+from ..pipelines.lora import save_adapter
 from .base import Objective
 from .frozen_clip import FrozenCLIP
 
+# The layers that an adapter changes where its settings name none: attention, in our networks and in diffusers'.
+TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
+
+
+@dataclass
+class NoiseLevels:
+    """How often a timestep is trained: "logit_normal" with `mean` and `std` of its logit, or "uniform" as in the paper."""
+
+    kind: str = "logit_normal"
+    mean: float = 0.2
+    std: float = 1.2
+
+    def __post_init__(self):
+        if self.kind not in ("logit_normal", "uniform"):
+            raise ValueError(f"timesteps must be logit_normal or uniform, got {self.kind!r}")
+
+    def draw(self, random: Tensor, count: int) -> Tensor:
+        """Timesteps [B] of `count` from `random` [B], uniform in [0, 1)."""
+        if self.kind == "uniform":
+            return uniform_timesteps(random, count)
+        return logit_normal_timesteps(random, count, self.mean, self.std)
+
+
+@dataclass
+class LoRA:
+    """A low-rank adapter, W + alpha/rank B A (arXiv 2106.09685, section 4.1), on the linear layers that `targets` names."""
+
+    rank: int = 8
+    alpha: float | None = None  # None is the rank: a factor of 1
+    dropout: float = 0.0
+    targets: list[str] | None = None  # endings of the layers' names
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+
 
 class ClipConditioned(Objective):
-    """Examples, a frozen CLIP, a schedule of noise, and the means over a batch of what a stage's `_losses` answers."""
+    """Examples, a frozen CLIP, noise, an adapter, and the means over a batch of what a stage's `_losses` answers.
 
+    `min_snr` is gamma of the Min-SNR weighting (arXiv 2303.09556); None weighs every timestep alike. With `lora` the
+    stage's `network` keeps its weights and an adapter on it is trained.
+    """
+
+    network: str  # the diffusion network's name in `trained`
     held_out = 128  # examples that validation looks at
 
-    def __init__(self, data: dict, seed: int, clip: str, prediction_type: str, timesteps: tuple[float, float]):
+    def __init__(
+        self,
+        data: dict,
+        seed: int,
+        clip: str,
+        prediction_type: str,
+        timesteps: NoiseLevels,
+        min_snr: float | None,
+        lora: dict | None,
+    ):
         super().__init__()
+        self.schedule = schedule(prediction_type)
+        if min_snr is not None and not min_snr > 0:
+            raise ValueError(f"min_snr must be above 0, got {min_snr}")
+        self.lora = construct(LoRA, lora, "objective.lora") if lora is not None else None
         self.examples = captioned_examples(data, seed=seed)
         self.validation = captioned_examples(data, "validation")
         self.frozen = FrozenCLIP.load(clip)
-        self.seed, self.timesteps = seed, timesteps
-        self.schedule = schedule(prediction_type)
+        self.seed, self.timesteps, self.min_snr = seed, timesteps, min_snr
+
+    def adapt(self) -> None:
+        if self.lora is None:
+            return
+        try:
+            from peft import LoraConfig
+        except ImportError:
+            raise ConfigError("objective.lora needs PEFT; install it with: pip install 'unclip[train]'") from None
+        self.trained.requires_grad_(False)
+        network, wanted = self.trained[self.network], self.lora.targets or TARGETS
+        linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+        targets = [n for n in linear if any(n == t or n.endswith(f".{t}") for t in wanted)]
+        if not targets:
+            raise ConfigError(f"objective.lora.targets: no linear layer's name ends in {', '.join(wanted)}")
+        alpha = self.lora.rank if self.lora.alpha is None else self.lora.alpha
+        network.add_adapter(
+            LoraConfig(r=self.lora.rank, lora_alpha=alpha, lora_dropout=self.lora.dropout, target_modules=targets)
+        )
+
+    def write(self, folder: Path) -> None:
+        """The present weights for a pipeline: its components, or the adapter as `load_lora_weights` takes it."""
+        if self.lora is None:
+            super().write(folder)
+        else:
+            save_adapter(folder, {self.network: self.trained[self.network]})
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         losses, timesteps = self._losses(batch)
@@ -30,6 +114,11 @@ class ClipConditioned(Objective):
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per-example losses [B] and their timesteps [B]."""
         raise NotImplementedError
+
+    def _squared_error(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor) -> Tensor:
+        """Mean squared errors [B], weighted as `min_snr` says."""
+        losses = (predicted - wanted).square().flatten(1).mean(1)
+        return losses if self.min_snr is None else losses * snr_weight(self.schedule, timesteps, self.min_snr)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -46,12 +135,21 @@ class ClipConditioned(Objective):
     def _noised(self, clean: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """`clean` [B, ...] at each example's own noise level; the noise; the timesteps [B]."""
         noise = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
-        timesteps = logit_normal_timesteps(batch["random"][:, 2], self.schedule.config.num_train_timesteps, *self.timesteps)
+        timesteps = self.timesteps.draw(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
         return self.schedule.add_noise(clean, noise, timesteps), noise, timesteps
 
     def _text(self, captions: list[str], dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Text embeddings [B, D], encodings [B, N, D] and mask [B, N]; of "" where `dropped` [B]."""
         return self.frozen.text(["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)])
+
+
+def build(section: dict, *classes: type) -> nn.Module:
+    """The network of a `model` section: `class` names one of `classes` (the first, if nothing); the other keys fill it."""
+    section, named = dict(section), {c.__name__: c for c in classes}
+    name = section.pop("class", classes[0].__name__)
+    if name not in named:
+        raise ConfigError(f"unknown model.class {name!r}{nearest(str(name), named)}; choose from {', '.join(named)}")
+    return attention.install(construct(named[name], section, "model"))
 
 
 def in_range(images: Tensor) -> Tensor:

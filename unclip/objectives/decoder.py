@@ -4,31 +4,39 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
 from decoder import Decoder, UnCLIPTextProjModel
 
-from .. import attention
-from ..config import construct
+from ..config import ConfigError
 from ..data.examples import seeded_noise
-from ..diffusion import dpm_solver, target
+from ..diffusion import ancestral, dpm_solver, target, variational_bound
 from ..sampling import denoise
 from .base import grid
-from .conditioned import ClipConditioned, in_range
+from .conditioned import ClipConditioned, NoiseLevels, build, in_range
 
 SHOWN = 16
 
 
 class DecoderObjective(ClipConditioned):
-    """v-prediction on scenes, conditioned on the frozen CLIP's image embedding, text embedding and token encodings.
+    """Denoising of scenes, conditioned on the frozen CLIP's image embedding, text embedding and token encodings.
 
-    `drop_both`, `drop_image` and `drop_text` are disjoint shares of the examples that lose the conditions named (a
-    dropped text is the encoding of "", a dropped image the learned null embedding). `embedding_noise` blurs the image
-    embedding by noise of up to that share of its length, because the prior's embeddings will be off by some. A
-    `resolution` below the decoder's own trains on smaller pictures: colours and places are learned there at a quarter of
-    the cost, and `init_from` carries them over.
+    `drop_image` and `drop_text` are the shares of the examples that lose each condition, independently of each other
+    (paper, section 2.1), after a share `drop_both` that loses both (a dropped text is the encoding of "", a dropped image
+    the learned null embedding). `embedding_noise` blurs the image embedding by noise of up to that share of its length,
+    because the prior's embeddings will be off by some. A `resolution` below the decoder's own trains on smaller pictures:
+    colours and places are learned there at a quarter of the cost, and `init_from` carries them over.
+
+    With `model.out_channels` 6 the variance is learned too, by the hybrid loss with `vlb_weight` for lambda (arXiv
+    2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: it sees the picture outside a
+    random rectangle, and the rectangle's mask (GLIDE, arXiv 2112.10741, section 4.3). Weights that `init_from` holds for 3
+    channels are carried over, new ones start at zero. `model.class` may be UNet2DConditionModel, diffusers' stock network,
+    in Karlo's layout.
     """
+
+    network = "decoder"
 
     def __init__(
         self,
@@ -36,27 +44,50 @@ class DecoderObjective(ClipConditioned):
         data: dict,
         seed: int,
         clip: str,
-        drop_both: float = 0.1,
-        drop_image: float = 0.05,
-        drop_text: float = 0.1,
+        drop_image: float = 0.1,
+        drop_text: float = 0.5,
+        drop_both: float = 0.0,
         embedding_noise: float = 0.5,
         prediction_type: str = "v_prediction",
         resolution: int | None = None,
+        timesteps: str = "logit_normal",
         timestep_mean: float = 0.2,
         timestep_std: float = 1.2,
+        min_snr: float | None = None,
+        vlb_weight: float = 1e-3,
+        lora: dict | None = None,
     ):
-        super().__init__(data, seed, clip, prediction_type, (timestep_mean, timestep_std))
-        decoder = construct(Decoder, model, "model")
+        super().__init__(data, seed, clip, prediction_type, NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
+        decoder = build(model, Decoder, UNet2DConditionModel)
+        inputs, outputs = decoder.config.in_channels, decoder.config.out_channels
+        if inputs not in (3, 7) or outputs not in (3, 6):
+            raise ConfigError(f"model.in_channels must be 3 or 7 and model.out_channels 3 or 6, got {inputs} and {outputs}")
+        if outputs == 6 and prediction_type == "v_prediction":
+            raise ConfigError("a learned variance goes with objective.prediction_type epsilon or sample, not v_prediction")
+        stock = isinstance(decoder, UNet2DConditionModel)
         text_proj = UnCLIPTextProjModel(
             clip_embeddings_dim=self.frozen.dim,
-            time_embed_dim=decoder.config.time_embed_dim,
+            time_embed_dim=4 * decoder.config.block_out_channels[0] if stock else decoder.config.time_embed_dim,
             cross_attention_dim=decoder.config.cross_attention_dim,
-            embedding_scale=self.frozen.dim**0.5,
+            embedding_scale=1.0 if stock else self.frozen.dim**0.5,
             clip_fingerprint=self.frozen.fingerprint,
         )
-        self.trained = nn.ModuleDict({"decoder": attention.install(decoder), "text_proj": text_proj})
-        self.drops, self.embedding_noise = (drop_both, drop_image, drop_text), embedding_noise
+        self.trained = nn.ModuleDict({"decoder": decoder, "text_proj": text_proj})
+        self.drops, self.embedding_noise, self.vlb_weight = (drop_both, drop_image, drop_text), embedding_noise, vlb_weight
+        self.inpainting, self.learned_variance = inputs == 7, outputs == 6
         self.resolution = resolution or decoder.config.sample_size
+
+    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if name == "decoder":
+            for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
+                if layer not in state:
+                    continue
+                weight = state[layer]
+                missing = list(weight.shape)
+                missing[dim] = self.trained["decoder"].get_parameter(layer).shape[dim] - weight.shape[dim]
+                if missing[dim] > 0:  # the first channels are the picture's, also after pixel-unshuffling
+                    state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
+        return state
 
     def compile_networks(self) -> None:
         self.trained["decoder"].compile()
@@ -66,17 +97,30 @@ class DecoderObjective(ClipConditioned):
         clean, image_embeds = self._pictures(batch)
         random = batch["random"]
         both, image, text = self.drops
-        no_text = (random[:, 0] < both) | (random[:, 0] >= 1 - text)
-        no_image = random[:, 0] < both + image
+        no_image = (random[:, 0] < both) | (random[:, 3] < image)
+        no_text = (random[:, 0] < both) | (random[:, 4] < text)
         deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(clean) / self.frozen.dim**0.5
         blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
         image_embeds = torch.where(no_image[:, None], null, blurred)
         noised, noise, timesteps = self._noised(clean, batch)
         context, added, mask = self._conditions(self._text(batch["caption"], no_text), image_embeds)
-        predicted = self.trained["decoder"](noised, timesteps, context, class_labels=added, attention_mask=mask).sample
-        wanted = target(self.schedule, clean, noise, timesteps)
-        return (predicted.float() - wanted).square().mean((1, 2, 3)), timesteps
+        seen = torch.cat([noised, self._known(clean, random)], 1)
+        predicted = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample.float()
+        predicted, share = predicted[:, :3], predicted[:, 3:]
+        losses = self._squared_error(predicted, target(self.schedule, clean, noise, timesteps), timesteps)
+        if self.learned_variance:
+            # the bound teaches the variance alone; it is a sum over timesteps, of which each example is one
+            bound = variational_bound(self.schedule, predicted.detach(), share, clean, noised, timesteps)
+            losses = losses + self.vlb_weight * self.schedule.config.num_train_timesteps * bound
+        return losses, timesteps
+
+    def _known(self, clean: Tensor, random: Tensor) -> Tensor:
+        """What an inpainting decoder sees of pictures [B, 3, R, R]: the pixels outside a hole, and the hole [B, 4, R, R]."""
+        if not self.inpainting:
+            return clean[:, :0]
+        hole = holes(random[:, 5:10], clean.shape[-1]).to(clean)
+        return torch.cat([clean * (1 - hole), hole], 1)
 
     def _pictures(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Pictures [B, 3, R, R] in [-1, 1] at the training resolution R, and the embeddings [B, D] of the full ones."""
@@ -99,16 +143,30 @@ class DecoderObjective(ClipConditioned):
         start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:]))
         empty = self._conditions(self.frozen.text([""] * SHOWN), null)
         text = self.frozen.text(batch["caption"])
+        known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)
         rows = [clean]
         for image_embeds in (embeds, null):
             pairs = zip(empty, self._conditions(text, image_embeds), strict=True)
             context, added, mask = (torch.cat(pair) for pair in pairs)
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
-                return self.trained["decoder"](x, t, context, class_labels=added, attention_mask=mask).sample.float()  # noqa: B023
+                seen = torch.cat([x, known], 1)
+                return self.trained["decoder"](seen, t, context, class_labels=added, attention_mask=mask).sample.float()  # noqa: B023
 
             rows.append(denoise(predict, start, dpm_solver(self.schedule), 16, guidance=2.0))
         return grid(torch.cat(rows) / 2 + 0.5, SHOWN)
 
     def components(self) -> dict[str, Any]:
-        return {**self.trained, "decoder_scheduler": dpm_solver(self.schedule)}
+        scheduler = ancestral(self.schedule) if self.learned_variance else dpm_solver(self.schedule)
+        return {**self.trained, "decoder_scheduler": scheduler}
+
+
+def holes(random: Tensor, size: int) -> Tensor:
+    """Masks [B, 1, size, size] of a rectangle that is to be painted (1); for a fifth of the examples, of everything.
+
+    `random` [B, 5] uniform in [0, 1): centre, sides, and whether it is everything.
+    """
+    place = torch.arange(size, device=random.device)[None] / size  # [1, R]
+    sides = 0.1 + 0.8 * random[:, 2:4]
+    inside = [((place - random[:, n, None]).abs() * 2 <= sides[:, n, None]) | (random[:, 4, None] < 0.2) for n in (0, 1)]
+    return (inside[0][:, None, :, None] & inside[1][:, None, None, :]).float()

@@ -15,7 +15,13 @@ class FrozenCLIP(nn.Module):
         super().__init__()
         self.towers = nn.ModuleDict({"text": clip.text_encoder, "image": clip.image_encoder}).requires_grad_(False).eval()
         self.clip = clip
-        self.dim = clip.text_encoder.config.embedding_dim
+        config = clip.text_encoder.config  # ours, or transformers'
+        self.dim = getattr(config, "embedding_dim", None) or config.projection_dim
+        # from pictures in [-1, 1] to what the image tower was trained on
+        scale = 0.5 / torch.tensor(clip.feature_extractor.image_std).view(1, 3, 1, 1)
+        shift = 2 * scale * (0.5 - torch.tensor(clip.feature_extractor.image_mean).view(1, 3, 1, 1))
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
         self.fingerprint = clip.fingerprint
 
     @classmethod
@@ -44,4 +50,5 @@ class FrozenCLIP(nn.Module):
         size = self.towers["image"].config.image_size
         if pictures.shape[-1] != size:
             pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        pictures = pictures * self.scale + self.shift
         return self.towers["image"](pictures.contiguous(memory_format=torch.channels_last)).image_embeds.float()

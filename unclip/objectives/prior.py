@@ -4,22 +4,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import PriorTransformer
 from torch import Tensor, nn
 
 from prior import DiffusionPrior
 
-from .. import attention
-from ..config import construct
 from ..data.examples import seeded_noise
 from ..diffusion import ddim
 from ..sampling import denoise
-from .conditioned import ClipConditioned, in_range
+from .conditioned import ClipConditioned, NoiseLevels, build, in_range
 
 
 class PriorObjective(ClipConditioned):
-    """Equation 2 of the paper, with the text (embedding and encodings together) dropped for a share of the examples."""
+    """Equation 2 of the paper, with the text (embedding and encodings together) dropped for a share of the examples.
 
-    held_out = 512
+    `model.class` may be PriorTransformer, diffusers' stock network, in Karlo's layout.
+    """
+
+    network, held_out = "prior", 512
 
     def __init__(
         self,
@@ -29,13 +31,20 @@ class PriorObjective(ClipConditioned):
         clip: str,
         drop_text: float = 0.1,
         whitening_examples: int = 2048,
+        timesteps: str = "logit_normal",
         timestep_mean: float = 0.6,
         timestep_std: float = 1.2,
+        min_snr: float | None = None,
+        lora: dict | None = None,
     ):
-        super().__init__(data, seed, clip, "sample", (timestep_mean, timestep_std))
-        prior = construct(DiffusionPrior, model, "model")
-        prior.register_to_config(clip_fingerprint=self.frozen.fingerprint)
-        self.trained = nn.ModuleDict({"prior": attention.install(prior)})
+        super().__init__(data, seed, clip, "sample", NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
+        prior = build(model, DiffusionPrior, PriorTransformer)
+        if isinstance(prior, DiffusionPrior):
+            prior.register_to_config(clip_fingerprint=self.frozen.fingerprint)
+        else:
+            prior.clip_mean.requires_grad_(False)
+            prior.clip_std.requires_grad_(False)
+        self.trained = nn.ModuleDict({"prior": prior})
         self.drop_text, self.whitening_examples = drop_text, whitening_examples
 
     @torch.no_grad()
@@ -53,11 +62,11 @@ class PriorObjective(ClipConditioned):
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         prior = self.trained["prior"]
-        clean = prior.whiten(self.frozen.image(in_range(batch["image"])))
+        clean = (self.frozen.image(in_range(batch["image"])) - prior.clip_mean) / prior.clip_std
         text, encodings, mask = self._text(batch["caption"], batch["random"][:, 0] < self.drop_text)
         noised, _, timesteps = self._noised(clean, batch)
         predicted = prior(noised, timesteps, text, encodings, mask).predicted_image_embedding.float()
-        return (predicted - clean).square().mean(1), timesteps
+        return self._squared_error(predicted, clean, timesteps), timesteps
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -485,7 +485,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
     ) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size; `scheduler` in place of the decoder's own."""
         guidance = call.guidance("decoder")
-        shape = (len(embedding), self.decoder.config.in_channels, call.height, call.width)
+        shape = (len(embedding), 3, call.height, call.width)
         start = self._start(shape, self.decoder, call.generator, latents)
         predict = self._decoder_prediction(text, embedding, guidance)
         scheduler, steps = scheduler or self.decoder_scheduler, call.settings["decoder_num_inference_steps"]
@@ -565,8 +565,14 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         """The decoder's schedule in full: `from_config` would put its own defaults where the other class's were kept."""
         return {k: v for k, v in self.decoder_scheduler.config.items() if k != "_use_default_values"}
 
-    def _decoder_prediction(self, text: TextCondition, embedding: Tensor, guidance: float) -> Predict:
-        """The decoder as a function of the noised picture and the timestep; doubled where it is guided."""
+    def _decoder_prediction(
+        self, text: TextCondition, embedding: Tensor, guidance: float, known: Tensor | None = None
+    ) -> Predict:
+        """The decoder as a function of the noised picture and the timestep; doubled where it is guided.
+
+        `known` [1, 4, H, W] is for a decoder that was trained to inpaint: pixels outside a hole, and the hole's mask;
+        without it the hole is everything.
+        """
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
         context, added = self.text_proj(
             image_embeddings=embedding.to(self.text_proj.dtype),
@@ -578,8 +584,13 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
+            seen = x
+            if self.decoder.config.in_channels > x.shape[1]:
+                hole = x.new_zeros(1, 4, *x.shape[2:])
+                hole[:, 3] = 1
+                seen = torch.cat([x, (hole if known is None else known.to(x)).expand(len(x), -1, -1, -1)], 1)
             answer = self.decoder(
-                sample=x.to(self.decoder.dtype),
+                sample=seen.to(self.decoder.dtype),
                 timestep=t,
                 encoder_hidden_states=context,
                 class_labels=added,

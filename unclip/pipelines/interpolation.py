@@ -126,7 +126,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
 
     def _noises(self, ends: Sequence, points: Tensor, count: int, mode: str, call) -> tuple[Tensor, Any]:
         """Where each picture starts, and the sampler that takes it from there (None: the decoder's own)."""
-        shape = (1, self.decoder.config.in_channels, call.height, call.width)
+        shape = (1, 3, call.height, call.width)
         if mode == "fixed":
             return self._start(shape, self.decoder, call.generator, None).expand(count, -1, -1, -1), None
         starts = []

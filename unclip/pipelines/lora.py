@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints import check_safetensors, resolve
 
@@ -48,18 +48,23 @@ class LoRAMixin(LoraBaseMixin):
 
     def save_lora_weights(self, folder: str | Path, adapter_name: str = "default") -> None:
         """Write an adapter's weights and configuration to `folder`. Raises ValueError when there is none of that name."""
-        from peft import get_peft_model_state_dict
+        found = ((name, getattr(self, name, None)) for name in self._lora_loadable_modules)
+        save_adapter(folder, {name: network for name, network in found if network is not None}, adapter_name)
 
-        layers, configs = {}, {}
-        for name in self._lora_loadable_modules:
-            network = getattr(self, name, None)
-            config = getattr(network, "peft_config", {}).get(adapter_name)
-            if config is not None:
-                layers[name] = get_peft_model_state_dict(network, adapter_name=adapter_name)
-                configs[name] = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-        if not layers:
-            raise ValueError(f"there is no adapter named {adapter_name!r}")
-        self._save_lora_weights(folder, layers, configs, weight_name=WEIGHTS)
+
+def save_adapter(folder: str | Path, networks: Mapping[str, nn.Module], adapter_name: str = "default") -> None:
+    """Write the adapter of that name of "prior" and "decoder" to `folder`, as `load_lora_weights` reads it."""
+    from peft import get_peft_model_state_dict
+
+    layers, configs = {}, {}
+    for name, network in networks.items():
+        config = getattr(network, "peft_config", {}).get(adapter_name)
+        if config is not None:
+            layers[name] = get_peft_model_state_dict(network, adapter_name=adapter_name)
+            configs[name] = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    if not layers:
+        raise ValueError(f"there is no adapter named {adapter_name!r}")
+    LoRAMixin._save_lora_weights(folder, layers, configs, weight_name=WEIGHTS)
 
 
 def _read(source: str | Path) -> tuple[dict[str, Tensor], dict | None]:
