@@ -1,0 +1,89 @@
+"""Training runs in this process and in others, stopped in the middle; and what they leave."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import ROOT
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unclip.training import train
+
+QUIET = ("sample_every=0", "validate_every=0", "save_minutes=0", "log_every=1")
+
+
+def run_here(stage: str, folder: Path, *settings: str, stop_at: int | None = None) -> Path:
+    """Train `configs/tiny/{stage}.yaml` in this process; SIGTERM arrives as soon as the checkpoint `stop_at` is there."""
+    watching = threading.Event()
+
+    def watch() -> None:
+        while not (folder / f"checkpoint-{stop_at:08d}").is_dir() and not watching.wait(0.001):
+            pass
+        if not watching.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch)
+    if stop_at is not None:
+        watcher.start()
+    try:
+        train(ROOT / f"configs/tiny/{stage}.yaml", [*QUIET, *settings, f"output_dir={folder}"])
+    finally:
+        watching.set()
+        if stop_at is not None:
+            watcher.join()
+    return folder
+
+
+def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[subprocess.Popen]:
+    """The same in processes of their own, that know of each other as torchrun's do."""
+    command = [sys.executable, "train.py", f"configs/tiny/{stage}.yaml", *QUIET, *settings, f"output_dir={folder}"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        environment |= {k: str(v) for k, v in more.items()} if processes > 1 else {}
+        started.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment))
+    return started
+
+
+def finish(processes: list[subprocess.Popen]) -> str:
+    """Wait for all of them to end well; -> what the first said."""
+    said = [process.communicate(timeout=600)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(said)
+    return said[0]
+
+
+def kill(processes: list[subprocess.Popen], when: Callable[[], bool], delay: float = 0.0) -> None:
+    """SIGKILL to all of them, `delay` seconds after `when` has come true."""
+    deadline = time.monotonic() + 300
+    while not when():
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), processes[0].communicate()[1]
+        time.sleep(0.0002)
+    time.sleep(delay)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    """Weights, average and moments of a run's newest checkpoint."""
+    newest = sorted(folder.glob("checkpoint-????????"))[-1]
+    names = ("weights", "ema", "optimizer")
+    return {f"{n}.{k}": v for n in names for k, v in load_file(newest / f"{n}.safetensors").items()}
+
+
+def finals(folder: Path) -> dict[str, bytes]:
+    """The files that a finished run leaves for a pipeline."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "final").rglob("*") if p.is_file()}
