@@ -1,0 +1,285 @@
+"""What the options of a configuration do to what is learned, and that fine-tuned networks go back into a pipeline."""
+
+import json
+
+import karlo
+import pytest
+import torch
+from conftest import ROOT, seeds, tiny_networks
+from PIL import Image
+from running import run_here, state
+from safetensors.torch import load_file
+
+from decoder import Decoder
+from unclip import UnCLIPInpaintPipeline, UnCLIPPipeline
+from unclip.checkpoints import load_component
+from unclip.config import ConfigError
+from unclip.objectives.decoder import DecoderObjective, holes
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return run_here("clip", tmp_path_factory.mktemp("clip"), "max_steps=1", "batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def plain(clip, tmp_path_factory):
+    """A decoder after one step."""
+    folder = tmp_path_factory.mktemp("plain")
+    return run_here("decoder", folder, f"objective.clip={clip}", "max_steps=1", "batch_size=2", "ema=0", "warmup_steps=0")
+
+
+def component(folder, name: str = "decoder"):
+    index = json.loads((folder / "final" / "model_index.json").read_text())
+    return load_component(folder / "final" / name, *index[name], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder", "super_res_first", "image_encoder"])
+def test_checkpointed_activations_change_no_gradient(name):
+    network = tiny_networks()[name].train()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, {"super_res_first": 6}.get(name, 3), 64, 64, generator=g)
+    arguments = {
+        "prior": (torch.randn(2, 32, generator=g), 3, torch.randn(2, 32, generator=g), torch.randn(2, 16, 32, generator=g)),
+        "decoder": (x, 3, torch.randn(2, 5, 32, generator=g)),
+        "super_res_first": (x, 3),
+        "image_encoder": (x,),
+    }[name]
+    calls = []
+    block = next(m for n, m in network.named_modules() if type(m).__name__ in ("Block", "ResBlock"))
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+    gradients = []
+    for checkpointed in (False, True):
+        network.zero_grad()
+        if checkpointed:
+            network.enable_gradient_checkpointing()
+        network(*arguments, return_dict=False)[0].square().mean().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert len(calls) == 3, "once kept, then once forward and once more on the way back"
+
+
+def objective(clip, *, model: dict | None = None, **settings) -> DecoderObjective:
+    small = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True], "head_dim": 16}
+    small |= {"cross_attention_dim": 32, "time_embed_dim": 32}
+    return DecoderObjective(small | (model or {}), {"path": "shapes"}, 0, str(clip / "final"), **settings)
+
+
+def test_conditions_are_dropped_independently(clip):
+    found = objective(clip, drop_image=0.3, drop_text=0.5, embedding_noise=0.0)
+    dropped: dict[str, torch.Tensor] = {}
+    null = found.trained["text_proj"].learned_classifier_free_guidance_embeddings
+
+    def conditions(text, image_embeds):
+        dropped["image"] = (image_embeds == null).all(1)
+        return plain(text, image_embeds)
+
+    def texts(captions):
+        dropped["text"] = torch.tensor([c == "" for c in captions])
+        return of(captions)
+
+    plain, of = found._conditions, found.frozen.text
+    found._conditions, found.frozen.text = conditions, texts
+    count = 1500
+    random = torch.rand(count, 16, generator=torch.Generator().manual_seed(0))
+    found.trained["decoder"].forward = lambda x, *_, **__: type("Answer", (), {"sample": x[:, :3]})
+    example = found.examples[0]["image"]
+    for n in range(0, count, 500):
+        part = {"image": example.expand(500, -1, -1, -1), "caption": ["a star"] * 500, "index": torch.arange(n, n + 500)}
+        with torch.no_grad():
+            found._losses(part | {"random": random[n : n + 500]})
+        for key, value in list(dropped.items()):
+            if key in ("image", "text"):
+                dropped[f"{key}s"] = torch.cat([dropped.get(f"{key}s", value[:0]), value])
+    image, text = dropped["images"].float(), dropped["texts"].float()
+    assert image.mean() == pytest.approx(0.3, abs=0.04) and text.mean() == pytest.approx(0.5, abs=0.04)
+    assert (image * text).mean() == pytest.approx(0.15, abs=0.03), "independently"
+
+
+def test_the_bound_teaches_the_variance_and_nothing_else(clip):
+    """With the simple loss taken off, only the variance's channels have a gradient (arXiv 2102.09672, section 3.3)."""
+    settings = {"model": {"out_channels": 6}, "prediction_type": "epsilon", "timesteps": "uniform"}
+    found = objective(clip, **settings)
+    torch.nn.init.normal_(found.trained["decoder"].conv_out.weight, std=0.02)
+    batch = torch.utils.data.default_collate([found.examples[n] for n in range(4)])
+    gradients = []
+    for weight in (0.0, 1e-3):
+        found.vlb_weight = weight
+        found.zero_grad()
+        found(batch)[0].backward()
+        gradients.append(found.trained["decoder"].conv_out.weight.grad.clone())
+    mean, variance = gradients[0].split(12), gradients[1].split(12)
+    assert not mean[1].any() and variance[1].any()
+    torch.testing.assert_close(mean[0], variance[0])
+
+
+def test_variance_and_inpainting_begin_as_the_plain_decoder(clip, plain, tmp_path):
+    settings = ("model.in_channels=7", "model.out_channels=6", "objective.prediction_type=epsilon", "max_steps=1")
+    run = run_here(
+        "decoder", tmp_path, f"objective.clip={clip}", f"init_from={plain}", *settings, "learning_rate=0", "batch_size=2"
+    )
+    wide, narrow = component(run), component(plain)
+    g = torch.Generator().manual_seed(0)
+    x, known, context = (torch.randn(2, *shape, generator=g) for shape in ((3, 64, 64), (4, 64, 64), (5, 32)))
+    with torch.no_grad():
+        found, wanted = wide(torch.cat([x, known], 1), 500, context).sample, narrow(x, 500, context).sample
+    torch.testing.assert_close(found[:, :3], wanted)
+    assert not found[:, 3:].any(), "between the two variances"
+    pipe = UnCLIPPipeline(**(tiny_networks() | {"decoder": wide, "decoder_scheduler": component(run, "decoder_scheduler")}))
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.decoder_scheduler.config.variance_type == "learned_range"
+    drawn = pipe("a star", size=64, generator=seeds(0), output_type="pt", decoder_num_inference_steps=2).images
+    assert drawn.isfinite().all()
+
+
+def test_an_inpainting_decoder_sees_what_is_kept():
+    torch.manual_seed(0)
+    parts = tiny_networks()
+    parts["decoder"] = Decoder(**(dict(parts["decoder"].config) | {"in_channels": 7})).eval()
+    for parameter in parts["decoder"].parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    pipe = UnCLIPInpaintPipeline.from_pipe(UnCLIPPipeline(**parts))
+    pipe.set_progress_bar_config(disable=True)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 32))
+    seen = []
+    pipe.decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["sample"]), with_kwargs=True)
+    steps = {"prior_num_inference_steps": 2, "decoder_num_inference_steps": 2}
+    for colour in ("red", "blue"):
+        picture = Image.new("RGB", (64, 64), colour)
+        drawn = pipe("a star", picture, mask, size=64, generator=seeds(0), output_type="np", **steps).images[0]
+        assert abs(drawn[40:] - [colour == "red", 0, colour == "blue"]).max() < 1e-6
+    first, last = seen[0][0], seen[-1][0]
+    assert (first[6, :32] == 1).all() and (first[6, 32:] == 0).all()
+    assert not first[3:6, :32].any() and (first[3, 32:] == 1).all() and (last[3, 32:] == -1).all()
+
+
+def test_holes_are_rectangles_and_now_and_then_everything():
+    found = holes(torch.rand(400, 5, generator=torch.Generator().manual_seed(0)), 64)
+    assert set(found.unique().tolist()) == {0.0, 1.0}
+    share = found.mean((1, 2, 3))
+    assert (share > 0).all() and (share == 1).float().mean() == pytest.approx(0.2, abs=0.06)
+    rows, columns = found.amax(3), found.amax(2)
+    assert torch.equal(found, rows[..., None] * columns[..., None, :])
+
+
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_an_adapter_is_trained_resumed_and_loaded_into_a_pipeline(clip, plain, tmp_path, stage):
+    common = (f"objective.clip={clip}", "batch_size=2", "warmup_steps=0", "ema=0")
+    base = plain if stage == "decoder" else run_here("prior", tmp_path / "base", *common, "max_steps=1")
+    settings = (*common, f"init_from={base}", "objective.lora={rank: 2, dropout: 0.1}", "max_steps=4", "save_every=1")
+    run = run_here(stage, tmp_path / "run", *settings)
+    broken = run_here(stage, tmp_path / "broken", *settings, stop_at=2)
+    assert not (broken / "final").exists()
+    run_here(stage, broken, *settings)
+    one, two = state(run), state(broken)
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    assert all("lora_" in name for name in one), "a checkpoint holds the adapter alone"
+
+    networks = tiny_networks() | {stage: component(base, stage)}
+    pipe = UnCLIPPipeline(**networks)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw():
+        return pipe("a star", size=64, generator=seeds(0), output_type="pt", prior_num_inference_steps=2).images
+
+    before = draw()
+    pipe.load_lora_weights(run / "final")
+    tuned = dict(networks[stage].named_parameters())
+    trained = load_file(run / "checkpoint-00000004" / "weights.safetensors")
+    for name, value in trained.items():
+        assert torch.equal(tuned[name.removeprefix(f"{stage}.")], value)
+    assert (draw() - before).abs().max() > 0
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(), before)
+
+
+def test_adapters_that_cannot_be_are_refused(clip, plain, tmp_path):
+    common = (f"objective.clip={clip}", "max_steps=1", "batch_size=2")
+    with pytest.raises(ConfigError, match="name them by init_from="):
+        run_here("decoder", tmp_path / "a", *common, "objective.lora={}")
+    with pytest.raises(ConfigError, match="unknown key objective.lora.rnk \\(did you mean 'rank'"):
+        run_here("decoder", tmp_path / "b", *common, "objective.lora={rnk: 2}")
+    with pytest.raises(ConfigError, match="no linear layer's name ends in nonsense"):
+        run_here("decoder", tmp_path / "c", *common, f"init_from={plain}", "objective.lora={targets: [nonsense]}")
+    with pytest.raises(ConfigError, match="not v_prediction"):
+        run_here("decoder", tmp_path / "d", *common, "model.out_channels=6")
+
+
+STOCK = {
+    "prior": {"class": "PriorTransformer", "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2}
+    | {"embedding_dim": 32, "num_embeddings": karlo.TOKENS},
+    "decoder": {
+        "class": "UNet2DConditionModel",
+        "sample_size": 16,
+        "in_channels": 3,
+        "out_channels": 6,
+        "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+        "norm_num_groups": 4,
+        "resnet_time_scale_shift": "scale_shift",
+        "class_embed_type": "identity",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """A folder in Karlo's layout."""
+    folder = tmp_path_factory.mktemp("karlo")
+    UnCLIPPipeline(**karlo.parts(folder)).save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_training_goes_on_from_karlos_networks(stock, tmp_path, stage):
+    """At rate zero the networks stay what the folder holds; at a small one they all learn, and go back into a pipeline."""
+    config = {"stage": stage, "max_steps": 1, "batch_size": 2, "precision": "no", "workers": 0, "data": {"path": "shapes"}}
+    config |= {"model": STOCK[stage], "objective": {"clip": str(stock)}, "init_from": str(stock), "warmup_steps": 0, "ema": 0}
+    if stage == "decoder":
+        config["objective"] |= {"prediction_type": "epsilon", "timesteps": "uniform", "embedding_noise": 0.0}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    from unclip.training import train
+
+    for rate in (0.0, 1e-3):
+        settings = ["validate_every=0", "sample_every=0", f"learning_rate={rate}", f"output_dir={tmp_path / str(rate)}"]
+        train(tmp_path / "config.yaml", settings)
+    still, moved = component(tmp_path / "0.0", stage), component(tmp_path / "0.001", stage)
+    given = load_file(stock / stage / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(v, given[k]) for k, v in still.state_dict().items())
+    changed = [k for k, v in moved.state_dict().items() if not torch.equal(v, given[k])]
+    assert len(changed) > len(given) / 2 and not {"clip_mean", "clip_std"} & set(changed)
+    pipe = UnCLIPPipeline.from_pretrained(stock, **{stage: moved})
+    pipe.set_progress_bar_config(disable=True)
+    steps = {f"{s}_num_inference_steps": 2 for s in ("prior", "decoder", "super_res")}
+    assert torch.isfinite(pipe("a teddy", generator=seeds(0), output_type="pt", **steps).images).all()
+
+
+def test_trackers_are_told_what_the_log_is_told(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_here("upsampler_256", tmp_path, "max_steps=3", "report_to=tensorboard")
+    events = EventAccumulator(str(tmp_path / "trackers" / "unclip"))
+    events.Reload()
+    told = {e.step: e.value for e in events.Scalars("train/loss")}
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert told == pytest.approx({r["step"]: r["loss"] for r in rows}, abs=1e-5) and len(told) == 3
+
+
+def test_an_unknown_tracker_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="unknown tracker 'tensorbord' \\(did you mean 'tensorboard'"):
+        run_here("upsampler_256", tmp_path / "x", "report_to=tensorbord")
+
+
+def test_the_emoji_decoders_drop_what_they_dropped():
+    from unclip.config import load_config
+
+    for name in ("decoder", "decoder_32"):
+        found = load_config(ROOT / f"configs/emoji/{name}.yaml")["objective"]
+        assert (found["drop_both"], found["drop_image"], found["drop_text"]) == (0.1, 0.05, 0.1)
