@@ -78,10 +78,9 @@ def kill(processes: list[subprocess.Popen], when: Callable[[], bool], delay: flo
 
 
 def state(folder: Path) -> dict[str, Tensor]:
-    """Weights, average and moments of a run's newest checkpoint."""
+    """Weights, average (where there is one) and moments of a run's newest checkpoint."""
     newest = sorted(folder.glob("checkpoint-????????"))[-1]
-    names = ("weights", "ema", "optimizer")
-    return {f"{n}.{k}": v for n in names for k, v in load_file(newest / f"{n}.safetensors").items()}
+    return {f"{path.stem}.{k}": v for path in newest.glob("*.safetensors") for k, v in load_file(path).items()}
 
 
 def finals(folder: Path) -> dict[str, bytes]:
