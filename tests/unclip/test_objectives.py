@@ -163,7 +163,7 @@ def test_holes_are_rectangles_and_now_and_then_everything():
     assert torch.equal(found, rows[..., None] * columns[..., None, :])
 
 
-@pytest.mark.parametrize("stage", ["prior", "decoder"])
+@pytest.mark.parametrize("stage", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_an_adapter_is_trained_resumed_and_loaded_into_a_pipeline(clip, plain, tmp_path, stage):
     common = (f"objective.clip={clip}", "batch_size=2", "warmup_steps=0", "ema=0")
     base = plain if stage == "decoder" else run_here("prior", tmp_path / "base", *common, "max_steps=1")
@@ -236,7 +236,7 @@ def stock(tmp_path_factory):
     return folder / "pipe"
 
 
-@pytest.mark.parametrize("stage", ["prior", "decoder"])
+@pytest.mark.parametrize("stage", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_training_goes_on_from_karlos_networks(stock, tmp_path, stage):
     """At rate zero the networks stay what the folder holds; at a small one they all learn, and go back into a pipeline."""
     config = {"stage": stage, "max_steps": 1, "batch_size": 2, "precision": "no", "workers": 0, "data": {"path": "shapes"}}

@@ -1,6 +1,7 @@
 """Icons that need no download: plain geometric shapes in four palettes, for tests and for trying out the trainer."""
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -49,8 +50,9 @@ SHAPES = {
 }
 
 
+@cache
 def shape_icons() -> tuple[list[dict], np.ndarray]:
-    """Rows like those of `icons.json.gz` and their sprites [N, 64, 64, 4]."""
+    """Rows like those of `icons.json.gz` and their sprites [N, 64, 64, 4]; drawn once, and shared."""
     icons, sprites = [], []
     for concept, markup in SHAPES.items():
         for style in STYLES:
