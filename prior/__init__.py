@@ -1,5 +1,6 @@
 """The prior: a text to a CLIP image embedding."""
 
+from .autoregressive import AutoregressivePrior
 from .model import DiffusionPrior
 
-__all__ = ["DiffusionPrior"]
+__all__ = ["AutoregressivePrior", "DiffusionPrior"]

@@ -12,6 +12,9 @@ from typing import Any
 
 import yaml
 
+# In an installed package beside this file, in a clone at its root.
+CONFIGS = next(p for p in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if p.is_dir())
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line for the user."""
@@ -23,11 +26,24 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def shipped(path: str | Path) -> Path:
+    """The configuration file that `path` names: a file, or one that came with the package, as `emoji/prior`.
+
+    Raises ConfigError, naming the nearest ones, for neither.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    name = Path(path).with_suffix("").as_posix().removeprefix("configs/")
+    found = CONFIGS / f"{name}.yaml"
+    if found.is_file():
+        return found
+    known = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.glob("*/*.yaml"))
+    raise ConfigError(f"no configuration at {path}{nearest(name, known)}; a file, or one of: {', '.join(known)}")
+
+
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The YAML file at `path` with `key=value` overrides (dots descend into sections, values are YAML)."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no configuration at {path}")
+    """The YAML file that `path` names, with `key=value` overrides (dots descend into sections, values are YAML)."""
+    path = shipped(path)
     try:
         config = yaml.load(path.read_text(), Loader=_Loader)
     except yaml.YAMLError as error:

@@ -11,6 +11,7 @@ from .convert import kandinsky_prior, karlo
 from .data import emoji
 from .generate import generate, rerank
 from .latent import edit, inpaint, interpolate, outpaint, pca, variations
+from .plan import plan
 from .train import export, train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -77,7 +78,8 @@ def _options(
     """Text to image with unCLIP (DALL·E 2's design)."""
 
 
-for command in (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search, train, export):
+drawing = (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search)
+for command in (*drawing, plan, train, export):
     app.command()(command)
 convert_app.command()(karlo)
 convert_app.command("kandinsky-prior")(kandinsky_prior)

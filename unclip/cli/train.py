@@ -9,7 +9,7 @@ from .options import Force
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A stage's configuration, for example configs/emoji/decoder.yaml.")],
+    config: Annotated[Path, typer.Argument(help="A stage's configuration: a file, or a shipped one, as emoji/decoder.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
     ] = None,
