@@ -91,7 +91,7 @@ class AutoregressivePrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.clip_components.copy_(directions)
         self.clip_std.copy_(((image_embeds - mean) @ directions.T).std(0, keepdim=True).clamp_min(1e-6))
         dots = F.cosine_similarity(image_embeds, text_embeds)
-        shares = torch.linspace(0, 1, self.config.dot_buckets + 1, device=dots.device)[1:-1]
+        shares = torch.linspace(0, 1, self.config.dot_buckets + 1, dtype=dots.dtype, device=dots.device)[1:-1]
         self.clip_dots.copy_(torch.quantile(dots, shares))
 
     def quantise(self, embeddings: Tensor) -> Tensor:

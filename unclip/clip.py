@@ -138,11 +138,20 @@ class CLIP:
 
     @classmethod
     def from_pretrained(cls, model: str = "emoji", **kwargs) -> "CLIP":
-        """The CLIP of a pipeline folder: `"emoji"` (the shipped model), a folder, or a Hub id."""
-        from .checkpoints import load_components
+        """The CLIP of a pipeline: `"emoji"` (the shipped model), a folder, or a Hub id; or a CLIP of transformers' own."""
+        from .checkpoints import load_components, resolve
+
+        folder = resolve(model)
+        if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+            from .convert import clip_image, clip_text
+
+            parts = clip_text(folder) | clip_image(folder)
+            if "image_encoder" not in parts:
+                raise ValueError(f"{folder} is no CLIP: it has a text tower only")
+            return cls(**parts).to(**kwargs)
 
         names = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
-        return cls(**load_components(model, names, **kwargs))
+        return cls(**load_components(folder, names, **kwargs))
 
     @property
     def components(self) -> dict[str, object]:

@@ -37,7 +37,7 @@ def export_pipeline(
         axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes
     axes = [path for path in axes if PrincipalAxes.load(path).clip_fingerprint == _fingerprint(components)]
     settings = kept | (defaults or {}) or None
-    components.setdefault("super_res_last", None)
+    components = {"super_res_last": None, "prior_scheduler": None} | components
     required = [n for n in UnCLIPPipeline.required_components() if n not in components]
     if required:
         raise ValueError(f"no run holds the {required[0]}; a pipeline needs {', '.join(UnCLIPPipeline.required_components())}")

@@ -21,9 +21,11 @@ Section = Mapping[str, Any] | None
 def prior(model: Section, fingerprint: str | None = None) -> nn.Module:
     """A diffusion prior, `DiffusionPrior` or diffusers' `PriorTransformer`."""
     network = _diffusers(DiffusionPrior, model, "PriorTransformer")
-    for name in ("clip_mean", "clip_std"):  # parameters there, statistics here: not to be trained
-        getattr(network, name).requires_grad_(False)
-    network.register_to_config(clip_fingerprint=fingerprint)
+    if isinstance(network, DiffusionPrior):
+        network.register_to_config(clip_fingerprint=fingerprint)
+    else:  # statistics, though parameters there; and its configuration has no place for a fingerprint
+        network.clip_mean.requires_grad_(False)
+        network.clip_std.requires_grad_(False)
     return attention.install(network)
 
 
@@ -46,7 +48,8 @@ def decoder(model: Section, dim: int | None = None, fingerprint: str | None = No
     if dim is not None and stated != dim:
         raise ConfigError(f"model.text_proj.clip_embeddings_dim is {stated}, but the CLIP's embeddings have {dim} dimensions")
     network = _diffusers(Decoder, model, "UNet2DConditionModel")
-    told = {"embedding_scale": stated**0.5} | told
+    stock = isinstance(network, diffusers.UNet2DConditionModel)  # its CLIPs' embeddings are longer than 1
+    told = {"embedding_scale": 1.0 if stock else stated**0.5} | told
     project = construct(
         UnCLIPTextProjModel,
         told,

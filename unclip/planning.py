@@ -171,7 +171,7 @@ def plan(
         precision=precision,
         gpus=gpus,
         memory=memory,
-        strategies=list(_strategies(stage.trained, measured, checkpointed, frozen_count, gpus, bool(run.ema))),
+        strategies=list(_strategies(stage.trained, measured, checkpointed, frozen_count, gpus, bool(run.ema or run.ema_decay))),
         tflops=tflops or PEAK_TFLOPS[kind],
         utilisation=utilisation or UTILISATION[kind],
         read_bytes=read * run.max_steps * run.batch_size * run.gradient_accumulation * world,
@@ -241,10 +241,11 @@ def measure(stage: Stage, batch: int, dtype: torch.dtype | None, on_gpu: bool = 
     autocast = torch.autocast("cpu", dtype=dtype) if dtype else nullcontext()
     try:
         with live, FlopCounterMode(display=False, custom_mapping=_FAKE_SDPA) as flops:
-            with autocast, _Float32Norms() if on_gpu and dtype else nullcontext():
-                loss = stage.loss(batch)
-            if torch.is_grad_enabled():
-                loss.backward()
+            with _Float32Norms() if on_gpu and dtype else nullcontext():
+                with autocast:
+                    loss = stage.loss(batch)
+                if torch.is_grad_enabled():
+                    loss.backward()
             del loss
     finally:
         for hook in hooks:

@@ -62,6 +62,7 @@ class Run:
     clip_norm: float = 1.0
     gradient_accumulation: int = 1
     ema: float = 0.1  # width of the average relative to the training so far (EDM2, arXiv 2312.02696, section 3.1)
+    ema_decay: float = 0.0  # above 0: a constant decay in place of that width (the paper's Table 3)
     precision: str = "auto"  # "auto", "no", "bf16" or "fp16"
     compile: bool = False
     seed: int = 0
@@ -105,18 +106,21 @@ class Run:
 class PowerEMA:
     """Average of the weights with a power-function profile (EDM2, arXiv 2312.02696, equations 1-4).
 
-    beta_t = (1 - 1/t)^(gamma + 1), with gamma such that the profile's standard deviation is `width` of the training.
+    beta_t = (1 - 1/t)^(gamma + 1), with gamma such that the profile's standard deviation is `width` of the training; a
+    `decay` above 0 bounds beta_t, which past the first steps makes an exponential average of it.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], width: float):
+    def __init__(self, parameters: dict[str, Tensor], width: float, decay: float = 0.0):
         self.shadow = {n: p.detach().clone().float() for n, p in parameters.items()}
+        self.decay = decay
+        width = width or 0.1
         roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
         self.gamma = float(roots.real.max())
 
     @torch.no_grad()
     def update(self, parameters: dict[str, Tensor], step: int) -> None:
         """Take in the weights after step `step` (from 1)."""
-        beta = (1 - 1 / step) ** (self.gamma + 1)
+        beta = min((1 - 1 / step) ** (self.gamma + 1), self.decay or 1.0)
         shadow = [self.shadow[n] for n in parameters]
         torch._foreach_lerp_(shadow, [p.detach().float() for p in parameters.values()], 1 - beta)
 
@@ -211,7 +215,7 @@ class Loop:
         self.optimizer = torch.optim.AdamW(
             groups, lr=run.learning_rate, betas=run.betas, eps=run.eps, weight_decay=run.weight_decay, fused=True
         )
-        self.ema = PowerEMA(self._parameters(), run.ema) if run.ema else None
+        self.ema = PowerEMA(self._parameters(), run.ema, run.ema_decay) if run.ema or run.ema_decay else None
         if found is not None:
             self._restore(*found)
         if run.compile:

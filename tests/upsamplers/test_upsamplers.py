@@ -1,5 +1,6 @@
 """The upsamplers and the corruption that they are trained against."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomise
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upsamplers import Upsampler
-from upsamplers.degrade import add_noise, corrupt, gaussian_blur
+from upsamplers.degrade import add_noise, bsr, corrupt, gaussian_blur, gaussian_kernel, jpeg
 
 
 def test_a_new_upsampler_answers_with_the_resized_picture():
@@ -52,3 +53,38 @@ def test_corruption_of_nothing_is_nothing():
     pictures, noise = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(corrupt(pictures, torch.rand(2, 4), noise, 0.0, 0.0), pictures)
     assert add_noise(pictures, torch.tensor([5.0, 5.0]), noise).abs().max() <= 1
+
+
+def photo(height: int = 64, width: int = 48) -> torch.Tensor:
+    """[3, H, W] in [0, 1] with slow and fast changes."""
+    y, x = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 7, width), indexing="ij")
+    return torch.stack([(x.sin() + 1) / 2, (y.cos() + 1) / 2, ((x * y).sin() > 0).float()])
+
+
+def test_bsr_is_its_seeds_alone_and_of_many_kinds():
+    low = [bsr(photo(), np.random.default_rng([1, n])) for n in range(40)]
+    again = [bsr(photo(), np.random.default_rng([1, n])) for n in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(low[:3], again, strict=True))
+    assert all(p.shape == (3, 16, 12) and p.min() >= 0 and p.max() <= 1 for p in low)
+    plain = torch.nn.functional.avg_pool2d(photo(), 4)
+    errors = torch.stack([(p - plain).abs().mean() for p in low])
+    assert errors.min() > 0.02 and errors.max() < 0.4 and errors.max() > 2 * errors.min()  # degraded, and still the picture
+    closest = torch.stack([(p - plain).flatten() for p in low]).mean(0).abs().mean()
+    assert closest < 0.8 * errors.mean()  # noise averages out; what it blurs and shifts does not
+
+
+def test_bsr_wants_whole_small_pixels():
+    with pytest.raises(ValueError, match=r"multiples of 4, got \[62, 48\]"):
+        bsr(photo(62), np.random.default_rng(0))
+
+
+def test_kernels_sum_to_one_and_turn():
+    wide = gaussian_kernel(9, (3.0, 0.7))
+    assert wide.sum() == pytest.approx(1) and gaussian_kernel(7, (1.0, 1.0), 0.4).allclose(gaussian_kernel(7, (1.0, 1.0)))
+    assert wide.sum(0).std() < wide.sum(1).std()
+    torch.testing.assert_close(gaussian_kernel(9, (3.0, 0.7), np.pi / 2), wide.T, atol=1e-6, rtol=0)
+
+
+def test_jpeg_of_lower_quality_is_farther_off():
+    errors = [(jpeg(photo()[None], q) - photo()[None]).abs().mean() for q in (10, 50, 95)]
+    assert errors[0] > errors[1] > errors[2] > 0

@@ -9,9 +9,11 @@ import typer
 from .clip import classify, search
 from .convert import kandinsky_prior, karlo
 from .data import emoji
+from .embed import embed
 from .generate import generate, rerank
 from .latent import edit, inpaint, interpolate, outpaint, pca, variations
 from .plan import plan
+from .plot import plot
 from .train import export, train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -79,7 +81,7 @@ def _options(
 
 
 drawing = (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search)
-for command in (*drawing, plan, train, export):
+for command in (*drawing, embed, plan, train, plot, export):
     app.command()(command)
 convert_app.command()(karlo)
 convert_app.command("kandinsky-prior")(kandinsky_prior)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from upsamplers.degrade import bsr
+
 from ..config import ConfigError, construct
 from .emoji import STYLES
 from .pictures import PictureCrops, Pictures
@@ -93,6 +95,21 @@ class EmojiCrops(Dataset):
         }
 
 
+class Degraded(Dataset):
+    """Crops with `low` beside `image`: the same degraded as by BSRGAN, `scale` times smaller, uint8 [3, S / scale, S / scale].
+
+    Done where the examples are made, by the data workers, because JPEG is nothing for a GPU.
+    """
+
+    def __init__(self, crops: Dataset, seed: int, scale: int):
+        self.crops, self.seed, self.scale = crops, seed, scale
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        crop = self.crops[index]
+        low = bsr(crop["image"] / 255, np.random.default_rng([self.seed, 6, index]), self.scale)
+        return crop | {"low": (low * 255).round().byte()}
+
+
 def seeded_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Normal noise [len(indices), *shape], fp32 on the CPU, each row from its own generator."""
     rows = []
@@ -102,27 +119,34 @@ def seeded_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...]) -> to
     return torch.stack(rows)
 
 
-def captioned_examples(data: dict, split: str = "train", seed: int = 0) -> Dataset:
-    """What the `data` section of a configuration names: emoji scenes, plain shapes, or one's own captioned pictures."""
-    return _examples(data, split, seed, EmojiScenes, Pictures)
+def captioned_examples(data: dict, split: str = "train", seed: int = 0, pixels: bool = True) -> Dataset:
+    """What the `data` section of a configuration names: emoji scenes, plain shapes, or one's own captioned pictures.
+
+    Without `pixels`, pictures whose embeddings are cached are not opened.
+    """
+    return _examples(data, split, seed, EmojiScenes, Pictures, {"pixels": pixels})
 
 
 def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) -> Dataset:
     """Crops of the same at `size` px, for an upsampler."""
-    return _examples(data, split, seed, EmojiCrops, PictureCrops, size=size)
+    return _examples(data, split, seed, EmojiCrops, PictureCrops, {"size": size})
 
 
 # What a held-out split takes from the training data's section: where it is and how it is cut, not how it is sampled.
-_SHARED = ("path", "crop", "caption_column", "image_column", "max_unreadable")
+_SHARED = {*("path", "size", "crop", "caption_column", "image_column", "max_unreadable", "subset", "streaming", "embeddings")}
 
 
-def _examples(data: dict, split: str, seed: int, emoji: type, own: type, **fixed: Any) -> Dataset:
+def _examples(data: dict, split: str, seed: int, emoji: type, own: type, fixed: dict[str, Any]) -> Dataset:
     path = (data or {}).get("path")
     if not path:
         raise ConfigError(
             "data.path is missing: a dataset built by `unclip data emoji`, a folder of captioned pictures, or shapes"
         )
     kind = emoji if path == "shapes" or (Path(path) / "icons.json.gz").is_file() else own
+    if kind is EmojiScenes:
+        if data.get("embeddings"):
+            raise ConfigError(f"data.embeddings: {path} is composed anew for every example; there is nothing to keep")
+        fixed = {}
     if split != "train":
         data = {k: v for k, v in data.items() if k in _SHARED}
     return construct(kind, data, "data", split=split, seed=seed, **fixed)

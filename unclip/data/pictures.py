@@ -1,16 +1,13 @@
-"""One's own captioned pictures: a folder with metadata.jsonl, metadata.csv or a .txt beside each picture, or parquet."""
+"""Training examples from one's own captioned pictures, by index."""
 
 # S side of a picture in pixels
 
-import csv
 import hashlib
 import io
-import json
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..images import SUFFIXES, open_image, square
+from ..images import open_image, square
+from .embeddings import EmbeddingCache
+from .reading import HUB, Captioned, hub_splits, read_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -26,147 +25,81 @@ HELD_OUT = 0.05  # the share of the pictures that is kept for validation, by a h
 
 
 @dataclass
-class Captioned:
-    """Names and captions of pictures, and how to open the one at a row; `source` is the file or its bytes."""
+class Opened:
+    """What example `index` came out as; `row` is None in a stream, `picture` where nobody asked for its pixels."""
 
-    names: list[str]
-    captions: list[str]
-    source: Callable[[int], Path | io.BytesIO]
-
-    def open(self, row: int) -> Image.Image:
-        """Raises ValueError, naming it, for a picture that cannot be read."""
-        return open_image(self.source(row), self.names[row])
-
-    def smaller_side(self, row: int) -> int:
-        """In pixels, read from the header alone; 0 for a file that is no picture."""
-        try:
-            with Image.open(self.source(row)) as file:
-                return min(file.size)
-        except (OSError, SyntaxError):
-            return 0
+    row: int | None
+    caption: str
+    picture: Image.Image | None
 
 
-def read_pictures(path: str | Path, caption_column: str = "text", image_column: str = "image") -> Captioned:
-    """The captioned pictures below `path`.
+class Unreadable:
+    """The count of what could not be opened, up to a limit."""
 
-    Looked for in this order: `metadata.jsonl` or `metadata.csv` (columns `file_name` and `caption_column`), `.parquet`
-    files (columns `image_column` and `caption_column`), a `.txt` file beside each picture. Raises ValueError, naming the
-    file, for a caption that is missing, and FileNotFoundError for a folder without pictures.
+    def __init__(self, limit: int):
+        self.limit, self.names = limit, set()
+
+    def add(self, name: str, error: object, of: int | None = None) -> None:
+        """Raises ValueError once there are more than the limit, or all `of` them."""
+        if name not in self.names:
+            self.names.add(name)
+            logger.warning("skipped, %d so far: %s", len(self.names), error)
+        if len(self.names) > self.limit or len(self.names) == of:
+            raise ValueError(f"{len(self.names)} pictures could not be read, the last: {error}") from None
+
+
+class Shuffled:
+    """Endless examples in an order that is new in every epoch and the same on any machine; what won't open is skipped.
+
+    Pictures smaller than `min_side` pixels are left out.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data.path {path} is not a folder; name one with captioned pictures, or run `unclip data emoji --out {path}`"
-        )
-    if any((folder / f"metadata.{kind}").is_file() for kind in ("jsonl", "csv")):
-        names, captions = _from_metadata(folder, caption_column)
-    elif list(folder.glob("*.parquet")):
-        return _from_parquet(folder, caption_column, image_column)
-    else:
-        names, captions = _from_text_files(folder)
-    if not names:
-        raise FileNotFoundError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}), no metadata and no parquet")
-    return Captioned(names, captions, lambda row: folder / names[row])
-
-
-def _from_metadata(folder: Path, caption_column: str) -> tuple[list[str], list[str]]:
-    path = next(p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file())
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file)) if path.suffix == ".csv" else _json_lines(path, file)
-    names, captions = [], []
-    for number, row in enumerate(rows, 1):
-        name, caption = row.get("file_name"), row.get(caption_column)
-        if not name:
-            raise ValueError(f"{path}, row {number}: there is no file_name")
-        if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{path}, row {number}: {name} has no {caption_column!r}; columns: {', '.join(map(str, row))}")
-        if not (folder / name).is_file():
-            raise ValueError(f"{path}, row {number}: {folder / name} is not a file")
-        names.append(name)
-        captions.append(caption.strip())
-    return names, captions
-
-
-def _json_lines(path: Path, file: io.TextIOBase) -> list[dict]:
-    rows = []
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-    return rows
-
-
-def _from_text_files(folder: Path) -> tuple[list[str], list[str]]:
-    names, captions = [], []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-        text = path.with_suffix(".txt")
-        caption = " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
-        if not caption:
-            raise ValueError(f"{path} has no caption: {text.name} is {'empty' if text.is_file() else 'missing'}")
-        names.append(path.relative_to(folder).as_posix())
-        captions.append(caption)
-    return names, captions
-
-
-def _from_parquet(folder: Path, caption_column: str, image_column: str) -> Captioned:
-    from datasets import Image as ImageFeature
-    from datasets import load_dataset
-
-    rows = load_dataset("parquet", data_files=[str(p) for p in sorted(folder.glob("*.parquet"))], split="train")
-    for column in (caption_column, image_column):
-        if column not in rows.column_names:
-            raise ValueError(f"{folder} has no column {column!r}; columns: {', '.join(rows.column_names)}")
-    captions = list(rows[caption_column])
-    for number, caption in enumerate(captions):
-        if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{folder}, row {number} has no {caption_column!r}")
-    encoded = rows.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
-
-    def source(row: int) -> Path | io.BytesIO:
-        found = encoded[row][image_column]
-        return io.BytesIO(found["bytes"]) if found["bytes"] else Path(found["path"])
-
-    return Captioned([f"row {n}" for n in range(len(captions))], captions, source)
-
-
-class _Shuffled(Dataset):
-    """Endless examples in an order that is new in every epoch and the same on any machine; what won't open is skipped."""
 
     def __init__(
         self,
-        path: str,
+        pictures: Captioned,
         split: str,
         seed: int,
-        caption_column: str,
-        image_column: str,
         max_unreadable: int,
+        min_side: int = 0,
+        cache: EmbeddingCache | None = None,
+        pixels: bool = True,
     ):
-        self.pictures = read_pictures(path, caption_column, image_column)
-        names = self.pictures.names
-        self.rows = [n for n, name in enumerate(names) if held_out(name) == (split != "train")]
+        self.pictures, self.seed, self.cache, self.pixels = pictures, seed, cache, pixels
+        names, kept = pictures.names, pictures.validation
+        large = set(range(len(names)))
+        if min_side:
+            large = {row for row in large if pictures.smaller_side(row) >= min_side}
+            if not large:
+                raise ValueError(f"no picture has {min_side} pixels a side, which this upsampler draws")
+            if len(large) < len(names) and split == "train":
+                logger.warning(
+                    "%d pictures are skipped: they have less than %d pixels a side", len(names) - len(large), min_side
+                )
+        chosen = (held_out(n) if kept is None else row in kept for row, n in enumerate(names))
+        self.rows = [row for row, held in enumerate(chosen) if held == (split != "train") and row in large]
         if not self.rows:  # a handful of pictures: what little there is serves both
-            self.rows = list(range(len(names)))
-        self.seed, self.max_unreadable = seed, max_unreadable
+            self.rows = sorted(large)
+        self.unreadable = Unreadable(max_unreadable)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-        self._unreadable: set[str] = set()
 
-    def open(self, index: int) -> tuple[int, Image.Image]:
-        """The row of example `index` and its picture; the next one's where it cannot be read."""
-        for later in range(self.max_unreadable + 1):
+    def open(self, index: int) -> Opened:
+        """Example `index`; the next one where it cannot be read."""
+        for later in range(self.unreadable.limit + 1):
             row = self._row(index + later)
+            name = self.pictures.names[row]
+            if self.cache is not None and not self.cache.readable(row):
+                self.unreadable.add(name, f"{name} could not be read when it was embedded", len(self.rows))
+                continue
             try:
-                return row, self.pictures.open(row)
+                return Opened(row, self.pictures.captions[row], self.pictures.open(row) if self.pixels else None)
             except ValueError as error:
-                name = self.pictures.names[row]
-                if name not in self._unreadable:
-                    self._unreadable.add(name)
-                    logger.warning("skipped, %d so far: %s", len(self._unreadable), error)
-                if len(self._unreadable) > self.max_unreadable or len(self._unreadable) == len(self.rows):
-                    raise ValueError(f"{len(self._unreadable)} pictures could not be read, the last: {error}") from None
-        raise ValueError(f"more than {self.max_unreadable} pictures in a row could not be read")
+                self.unreadable.add(name, error, len(self.rows))
+        raise ValueError(f"more than {self.unreadable.limit} pictures in a row could not be read")
+
+    def first(self, limit: int) -> list[Opened]:
+        """The first `limit` of the split, in the data's own order."""
+        rows = self.rows[:limit]
+        return [Opened(row, self.pictures.captions[row], self.pictures.open(row)) for row in rows]
 
     def _row(self, index: int) -> int:
         epoch, place = divmod(index, len(self.rows))
@@ -174,12 +107,117 @@ class _Shuffled(Dataset):
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, 5, epoch]).permutation(self.rows)
         return int(self._order[place])
 
-    def _random(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32))
+
+class Streamed:
+    """A Hub dataset read from the network as it is needed, shuffled within a buffer; the same order for the same seed.
+
+    Example `index` is found by reading up to it: every data worker reads the whole stream, and so does a resumed run up to
+    where it was. Without a split of its own, a picture is held out by its caption.
+    """
+
+    BUFFER = 1000
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        seed: int,
+        max_unreadable: int,
+        min_side: int = 0,
+        subset: str | None = None,
+        caption_column: str = "text",
+        image_column: str = "image",
+    ):
+        from datasets import Image as ImageFeature
+
+        self.name, self.split, self.min_side = name, split, min_side
+        self.columns = (caption_column, image_column)
+        train, validation = hub_splits(name, subset, streaming=True)
+        self.by_caption = validation is None
+        stream = train if split == "train" or validation is None else validation
+        known = stream.column_names
+        for column in self.columns:
+            if known is not None and column not in known:
+                raise ValueError(f"{name} has no column {column!r}; columns: {', '.join(known)}")
+        self.plain = stream.select_columns(list(self.columns)).cast_column(image_column, ImageFeature(decode=False))
+        self.stream = self.plain.shuffle(seed=seed, buffer_size=self.BUFFER)
+        self.unreadable = Unreadable(max_unreadable)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._rows, self._kept, self._start = self._read(), [], 0
+
+    def open(self, index: int) -> Opened:
+        """Example `index`; the next one where it cannot be read."""
+        if index < self._start:
+            self._restart()
+        for _ in range(index - self._start - len(self._kept)):  # what nobody asked this worker for
+            next(self._rows)
+        del self._kept[: index - self._start]
+        self._start = index
+        for later in range(self.unreadable.limit + 1):
+            while len(self._kept) <= later:
+                self._kept.append(next(self._rows))
+            caption, image = self._kept[later]
+            try:
+                return Opened(None, caption, self._picture(caption, image))
+            except ValueError as error:
+                self.unreadable.add(caption, error)
+        raise ValueError(f"more than {self.unreadable.limit} pictures in a row could not be read")
+
+    def first(self, limit: int) -> list[Opened]:
+        """The first `limit` of the split, in the data's own order."""
+        found = []
+        for caption, image in self._chosen(self.plain):
+            found.append(Opened(None, caption, self._picture(caption, image)))
+            if len(found) == limit:
+                break
+        return found
+
+    def _picture(self, caption: str, image: dict) -> Image.Image:
+        picture = open_image(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"], f"{self.name}, {caption!r}")
+        if min(picture.size) < self.min_side:
+            raise ValueError(f"{self.name}, {caption!r} has less than {self.min_side} pixels a side")
+        return picture
+
+    def _read(self) -> Iterator[tuple[str, dict]]:
+        epoch = 0
+        while True:
+            self.stream.set_epoch(epoch)
+            empty = True
+            for row in self._chosen(self.stream):
+                empty = False
+                yield row
+            if empty:
+                raise ValueError(f"the dataset {self.name!r} has no pictures for {self.split}")
+            epoch += 1
+
+    def _chosen(self, stream: Any) -> Iterator[tuple[str, dict]]:
+        text, image = self.columns
+        for row in stream:
+            caption = row[text]
+            if not isinstance(caption, str) or not caption.strip():
+                raise ValueError(f"{self.name}: a row has no {text!r}, got {caption!r}")
+            if not self.by_caption or held_out(caption) == (self.split != "train"):
+                yield caption.strip(), row[image]
 
 
-class Pictures(_Shuffled):
-    """Captioned squares of `size` px, the middle of each picture; the items are those of `EmojiScenes`."""
+def _source(path: str, split: str, seed: int, max_unreadable: int, min_side: int, columns: dict, streaming: bool, **cached):
+    """Random access where the data allows it, else the stream."""
+    if not streaming:
+        return Shuffled(read_pictures(path, **columns), split, seed, max_unreadable, min_side, **cached)
+    if not str(path).startswith(HUB):
+        raise ValueError(f"data.streaming is for Hub datasets (data.path={HUB}OWNER/NAME), got {path}")
+    if cached.get("cache") is not None:
+        raise ValueError("data.embeddings wants pictures that can be read in any order: leave data.streaming out")
+    return Streamed(str(path).removeprefix(HUB), split, seed, max_unreadable, min_side, **columns)
+
+
+class Pictures(Dataset):
+    """Captioned squares of `size` px, the middle of each picture; the items are those of `EmojiScenes`.
+
+    With `embeddings`, the folder of an `EmbeddingCache`, its fields are added; without `pixels` there is no `image` then.
+    """
 
     def __init__(
         self,
@@ -190,30 +228,40 @@ class Pictures(_Shuffled):
         caption_column: str = "text",
         image_column: str = "image",
         max_unreadable: int = 100,
+        subset: str | None = None,
+        streaming: bool = False,
+        embeddings: str | None = None,
+        pixels: bool = True,
     ):
-        super().__init__(path, split, seed, caption_column, image_column, max_unreadable)
-        self.size = size
+        columns = {"caption_column": caption_column, "image_column": image_column, "subset": subset}
+        self.cache = EmbeddingCache(embeddings) if embeddings else None
+        cached = {} if streaming and self.cache is None else {"cache": self.cache, "pixels": pixels or self.cache is None}
+        self.source = _source(path, split, seed, max_unreadable, 0, columns, streaming, **cached)
+        if self.cache is not None:
+            self.cache.check(self.source.pictures.names, self.source.pictures.captions, size)
+        self.size, self.seed = size, seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, picture = self.open(index)
-        caption = self.pictures.captions[row]
+        found = self.source.open(index)
+        image = {} if found.picture is None else {"image": pixels(square(found.picture, self.size))}
         return {
             "index": index,
-            "image": _pixels(square(picture, self.size)),
-            "caption": caption,
-            "key": zlib.crc32(caption.encode()),
+            "caption": found.caption,
+            "key": zlib.crc32(found.caption.encode()),
             "style": 0,
             "caption_style": -1,
-            "random": self._random(index),
+            "random": torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32)),
+            **image,
+            **(self.cache[found.row] if self.cache is not None else {}),
         }
 
     def held_out(self, limit: int = 2000) -> tuple[torch.Tensor, list[str]]:
         """Up to `limit` pictures [N, 3, S, S] in [0, 1] of this split with their captions, in order."""
-        found = [(self.pictures.open(row), self.pictures.captions[row]) for row in self.rows[:limit]]
-        return torch.stack([_pixels(square(p, self.size)).float() / 255 for p, _ in found]), [c for _, c in found]
+        found = self.source.first(limit)
+        return torch.stack([pixels(square(o.picture, self.size)).float() / 255 for o in found]), [o.caption for o in found]
 
 
-class PictureCrops(_Shuffled):
+class PictureCrops(Dataset):
     """Crops of pictures at `size` px, for the upsamplers; the items are those of `EmojiCrops`.
 
     Pictures smaller than `size` would teach blur: they are left out.
@@ -229,24 +277,20 @@ class PictureCrops(_Shuffled):
         caption_column: str = "text",
         image_column: str = "image",
         max_unreadable: int = 100,
+        subset: str | None = None,
+        streaming: bool = False,
     ):
-        super().__init__(path, split, seed, caption_column, image_column, max_unreadable)
-        self.size, self.crop = size, crop
-        everything = range(len(self.pictures.names))
-        large = {row for row in everything if self.pictures.smaller_side(row) >= size}
-        if not large:
-            raise ValueError(f"no picture of {path} has {size} pixels a side, which this upsampler draws")
-        if len(large) < len(everything) and split == "train":
-            logger.warning("%d pictures are skipped: they have less than %d pixels a side", len(everything) - len(large), size)
-        self.rows = [row for row in self.rows if row in large] or sorted(large)
+        columns = {"caption_column": caption_column, "image_column": image_column, "subset": subset}
+        self.source = _source(path, split, seed, max_unreadable, size, columns, streaming)
+        self.size, self.crop, self.seed = size, crop, seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        _, picture = self.open(index)
+        picture = self.source.open(index).picture
         rng = np.random.default_rng([self.seed, 4, index])
         side = round(self.crop * self.size)
         left, top = (int(v) for v in rng.integers(0, self.size - side + 1, 2))
         crop = square(picture, self.size).crop((left, top, left + side, top + side))
-        return {"index": index, "image": _pixels(crop), "random": torch.from_numpy(rng.random(16, dtype=np.float32))}
+        return {"index": index, "image": pixels(crop), "random": torch.from_numpy(rng.random(16, dtype=np.float32))}
 
 
 def held_out(name: str) -> bool:
@@ -254,6 +298,6 @@ def held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < HELD_OUT
 
 
-def _pixels(picture: Image.Image) -> torch.Tensor:
+def pixels(picture: Image.Image) -> torch.Tensor:
     """[3, S, S] uint8."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

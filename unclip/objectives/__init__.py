@@ -11,11 +11,13 @@ def create(stage: str, config: dict, seed: int) -> Objective:
     from .clip import ClipObjective
     from .decoder import DecoderObjective
     from .prior import PriorObjective
+    from .prior_autoregressive import AutoregressivePriorObjective
     from .upsampler import UpsamplerObjective
 
     stages = {
         "clip": ClipObjective,
         "prior": PriorObjective,
+        "prior_autoregressive": AutoregressivePriorObjective,
         "decoder": DecoderObjective,
         "upsampler_256": UpsamplerObjective,
         "upsampler_1024": UpsamplerObjective,

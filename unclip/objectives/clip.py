@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from ..clip import CLIP, ImageTower, TextTower
-from ..config import construct
+from .. import networks
+from ..clip import CLIP, TextTower
+from ..config import ConfigError
 from ..data.examples import captioned_examples
 from ..data.pictures import Pictures
 from ..data.scenes import split_of_concept
@@ -28,8 +29,8 @@ class ClipObjective(Objective):
     """Both towers under the symmetric contrastive loss.
 
     A row's positives are all pairs of the same meaning: the same concept in four styles is no negative. Only the top
-    `text_layers` layers of the text tower learn, at `text_rate` times the learning rate and held to their start by
-    `anchor`, so that words which no caption holds keep their place.
+    `text_layers` layers of the text tower learn (None: all of it), at `text_rate` times the learning rate and held to
+    their start by `anchor`, so that words which no caption holds keep their place.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class ClipObjective(Objective):
         model: dict,
         data: dict,
         seed: int,
-        text_layers: int = 2,
+        text_layers: int | None = 2,
         text_rate: float = 0.1,
         anchor: float = 1.0,
         temperature: float = 0.05,
@@ -48,18 +49,16 @@ class ClipObjective(Objective):
         self.examples = captioned_examples(data, seed=seed)
         # icons are validated on themselves: only one's own pictures have a held-out split to load
         self.validation = captioned_examples(data, "validation") if isinstance(self.examples, Pictures) else None
-        text = construct(TextTower, model.get("text"), "model.text")
-        image = construct(ImageTower, model.get("image"), "model.image")
+        text, image = networks.text_tower(model.get("text")), networks.image_tower(model.get("image"))
         self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
         self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
         self.trained.register_parameter("log_scale", self.log_scale)
         self.text_rate, self.anchor, self.augment = text_rate, anchor, augment
-        text.bert.requires_grad_(False)
-        for layer in list(text.bert.encoder.layer)[len(text.bert.encoder.layer) - text_layers :]:
-            layer.requires_grad_(True)
-        self._start = {n: p.detach().clone() for n, p in text.named_parameters() if p.requires_grad}
+        networks.freeze_below(text, text_layers)
+        learned = {n: p for n, p in text.named_parameters() if p.requires_grad}
+        self._start = {n: p.detach().clone() for n, p in learned.items()} if anchor else {}
 
     @property
     def clip(self) -> CLIP:
@@ -76,8 +75,8 @@ class ClipObjective(Objective):
         pixels = jitter(batch["image"].float() / 127.5 - 1, batch["random"], self.augment)
         if next(image.parameters()).is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        text_embeds = _gathered(text(tokens.input_ids, tokens.attention_mask).text_embeds.float())  # [B, D]
-        image_embeds = _gathered(image(pixels).image_embeds.float())  # [B, D]
+        said, seen = text(tokens.input_ids, attention_mask=tokens.attention_mask).text_embeds, image(pixels).image_embeds
+        text_embeds, image_embeds = (_gathered(F.normalize(e.float(), dim=-1)) for e in (said, seen))  # [B, D] each
         key, style, caption_style = (_gathered(batch[n]) for n in ("key", "style", "caption_style"))
         same_meaning = key[:, None] == key[None, :]
         same_style = (caption_style[None, :] < 0) | (style[:, None] == caption_style[None, :])
@@ -87,7 +86,8 @@ class ClipObjective(Objective):
         of_text = F.cross_entropy(logits.T, positives.T / positives.T.sum(1, keepdim=True))
         loss = (of_image + of_text) / 2
         named = dict(text.named_parameters())
-        drift = sum((named[n].float() - start.to(named[n].device)).square().sum() for n, start in self._start.items())
+        moved = ((named[n].float() - start.to(named[n].device)).square().sum() for n, start in self._start.items())
+        drift = sum(moved, loss.new_zeros(()))
         best = logits.argmax(1, keepdim=True)
         metrics = {"accuracy": positives.gather(1, best).mean(), "drift": drift, "contrastive": loss}
         return loss + self.anchor * drift / 1000, metrics
@@ -148,15 +148,17 @@ class ClipObjective(Objective):
         return clip.components
 
 
-def sentence_tokenizer(tower: TextTower, weights: bool):
+def sentence_tokenizer(tower: nn.Module, weights: bool):
     """The tokenizer of all-MiniLM-L6-v2 (22M, Apache-2.0), cut to the tower's context; with `weights`, copy those too."""
     with TemporaryDirectory() as folder, as_file(files("all_minilm_l6_v2") / "model.zip") as archive:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
         state = load_file(Path(folder) / "model.safetensors")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    length = tower.config.context_length
+    length = networks.context_length(tower)
     tokenizer.model_max_length = length
+    if weights and not isinstance(tower, TextTower):
+        raise ConfigError(f"objective.pretrained_text: there are no weights for a {type(tower).__name__}; set it to false")
     if weights:
         state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"][:length]
         own = tower.bert.state_dict()

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from .. import attention
-from ..config import ConfigError, construct, nearest
+from ..config import ConfigError, construct
 from ..data.examples import captioned_examples, seeded_noise
 from ..diffusion import levels, logit_normal_timesteps, schedule, snr_weight, uniform_timesteps
 from ..pipelines.lora import save_adapter
 from .base import Objective
-from .frozen_clip import FrozenCLIP
+from .frozen_clip import frozen_clip
 
 # The layers that an adapter changes where its settings name none: attention, in our networks and in diffusers'.
 TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
@@ -61,6 +60,7 @@ class ClipConditioned(Objective):
 
     network: str  # the diffusion network's name in `trained`
     held_out = 128  # examples that validation looks at
+    reads_pictures = True  # also where an embedding cache holds what CLIP says of them
 
     def __init__(
         self,
@@ -77,9 +77,9 @@ class ClipConditioned(Objective):
         if min_snr is not None and not min_snr > 0:
             raise ValueError(f"min_snr must be above 0, got {min_snr}")
         self.lora = construct(LoRA, lora, "objective.lora") if lora is not None else None
-        self.examples = captioned_examples(data, seed=seed)
-        self.validation = captioned_examples(data, "validation")
-        self.frozen = FrozenCLIP.load(clip)
+        self.examples = captioned_examples(data, seed=seed, pixels=self.reads_pictures)
+        self.validation = captioned_examples(data, "validation", pixels=self.reads_pictures)
+        self.frozen = frozen_clip(clip, data.get("embeddings"))
         self.seed, self.timesteps, self.min_snr = seed, timesteps, min_snr
 
     def adapt(self) -> None:
@@ -138,18 +138,20 @@ class ClipConditioned(Objective):
         timesteps = self.timesteps.draw(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
         return self.schedule.add_noise(clean, noise, timesteps), noise, timesteps
 
-    def _text(self, captions: list[str], dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Text embeddings [B, D], encodings [B, N, D] and mask [B, N]; of "" where `dropped` [B]."""
-        return self.frozen.text(["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)])
+    def _text(self, batch: dict[str, Tensor], dropped: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings [B, D], encodings [B, N, D] and mask [B, N]; of "" where `dropped` [B]. Cached ones if there are."""
+        dropped = torch.zeros(len(batch["caption"]), dtype=torch.bool) if dropped is None else dropped
+        if "text_embeds" not in batch:
+            return self.frozen.text(["" if d else c for c, d in zip(batch["caption"], dropped.tolist(), strict=True)])
+        empty = self.frozen.text([""] * len(dropped))
+        given = (batch["text_embeds"], batch["encodings"], batch["mask"])
+        dropped = dropped.to(given[0].device)
+        pairs = zip(empty, given, strict=True)
+        return tuple(torch.where(dropped.view(-1, *[1] * (g.ndim - 1)), e.to(g), g) for e, g in pairs)
 
-
-def build(section: dict, *classes: type) -> nn.Module:
-    """The network of a `model` section: `class` names one of `classes` (the first, if nothing); the other keys fill it."""
-    section, named = dict(section), {c.__name__: c for c in classes}
-    name = section.pop("class", classes[0].__name__)
-    if name not in named:
-        raise ConfigError(f"unknown model.class {name!r}{nearest(str(name), named)}; choose from {', '.join(named)}")
-    return attention.install(construct(named[name], section, "model"))
+    def _image(self, batch: dict[str, Tensor]) -> Tensor:
+        """Image embeddings [B, D], the cached ones if there are."""
+        return batch["image_embeds"] if "image_embeds" in batch else self.frozen.image(in_range(batch["image"]))
 
 
 def in_range(images: Tensor) -> Tensor:

@@ -4,18 +4,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from decoder import Decoder, UnCLIPTextProjModel
-
+from .. import networks
 from ..config import ConfigError
 from ..data.examples import seeded_noise
 from ..diffusion import ancestral, dpm_solver, target, variational_bound
 from ..sampling import denoise
 from .base import grid
-from .conditioned import ClipConditioned, NoiseLevels, build, in_range
+from .conditioned import ClipConditioned, NoiseLevels, in_range
 
 SHOWN = 16
 
@@ -26,8 +24,9 @@ class DecoderObjective(ClipConditioned):
     `drop_image` and `drop_text` are the shares of the examples that lose each condition, independently of each other
     (paper, section 2.1), after a share `drop_both` that loses both (a dropped text is the encoding of "", a dropped image
     the learned null embedding). `embedding_noise` blurs the image embedding by noise of up to that share of its length,
-    because the prior's embeddings will be off by some. A `resolution` below the decoder's own trains on smaller pictures:
-    colours and places are learned there at a quarter of the cost, and `init_from` carries them over.
+    because the prior's embeddings will be off by some; 0 leaves it as CLIP gives it. A `resolution` below the decoder's
+    own trains on smaller pictures: colours and places are learned there at a quarter of the cost, and `init_from` carries
+    them over.
 
     With `model.out_channels` 6 the variance is learned too, by the hybrid loss with `vlb_weight` for lambda (arXiv
     2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: it sees the picture outside a
@@ -58,21 +57,13 @@ class DecoderObjective(ClipConditioned):
         lora: dict | None = None,
     ):
         super().__init__(data, seed, clip, prediction_type, NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
-        decoder = build(model, Decoder, UNet2DConditionModel)
+        self.trained = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)
+        decoder = self.trained["decoder"]
         inputs, outputs = decoder.config.in_channels, decoder.config.out_channels
         if inputs not in (3, 7) or outputs not in (3, 6):
             raise ConfigError(f"model.in_channels must be 3 or 7 and model.out_channels 3 or 6, got {inputs} and {outputs}")
         if outputs == 6 and prediction_type == "v_prediction":
             raise ConfigError("a learned variance goes with objective.prediction_type epsilon or sample, not v_prediction")
-        stock = isinstance(decoder, UNet2DConditionModel)
-        text_proj = UnCLIPTextProjModel(
-            clip_embeddings_dim=self.frozen.dim,
-            time_embed_dim=4 * decoder.config.block_out_channels[0] if stock else decoder.config.time_embed_dim,
-            cross_attention_dim=decoder.config.cross_attention_dim,
-            embedding_scale=1.0 if stock else self.frozen.dim**0.5,
-            clip_fingerprint=self.frozen.fingerprint,
-        )
-        self.trained = nn.ModuleDict({"decoder": decoder, "text_proj": text_proj})
         self.drops, self.embedding_noise, self.vlb_weight = (drop_both, drop_image, drop_text), embedding_noise, vlb_weight
         self.inpainting, self.learned_variance = inputs == 7, outputs == 6
         self.resolution = resolution or decoder.config.sample_size
@@ -99,12 +90,14 @@ class DecoderObjective(ClipConditioned):
         both, image, text = self.drops
         no_image = (random[:, 0] < both) | (random[:, 3] < image)
         no_text = (random[:, 0] < both) | (random[:, 4] < text)
-        deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(clean) / self.frozen.dim**0.5
-        blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
+        blurred = image_embeds
+        if self.embedding_noise:
+            deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(clean) / self.frozen.dim**0.5
+            blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
         image_embeds = torch.where(no_image[:, None], null, blurred)
         noised, noise, timesteps = self._noised(clean, batch)
-        context, added, mask = self._conditions(self._text(batch["caption"], no_text), image_embeds)
+        context, added, mask = self._conditions(self._text(batch, no_text), image_embeds)
         seen = torch.cat([noised, self._known(clean, random)], 1)
         predicted = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample.float()
         predicted, share = predicted[:, :3], predicted[:, 3:]
@@ -125,7 +118,7 @@ class DecoderObjective(ClipConditioned):
     def _pictures(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Pictures [B, 3, R, R] in [-1, 1] at the training resolution R, and the embeddings [B, D] of the full ones."""
         full = in_range(batch["image"])
-        return F.avg_pool2d(full, full.shape[-1] // self.resolution), self.frozen.image(full)
+        return F.avg_pool2d(full, full.shape[-1] // self.resolution), self._image(batch)
 
     def _conditions(self, text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Context tokens [B, 4 + N, K], the addition to the time embedding [B, T] and the context's mask [B, 4 + N]."""
@@ -142,7 +135,7 @@ class DecoderObjective(ClipConditioned):
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SHOWN, -1)
         start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:]))
         empty = self._conditions(self.frozen.text([""] * SHOWN), null)
-        text = self.frozen.text(batch["caption"])
+        text = self._text(batch)
         known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)
         rows = [clean]
         for image_embeds in (embeds, null):

@@ -1,11 +1,16 @@
 """The CLIP that prior and decoder are trained against."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import components_folder
 from ..clip import CLIP
+from ..config import ConfigError
+from ..data.embeddings import EmbeddingCache
+from ..networks import embedding_dim
 
 
 class FrozenCLIP(nn.Module):
@@ -15,8 +20,7 @@ class FrozenCLIP(nn.Module):
         super().__init__()
         self.towers = nn.ModuleDict({"text": clip.text_encoder, "image": clip.image_encoder}).requires_grad_(False).eval()
         self.clip = clip
-        config = clip.text_encoder.config  # ours, or transformers'
-        self.dim = getattr(config, "embedding_dim", None) or config.projection_dim
+        self.dim = embedding_dim(clip.text_encoder)
         # from pictures in [-1, 1] to what the image tower was trained on
         scale = 0.5 / torch.tensor(clip.feature_extractor.image_std).view(1, 3, 1, 1)
         shift = 2 * scale * (0.5 - torch.tensor(clip.feature_extractor.image_mean).view(1, 3, 1, 1))
@@ -52,3 +56,38 @@ class FrozenCLIP(nn.Module):
             pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True, align_corners=False)
         pictures = pictures * self.scale + self.shift
         return self.towers["image"](pictures.contiguous(memory_format=torch.channels_last)).image_embeds.float()
+
+
+class CachedCLIP(nn.Module):
+    """What `unclip embed` kept of a CLIP: its width, its fingerprint, and what it says of the empty text."""
+
+    def __init__(self, cache: EmbeddingCache):
+        super().__init__()
+        self.dim, self.fingerprint = cache.dim, cache.fingerprint
+        embeds, encodings, mask = cache.empty()
+        self.register_buffer("embeds", embeds, persistent=False)
+        self.register_buffer("encodings", encodings, persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def text(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """As `FrozenCLIP.text`, for empty captions only."""
+        if any(captions):
+            raise ValueError(f"an embedding cache cannot encode {next(filter(None, captions))!r}")
+        return tuple(t.expand(len(captions), *t.shape[1:]) for t in (self.embeds, self.encodings, self.mask))
+
+
+def frozen_clip(model: str, embeddings: str | Path | None) -> FrozenCLIP | CachedCLIP:
+    """The CLIP that a stage is trained against, or the cache at `embeddings` in its place.
+
+    Raises ConfigError, with both fingerprints, for the cache of another CLIP.
+    """
+    clip = FrozenCLIP.load(model)
+    if embeddings is None:
+        return clip
+    cache = EmbeddingCache(embeddings)
+    if cache.fingerprint != clip.fingerprint:
+        raise ConfigError(
+            f"data.embeddings {embeddings} was made with the CLIP {cache.fingerprint}, but objective.clip {model} is "
+            f"{clip.fingerprint}; run `unclip embed` again with it"
+        )
+    return CachedCLIP(cache)

@@ -4,15 +4,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import PriorTransformer
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
-from prior import DiffusionPrior
-
+from .. import networks
 from ..data.examples import seeded_noise
 from ..diffusion import ddim
 from ..sampling import denoise
-from .conditioned import ClipConditioned, NoiseLevels, build, in_range
+from .conditioned import ClipConditioned, NoiseLevels
 
 
 class PriorObjective(ClipConditioned):
@@ -21,7 +20,7 @@ class PriorObjective(ClipConditioned):
     `model.class` may be PriorTransformer, diffusers' stock network, in Karlo's layout.
     """
 
-    network, held_out = "prior", 512
+    network, held_out, reads_pictures = "prior", 512, False
 
     def __init__(
         self,
@@ -38,13 +37,7 @@ class PriorObjective(ClipConditioned):
         lora: dict | None = None,
     ):
         super().__init__(data, seed, clip, "sample", NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
-        prior = build(model, DiffusionPrior, PriorTransformer)
-        if isinstance(prior, DiffusionPrior):
-            prior.register_to_config(clip_fingerprint=self.frozen.fingerprint)
-        else:
-            prior.clip_mean.requires_grad_(False)
-            prior.clip_std.requires_grad_(False)
-        self.trained = nn.ModuleDict({"prior": prior})
+        self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.fingerprint)})
         self.drop_text, self.whitening_examples = drop_text, whitening_examples
 
     @torch.no_grad()
@@ -52,7 +45,7 @@ class PriorObjective(ClipConditioned):
         """Mean and standard deviation of every embedding dimension, from the first training examples."""
         embeds = torch.cat(
             [
-                self.frozen.image(in_range(torch.stack([self.examples[i]["image"] for i in range(n, n + 128)])))
+                self._image(default_collate([self.examples[i] for i in range(n, n + 128)]))
                 for n in range(0, self.whitening_examples, 128)
             ]
         )
@@ -62,8 +55,8 @@ class PriorObjective(ClipConditioned):
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         prior = self.trained["prior"]
-        clean = (self.frozen.image(in_range(batch["image"])) - prior.clip_mean) / prior.clip_std
-        text, encodings, mask = self._text(batch["caption"], batch["random"][:, 0] < self.drop_text)
+        clean = (self._image(batch) - prior.clip_mean) / prior.clip_std
+        text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
         noised, _, timesteps = self._noised(clean, batch)
         predicted = prior(noised, timesteps, text, encodings, mask).predicted_image_embedding.float()
         return self._squared_error(predicted, clean, timesteps), timesteps
@@ -73,8 +66,8 @@ class PriorObjective(ClipConditioned):
         """Held-out loss, and the cosine of sampled to true embeddings beside that of the text embeddings themselves."""
         metrics = super().validate()
         few = self._held_out(128)
-        true = self.frozen.image(in_range(few["image"]))
-        text, encodings, mask = self.frozen.text(few["caption"])
+        true = self._image(few)
+        text, encodings, mask = self._text(few)
         null = self.frozen.text([""] * len(text))
         both = [torch.cat(pair) for pair in zip(null, (text, encodings, mask), strict=True)]
         prior = self.trained["prior"]
@@ -84,10 +77,13 @@ class PriorObjective(ClipConditioned):
 
         start = seeded_noise(self.seed, few["index"], (self.frozen.dim,))
         drawn = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, guidance=2.0))
-        metrics["cosine"] = F.cosine_similarity(drawn, true).mean().item()
-        metrics["cosine_to_text"] = F.cosine_similarity(drawn, text).mean().item()
-        metrics["cosine_true_to_text"] = F.cosine_similarity(true, text).mean().item()
-        return metrics
+        return metrics | cosines(drawn, true, text)
 
     def components(self) -> dict[str, Any]:
         return {**self.trained, "prior_scheduler": ddim(self.schedule)}
+
+
+def cosines(drawn: Tensor, true: Tensor, text: Tensor) -> dict[str, float]:
+    """Mean cosines of drawn image embeddings [B, D] to the true ones and to the texts', and of the true ones to the texts'."""
+    pairs = {"cosine": (drawn, true), "cosine_to_text": (drawn, text), "cosine_true_to_text": (true, text)}
+    return {name: F.cosine_similarity(*pair).mean().item() for name, pair in pairs.items()}

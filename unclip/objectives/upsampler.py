@@ -8,12 +8,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from upsamplers import Upsampler
 from upsamplers.degrade import corrupt
 
-from ..config import construct
-from ..data.examples import crop_examples, seeded_noise
-from ..diffusion import ddim, schedule, uniform_timesteps
+from .. import networks
+from ..config import ConfigError
+from ..data.examples import Degraded, crop_examples, seeded_noise
+from ..diffusion import clean_from, ddim, schedule, target, uniform_timesteps
 from ..sampling import denoise
 from .base import Objective, grid
 
@@ -22,10 +22,13 @@ SCALE = 4
 
 
 class UpsamplerObjective(Objective):
-    """x0 prediction under a Charbonnier loss, which keeps edges that a mean square would smear (arXiv 1710.01992).
+    """The sharp crop from a noised one and a corrupted small one.
 
-    The low-resolution picture is the crop's 4 x 4 area mean, blurred by up to `blur` of its pixels and grained by up to
-    `grain` of the range [-1, 1]; `edges` weighs a second term on the differences of neighbouring pixels.
+    `loss` is "charbonnier", on the estimated sharp picture, which keeps edges that a mean square would smear (arXiv
+    1710.01992), or "mse", the paper's, on what `prediction_type` asks of the network. `edges` weighs a second Charbonnier
+    term on the differences of neighbouring pixels. With `degrade` "blur" the small picture is the crop's 4 x 4 area mean,
+    blurred by up to `blur` of its pixels and grained by up to `grain` of the range [-1, 1], as for the paper's first
+    upsampler; with "bsr" it went through `upsamplers.degrade.bsr`, as for its second.
     """
 
     def __init__(
@@ -36,18 +39,27 @@ class UpsamplerObjective(Objective):
         blur: float = 0.6,
         grain: float = 0.05,
         edges: float = 1.0,
+        degrade: str = "blur",
+        loss: str = "charbonnier",
+        prediction_type: str = "sample",
         beta_schedule: str = "squaredcos_cap_v2",
         sampling_steps: int = 2,
     ):
         super().__init__()
-        upsampler = construct(Upsampler, model, "model")
+        for name, value, known in (("degrade", degrade, ("blur", "bsr")), ("loss", loss, ("charbonnier", "mse"))):
+            if value not in known:
+                raise ConfigError(f"objective.{name} must be {' or '.join(known)}, got {value!r}")
+        upsampler = networks.upsampler(model)
         self.size = upsampler.config.sample_size
         self.name = "upsampler_1024" if self.size > 256 else "super_res_first"  # the pipeline's names, from Karlo's
         self.trained = nn.ModuleDict({self.name: upsampler})
         self.examples = crop_examples(data, self.size, seed=seed)
         self.validation = crop_examples(data, self.size, "validation")
+        if degrade == "bsr":
+            self.examples, self.validation = (Degraded(e, seed, SCALE) for e in (self.examples, self.validation))
+        self.loss = loss
         self.seed, self.blur, self.grain, self.edges = seed, blur, grain, edges
-        self.schedule, self.sampling_steps = schedule("sample", beta_schedule), sampling_steps
+        self.schedule, self.sampling_steps = schedule(prediction_type, beta_schedule), sampling_steps
 
     def compile_networks(self) -> None:
         self.trained[self.name].compile()
@@ -60,10 +72,18 @@ class UpsamplerObjective(Objective):
         timesteps = uniform_timesteps(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
         noised = self.schedule.add_noise(sharp, noise, timesteps)
         predicted = self.trained[self.name](torch.cat([noised, resized], 1), timesteps).sample.float()
-        loss = charbonnier(predicted - sharp) + self.edges * charbonnier(_differences(predicted) - _differences(sharp))
-        return loss, {"psnr": psnr(predicted.detach(), sharp), "psnr_bicubic": psnr(resized, sharp)}
+        clean = clean_from(self.schedule, predicted, noised, timesteps)
+        if self.loss == "mse":
+            loss = (predicted - target(self.schedule, sharp, noise, timesteps)).square().mean()
+        else:
+            loss = charbonnier(clean - sharp)
+        if self.edges:
+            loss = loss + self.edges * charbonnier(_differences(clean) - _differences(sharp))
+        return loss, {"psnr": psnr(clean.detach(), sharp), "psnr_bicubic": psnr(resized, sharp)}
 
     def _low(self, sharp: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        if "low" in batch:
+            return batch["low"].float() / 127.5 - 1
         low = F.avg_pool2d(sharp, SCALE)
         grain = seeded_noise(self.seed + 1, batch["index"], tuple(low.shape[1:])).to(low)
         return corrupt(low, batch["random"], grain, self.blur, self.grain)

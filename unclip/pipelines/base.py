@@ -123,8 +123,11 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         unknown = set(defaults or {}) - set(DEFAULTS)
         if unknown:
             raise ValueError(f"unknown sampling defaults {sorted(unknown)}; known: {', '.join(DEFAULTS)}")
-        components = {n: own(c) if n.endswith("scheduler") else c for n, c in components.items()}
+        components = {n: own(c) if n.endswith("scheduler") and c is not None else c for n, c in components.items()}
         check_fit(components)
+        prior = components.get("prior")
+        if prior is not None and not draws_itself(prior) and components.get("prior_scheduler") is None:
+            raise ValueError(f"a {type(prior).__name__} is a diffusion prior and needs a prior_scheduler")
         self.register_modules(**components)
         self.register_to_config(defaults=defaults)
         self._dtype_chosen = False
@@ -229,7 +232,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
         Raises ValueError, saying why, for one that cannot run on this machine.
         """
-        for network in self._networks("prior", "decoder"):
+        for network in self._networks("prior", "text_proj", "decoder"):
             attention.install(network, backend)
 
     def _networks(self, *names: str) -> list[nn.Module]:
@@ -459,6 +462,10 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         if isinstance(generator, list):
             generator = [g for g in generator for _ in range(candidates)]
         call = replace(call, generator=generator)
+        if draws_itself(self.prior):
+            if latents is not None:
+                raise ValueError("prior_latents: an autoregressive prior starts from no noise")
+            return self._nearest(self._draw_tokens(embeds, encodings, mask, call, guidance), text, candidates)
         start = self._start((rows, dim), self.prior, generator, latents)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -466,7 +473,28 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
         steps = call.settings["prior_num_inference_steps"]
         drawn = self._denoise("prior", predict, start, self.prior_scheduler, steps, call, guidance)
-        drawn = self.prior.post_process_latents(drawn)
+        return self._nearest(self.prior.post_process_latents(drawn), text, candidates)
+
+    def _draw_tokens(self, embeds: Tensor, encodings: Tensor, mask: Tensor, call: Call, guidance: float) -> Tensor:
+        """Image embeddings [B, D] of a prior that draws them itself; a callback sees its tokens as the latents."""
+        dtype = self.prior.dtype
+        self._stage = "prior"
+        try:
+            return self.prior.draw(
+                embeds.to(dtype),
+                encodings.to(dtype),
+                mask,
+                guidance,
+                call.generator,
+                progress=self._bar("prior"),
+                on_token=lambda number, tokens: self._on_step(number, torch.tensor(number), tokens),
+                stopped=lambda: self._interrupt,
+            )
+        finally:
+            self._stage = None
+
+    def _nearest(self, drawn: Tensor, text: TextCondition, candidates: int) -> Tensor:
+        """Of each picture's candidates [B * K, D] the one nearest to its text: [B, D] (paper, section 2.2)."""
         if candidates == 1:
             return drawn
         drawn = drawn.unflatten(0, (-1, candidates))  # [B, K, D]
@@ -679,6 +707,11 @@ def fresh_generator() -> torch.Generator:
 def copies(generator: torch.Generator, count: int) -> list[torch.Generator]:
     """`count` generators that all go on where `generator` stands."""
     return [torch.Generator(generator.device).set_state(generator.get_state()) for _ in range(count)]
+
+
+def draws_itself(prior: nn.Module) -> bool:
+    """Whether a prior is autoregressive: no diffusion, and no scheduler."""
+    return hasattr(prior, "draw")
 
 
 def stride(network: nn.Module) -> int:

@@ -21,13 +21,18 @@ class UnCLIPPriorOutput(BaseOutput):
 
 
 class UnCLIPPriorPipeline(UnCLIPBase):
-    """Prompt -> text embedding -> image embedding, for Karlo, Kandinsky 2 and this package's priors."""
+    """Prompt -> text embedding -> image embedding, for this package's priors of either kind, Karlo's and Kandinsky 2's."""
 
     model_cpu_offload_seq = "text_encoder->prior"
-    _optional_components = []
+    _optional_components = ["prior_scheduler"]  # an autoregressive prior has none
 
     def __init__(
-        self, prior: nn.Module, text_encoder: nn.Module, tokenizer: Any, prior_scheduler: Any, defaults: dict | None = None
+        self,
+        prior: nn.Module,
+        text_encoder: nn.Module,
+        tokenizer: Any,
+        prior_scheduler: Any = None,
+        defaults: dict | None = None,
     ):
         super().__init__()
         self._register(defaults, prior=prior, text_encoder=text_encoder, tokenizer=tokenizer, prior_scheduler=prior_scheduler)

@@ -24,6 +24,7 @@ class UnCLIPPipeline(UnCLIPBase):
         "text_encoder->image_encoder->prior->text_proj->decoder->super_res_first->super_res_last->upsampler_1024"
     )
     _optional_components = [
+        "prior_scheduler",  # an autoregressive prior has none
         "super_res_last",
         "image_encoder",
         "feature_extractor",

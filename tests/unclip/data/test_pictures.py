@@ -13,7 +13,8 @@ from PIL import Image
 
 from unclip.config import ConfigError
 from unclip.data.examples import captioned_examples, crop_examples
-from unclip.data.pictures import held_out, read_pictures
+from unclip.data.pictures import held_out
+from unclip.data.reading import read_pictures
 
 COUNT = 60
 
@@ -68,7 +69,7 @@ def test_every_layout_gives_every_picture_its_own_caption(folder):
 
 def test_an_epoch_has_every_training_picture_once_and_no_held_out_one(folder):
     train, validation = captioned_examples({"path": str(folder)}), captioned_examples({"path": str(folder)}, "validation")
-    names = train.pictures.names
+    names = train.source.pictures.names
     count = sum(not held_out(n) for n in names)
     assert 0 < COUNT - count < COUNT / 3
     epochs = [[train[i]["caption"] for i in range(e * count, (e + 1) * count)] for e in range(2)]

@@ -1,0 +1,43 @@
+"""`unclip embed`: what CLIP says of a folder of captioned pictures, computed once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Force, Model
+
+
+def embed(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Captioned pictures, as data.path= takes them.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the embeddings.")],
+    clip: Model = "emoji",
+    size: Annotated[int, typer.Option(help="Side of the pictures that CLIP sees: the training's data.size.")] = 64,
+    dtype: Annotated[str, typer.Option(help="How they are kept: fp16, bf16 or fp32.")] = "fp16",
+    shard: Annotated[int, typer.Option(help="Pictures in a file.")] = 4096,
+    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 64,
+    caption_column: Annotated[str, typer.Option(help="Where the captions are.")] = "text",
+    image_column: Annotated[str, typer.Option(help="Where the pictures are, of parquet and Hub datasets.")] = "image",
+    subset: Annotated[str | None, typer.Option(help="Of a Hub dataset that has several.")] = None,
+    device: Device = None,
+    force: Force = False,
+) -> None:
+    """Compute CLIP embeddings and token encodings once; `data.embeddings=OUT` trains from them. Goes on after a kill."""
+    from tqdm import tqdm
+
+    from ..data.reading import read_pictures
+    from ..embed import embed as write
+    from ..objectives.frozen_clip import FrozenCLIP
+    from ..precision import best_device
+
+    pictures = read_pictures(data, caption_column, image_column, subset)
+    frozen = FrozenCLIP.load(clip).to(device or best_device())
+
+    def progress(shards):
+        return tqdm(shards, desc="shards", file=sys.stderr)
+
+    unreadable = write(frozen, pictures, out, size, shard, batch_size, dtype, force=force, progress=progress)
+    for error in unreadable:
+        print(f"left out: {error}", file=sys.stderr)
+    print(out)

@@ -1,0 +1,215 @@
+"""One's own captioned pictures: folders with captions beside them or in metadata, parquet, WebDataset shards, Hub datasets."""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..images import SUFFIXES, open_image
+
+HUB = "hub:"  # what stands before the name of a dataset on the Hugging Face Hub
+
+
+@dataclass
+class Captioned:
+    """Names and captions of pictures, and how to open the one at a row; `source` is the file or its bytes."""
+
+    names: list[str]
+    captions: list[str]
+    source: Callable[[int], Path | io.BytesIO]
+    validation: range | None = None  # the rows that the data's own makers held out, where they did
+
+    def open(self, row: int) -> Image.Image:
+        """Raises ValueError, naming it, for a picture that cannot be read."""
+        return open_image(self.source(row), self.names[row])
+
+    def smaller_side(self, row: int) -> int:
+        """In pixels, read from the header alone; 0 for a file that is no picture."""
+        try:
+            with Image.open(self.source(row)) as file:
+                return min(file.size)
+        except (OSError, SyntaxError):
+            return 0
+
+
+def read_pictures(
+    path: str | Path, caption_column: str = "text", image_column: str = "image", subset: str | None = None
+) -> Captioned:
+    """The captioned pictures at `path`: a folder, a `.tar` file, or `hub:` and a Hub dataset's name (or a folder of one).
+
+    In a folder these are looked for, in this order: `metadata.jsonl` or `metadata.csv` (columns `file_name` and
+    `caption_column`), `.parquet` files (columns `image_column` and `caption_column`), WebDataset shards (`.tar`; captions
+    from `.txt`, or `caption_column` of `.json`), a `.txt` file beside each picture. `subset` is a Hub dataset's, of
+    several. Raises ValueError, naming the file, for a caption that is missing, and FileNotFoundError for no pictures.
+    """
+    if str(path).startswith(HUB):
+        return _from_hub(str(path).removeprefix(HUB), subset, caption_column, image_column)
+    folder = Path(path).expanduser()
+    if folder.is_file() and folder.suffix == ".tar":
+        return _from_tars([folder], caption_column)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"data.path {path} is not a folder; name one with captioned pictures, or run `unclip data emoji --out {path}`; "
+            f"a Hub dataset is {HUB}OWNER/NAME"
+        )
+    if any((folder / f"metadata.{kind}").is_file() for kind in ("jsonl", "csv")):
+        names, captions = _from_metadata(folder, caption_column)
+    elif list(folder.glob("*.parquet")):
+        return _from_parquet(folder, caption_column, image_column)
+    elif list(folder.glob("*.tar")):
+        return _from_tars(sorted(folder.glob("*.tar")), caption_column)
+    else:
+        names, captions = _from_text_files(folder)
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}), no metadata, no parquet and no .tar shards"
+        )
+    return Captioned(names, captions, lambda row: folder / names[row])
+
+
+def _from_metadata(folder: Path, caption_column: str) -> tuple[list[str], list[str]]:
+    path = next(p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file())
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file)) if path.suffix == ".csv" else _json_lines(path, file)
+    names, captions = [], []
+    for number, row in enumerate(rows, 1):
+        name, caption = row.get("file_name"), row.get(caption_column)
+        if not name:
+            raise ValueError(f"{path}, row {number}: there is no file_name")
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"{path}, row {number}: {name} has no {caption_column!r}; columns: {', '.join(map(str, row))}")
+        if not (folder / name).is_file():
+            raise ValueError(f"{path}, row {number}: {folder / name} is not a file")
+        names.append(name)
+        captions.append(caption.strip())
+    return names, captions
+
+
+def _json_lines(path: Path, file: io.TextIOBase) -> list[dict]:
+    rows = []
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+    return rows
+
+
+def _from_text_files(folder: Path) -> tuple[list[str], list[str]]:
+    names, captions = [], []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+        text = path.with_suffix(".txt")
+        caption = " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
+        if not caption:
+            raise ValueError(f"{path} has no caption: {text.name} is {'empty' if text.is_file() else 'missing'}")
+        names.append(path.relative_to(folder).as_posix())
+        captions.append(caption)
+    return names, captions
+
+
+def _from_parquet(folder: Path, caption_column: str, image_column: str) -> Captioned:
+    from datasets import load_dataset
+
+    rows = load_dataset("parquet", data_files=[str(p) for p in sorted(folder.glob("*.parquet"))], split="train")
+    return _from_rows(rows, str(folder), caption_column, image_column)
+
+
+def _from_hub(name: str, subset: str | None, caption_column: str, image_column: str) -> Captioned:
+    from datasets import concatenate_datasets
+
+    train, validation = hub_splits(name, subset, streaming=False)
+    if validation is None:
+        return _from_rows(train, name, caption_column, image_column)
+    found = _from_rows(concatenate_datasets([train, validation]), name, caption_column, image_column)
+    return replace(found, validation=range(len(train), len(train) + len(validation)))
+
+
+def hub_splits(name: str, subset: str | None, streaming: bool) -> tuple[Any, Any | None]:
+    """The training split of a Hub dataset and what its makers hold out, if they do. Raises ValueError in one line."""
+    from datasets import load_dataset
+
+    try:
+        found = load_dataset(name, subset, streaming=streaming)
+    except Exception as error:  # a dozen kinds: not found, gated, offline, several subsets, a script
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the dataset {name!r} could not be loaded: {reason}") from error
+    train = found["train"] if "train" in found else next(iter(found.values()))
+    held = next((found[split] for split in ("validation", "valid", "test") if split in found), None)
+    return train, None if held is train else held
+
+
+def _from_rows(rows: Any, where: str, caption_column: str, image_column: str) -> Captioned:
+    from datasets import Image as ImageFeature
+
+    for column in (caption_column, image_column):
+        if column not in rows.column_names:
+            raise ValueError(f"{where} has no column {column!r}; columns: {', '.join(rows.column_names)}")
+    captions = list(rows[caption_column])
+    for number, caption in enumerate(captions):
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"{where}, row {number} has no {caption_column!r}")
+    encoded = rows.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
+
+    def source(row: int) -> Path | io.BytesIO:
+        found = encoded[row][image_column]
+        return io.BytesIO(found["bytes"]) if found["bytes"] else Path(found["path"])
+
+    return Captioned([f"row {n}" for n in range(len(captions))], captions, source)
+
+
+def _from_tars(paths: list[Path], caption_column: str) -> Captioned:
+    """WebDataset shards, read where they lie: one look at the headers says where in the file every picture is."""
+    names, captions, places = [], [], []
+    for path in paths:
+        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    if member.isfile():
+                        folder, _, base = member.name.rpartition("/")
+                        key, _, kind = base.partition(".")
+                        samples.setdefault(f"{folder}/{key}" if folder else key, {})[f".{kind.lower()}"] = member
+                for key, parts in samples.items():
+                    picture = next((m for kind, m in parts.items() if kind in SUFFIXES), None)
+                    if picture is None:
+                        continue
+                    caption = _tar_caption(tar, parts, caption_column)
+                    if not caption:
+                        raise ValueError(
+                            f"{path}: {picture.name} has no caption: no {key}.txt, nor {caption_column!r} in {key}.json"
+                        )
+                    names.append(f"{path.name}/{picture.name}")
+                    captions.append(caption)
+                    places.append((path, picture.offset_data, picture.size))
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+    if not names:
+        raise FileNotFoundError(f"{paths[0]} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+
+    def source(row: int) -> io.BytesIO:
+        path, start, size = places[row]
+        with open(path, "rb") as file:
+            file.seek(start)
+            return io.BytesIO(file.read(size))
+
+    return Captioned(names, captions, source)
+
+
+def _tar_caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], column: str) -> str:
+    if ".txt" in parts:
+        return " ".join(tar.extractfile(parts[".txt"]).read().decode("utf-8", "replace").split())
+    if ".json" in parts:
+        try:
+            said = json.loads(tar.extractfile(parts[".json"]).read()).get(column)
+        except (json.JSONDecodeError, AttributeError):
+            raise ValueError(f"{tar.name}: {parts['.json'].name} is no JSON object") from None
+        return said.strip() if isinstance(said, str) else ""
+    return ""
