@@ -245,7 +245,7 @@ def measure(stage: Stage, batch: int, dtype: torch.dtype | None, on_gpu: bool = 
                 with autocast:
                     loss = stage.loss(batch)
                 if torch.is_grad_enabled():
-                    loss.backward()
+                    torch.autograd.backward(loss)  # as a method it would suspend the mode, and recomputing needs it
             del loss
     finally:
         for hook in hooks:
