@@ -7,10 +7,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from prior.blocks import AttentionFunction, Block, set_attention
+from prior.blocks import AttentionFunction, Block, Checkpointed, set_attention
 
 
-class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
+class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
     """Projects the CLIP embeddings and the text encodings to what the decoder is conditioned on.
 
     Parameters carry the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`
@@ -80,6 +80,6 @@ class UnCLIPTextProjModel(ModelMixin, ConfigMixin):
         if self.text_blocks:
             causal = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool, device=text.device).tril()[None, None]
             for block in self.text_blocks:
-                text = block(text, causal)
+                text = self.run(block, text, causal)
         text = self.text_encoder_hidden_states_norm(text)
         return torch.cat([extra, text], 1), added

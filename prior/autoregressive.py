@@ -12,10 +12,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
-from .blocks import AttentionFunction, Block, set_attention
+from .blocks import AttentionFunction, Block, Checkpointed, set_attention
 
 
-class AutoregressivePrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A causal Transformer over [text encodings, text embedding, dot product, components 1 ... K - 1].
 
     The `components` first principal components of an embedding, by falling variance, are each quantised to `buckets`
@@ -136,7 +136,7 @@ class AutoregressivePrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
         x = self.encoder_hidden_states_proj(encodings)
         seen = None if mask is None else mask.bool()[:, None, None, :]  # [B, 1, 1, N]
         for block in self.text_blocks:
-            x = block(x, seen)
+            x = self.run(block, x, seen)
         text = self.embedding_proj(F.normalize(text, dim=-1) * math.sqrt(text.shape[-1]))
         return torch.cat([self.text_out(x), text[:, None], self.dot_embedding(dot)[:, None]], 1)
 
@@ -148,7 +148,7 @@ class AutoregressivePrior(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if mask is not None:
             causal = causal & F.pad(mask.bool(), (0, start + size - mask.shape[1]), value=True)[:, None, None, :]
         for number, block in enumerate(self.blocks):
-            x = block(x, causal, None if past is None else past[number])
+            x = self.run(block, x, causal) if past is None else block(x, causal, past[number])
         return self.head(self.norm_out(x[:, -last:]))
 
     # -- sampling

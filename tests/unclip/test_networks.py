@@ -30,7 +30,7 @@ STOCK = {
         "class": "UNet2DConditionModel",
         "sample_size": 64,
         "in_channels": 3,
-        "out_channels": 3,
+        "out_channels": 6,
         "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
         "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
@@ -52,8 +52,8 @@ STOCK = {
     },
 }
 OBJECTIVES = {
-    "prior": {"whitening_examples": 128, "timestep_std": None},
-    "decoder": {"prediction_type": "epsilon", "embedding_noise": 0.0, "timestep_std": None},
+    "prior": {"whitening_examples": 128, "timesteps": "uniform"},
+    "decoder": {"prediction_type": "epsilon", "embedding_noise": 0.0, "timesteps": "uniform"},
     "upsampler_256": {"prediction_type": "epsilon", "loss": "mse", "edges": 0.0, "degrade": "bsr"},
 }
 
@@ -85,7 +85,7 @@ def test_statistics_of_a_stock_prior_are_found_and_not_trained(tiny_folder):
     objective.prepare()
     prior = objective.trained["prior"]
     assert not prior.clip_std.requires_grad and not prior.clip_mean.requires_grad
-    assert prior.clip_mean.abs().sum() > 0 and prior.config.clip_fingerprint == objective.frozen.fingerprint
+    assert prior.clip_mean.abs().sum() > 0
 
 
 def test_mistakes_in_a_model_section_are_named():

@@ -30,7 +30,7 @@ class AutoregressivePriorObjective(ClipConditioned):
         fit_examples: int = 4096,
         lora: dict | None = None,
     ):
-        super().__init__(data, seed, clip, "sample", NoiseLevels(), min_snr=None, lora=lora)
+        super().__init__(data, seed, clip, "sample", NoiseLevels(), None, lora)
         self.trained = nn.ModuleDict({"prior": networks.prior_autoregressive(model, self.frozen.fingerprint)})
         self.drop_text, self.fit_examples = drop_text, fit_examples
 

@@ -458,14 +458,16 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         rows, dim = len(text.embeds) * candidates, self.prior.config.embedding_dim
         guidance, generator = call.guidance("prior"), call.generator
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
-        answer = predictor(self.prior, embeds.to(self.prior.dtype), encodings.to(self.prior.dtype), mask, candidates)
+        embeds, encodings = embeds.to(self.prior.dtype), encodings.to(self.prior.dtype)
         if isinstance(generator, list):
             generator = [g for g in generator for _ in range(candidates)]
         call = replace(call, generator=generator)
         if draws_itself(self.prior):
             if latents is not None:
                 raise ValueError("prior_latents: an autoregressive prior starts from no noise")
-            return self._nearest(self._draw_tokens(embeds, encodings, mask, call, guidance), text, candidates)
+            conditions = [v.repeat_interleave(candidates, 0) for v in (embeds, encodings, mask)]
+            return self._nearest(self._draw_tokens(conditions, call, guidance), text, candidates)
+        answer = predictor(self.prior, embeds, encodings, mask, candidates)
         start = self._start((rows, dim), self.prior, generator, latents)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -475,15 +477,15 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         drawn = self._denoise("prior", predict, start, self.prior_scheduler, steps, call, guidance)
         return self._nearest(self.prior.post_process_latents(drawn), text, candidates)
 
-    def _draw_tokens(self, embeds: Tensor, encodings: Tensor, mask: Tensor, call: Call, guidance: float) -> Tensor:
-        """Image embeddings [B, D] of a prior that draws them itself; a callback sees its tokens as the latents."""
-        dtype = self.prior.dtype
+    def _draw_tokens(self, conditions: list[Tensor], call: Call, guidance: float) -> Tensor:
+        """Image embeddings [B, D] of a prior that draws them itself; a callback sees its tokens as the latents.
+
+        `conditions` are text embeddings, encodings and mask, under guidance those without text first.
+        """
         self._stage = "prior"
         try:
             return self.prior.draw(
-                embeds.to(dtype),
-                encodings.to(dtype),
-                mask,
+                *conditions,
                 guidance,
                 call.generator,
                 progress=self._bar("prior"),
