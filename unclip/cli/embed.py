@@ -12,7 +12,7 @@ from .options import Device, Force, Model
 def embed(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Captioned pictures, as data.path= takes them.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the embeddings.")],
-    clip: Model = "emoji",
+    model: Model = "emoji",
     size: Annotated[int, typer.Option(help="Side of the pictures that CLIP sees: the training's data.size.")] = 64,
     dtype: Annotated[str, typer.Option(help="How they are kept: fp16, bf16 or fp32.")] = "fp16",
     shard: Annotated[int, typer.Option(help="Pictures in a file.")] = 4096,
@@ -32,7 +32,7 @@ def embed(
     from ..precision import best_device
 
     pictures = read_pictures(data, caption_column, image_column, subset)
-    frozen = FrozenCLIP.load(clip).to(device or best_device())
+    frozen = FrozenCLIP.load(model).to(device or best_device())
 
     def progress(shards):
         return tqdm(shards, desc="shards", file=sys.stderr)

@@ -1,9 +1,11 @@
 """Folders of captioned pictures as people have them, and through the real trainer."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from PIL import Image
 
 from unclip.config import ConfigError
 from unclip.data.examples import captioned_examples, crop_examples
-from unclip.data.pictures import held_out
+from unclip.data.pictures import held_out, pixels
 from unclip.data.reading import read_pictures
+from unclip.images import square
 
 COUNT = 60
 
@@ -29,7 +32,7 @@ def caption(n: int) -> str:
     return f"a {['red', 'blue', 'green'][n % 3]} thing number {n}"
 
 
-@pytest.fixture(params=["txt", "jsonl", "csv", "parquet"])
+@pytest.fixture(params=["txt", "jsonl", "csv", "parquet", "tar", "tar with json"])
 def folder(request, tmp_path):
     """The same captioned pictures in each of the ways that are read."""
     path = tmp_path / request.param
@@ -47,6 +50,19 @@ def folder(request, tmp_path):
             writer = csv.DictWriter(file, ["file_name", "text"])
             writer.writeheader()
             writer.writerows(rows)
+    elif request.param.startswith("tar"):
+        source, path = path, tmp_path / "shards"
+        path.mkdir()
+        for shard in range(3):
+            with tarfile.open(path / f"{shard}.tar", "w") as tar:
+                for n in range(shard, COUNT, 3):
+                    tar.add(source / names[n], f"{n:06d}.png")
+                    kind, said = (
+                        (".json", json.dumps({"text": caption(n)})) if "json" in request.param else (".txt", caption(n))
+                    )
+                    facts = tarfile.TarInfo(f"{n:06d}{kind}")
+                    facts.size = len(said)
+                    tar.addfile(facts, io.BytesIO(said.encode()))
     else:
         from datasets import Dataset
 
@@ -137,6 +153,84 @@ def test_what_is_missing_is_named(tmp_path):
         captioned_examples({})
     with pytest.raises(ConfigError, match="unknown key data.captoin_column .did you mean .caption_column."):
         captioned_examples({"path": str(tmp_path / "pictures"), "captoin_column": "x"})
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """The folder of a Hub dataset: two shards of training, one that its makers held out."""
+    from datasets import Dataset
+
+    folder = tmp_path / "repository"
+    for split, rows in (("train-0", range(20)), ("train-1", range(20, 40)), ("validation-0", range(40, 46))):
+        for n in rows:
+            paint(tmp_path / f"{n}.png", n)
+        pictures = [{"bytes": (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in rows]
+        found = Dataset.from_dict({"photo": pictures, "words": [caption(n) for n in rows]})
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        found.to_parquet(folder / "data" / f"{split}.parquet")
+    return {"path": f"hub:{folder}", "image_column": "photo", "caption_column": "words"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_dataset_by_its_columns(repository, streaming, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    data = repository | {"streaming": streaming}
+    train, validation = captioned_examples(data), captioned_examples(data, "validation")
+    epochs = [[train[i] for i in range(e * 40, (e + 1) * 40)] for e in range(2)]
+    said = [[item["caption"] for item in epoch] for epoch in epochs]
+    assert sorted(said[0]) == sorted(said[1]) == sorted(caption(n) for n in range(40))
+    assert said[0] != said[1] and said[0] != [caption(n) for n in range(40)]
+    n = int(said[0][5].split()[-1])
+    paint(tmp_path / "again.png", n)
+    assert torch.equal(epochs[0][5]["image"], pixels(square(Image.open(tmp_path / "again.png"), 64)))
+    assert {validation[i]["caption"] for i in range(12)} == {caption(n) for n in range(40, 46)}
+    again = captioned_examples(data)
+    for i in (33, 3, 47):  # any order, also backwards
+        one, two = again[i], epochs[i // 40][i % 40]
+        assert one["caption"] == two["caption"] and torch.equal(one["image"], two["image"])
+    assert captioned_examples(data | {"size": 32})[0]["image"].shape == (3, 32, 32)
+    with pytest.raises((ValueError, ConfigError), match="has no column 'text'; columns: photo, words"):
+        captioned_examples({"path": data["path"], "streaming": streaming, "image_column": "photo"})
+    with pytest.raises((ValueError, ConfigError), match="the dataset 'nobody/nothing' could not be loaded"):
+        captioned_examples({"path": "hub:nobody/nothing", "streaming": streaming})
+
+
+def test_a_stream_skips_what_does_not_open_and_is_for_the_hub(tmp_path):
+    from datasets import Dataset
+
+    for n in range(6):
+        paint(tmp_path / f"{n}.png", n)
+    pictures = [{"bytes": b"broken" if n in (1, 4) else (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in range(6)]
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict({"image": pictures, "text": [caption(n) for n in range(6)]}).to_parquet(
+        tmp_path / "set" / "train.parquet"
+    )
+    Dataset.from_dict({"image": pictures[:1], "text": [caption(0)]}).to_parquet(tmp_path / "set" / "test.parquet")
+    data = {"path": f"hub:{tmp_path / 'set'}", "streaming": True}
+    stream = captioned_examples(data)
+    first = [stream[i]["caption"] for i in range(12)]
+    assert set(first) == {caption(n) for n in (0, 2, 3, 5)}
+    assert [captioned_examples(data)[i]["caption"] for i in (7,)] == first[7:8]
+    strict = captioned_examples(data | {"max_unreadable": 1})
+    with pytest.raises(ValueError, match="2 pictures could not be read"):
+        for i in range(12):
+            strict[i]
+    with pytest.raises((ValueError, ConfigError), match="data.streaming is for Hub datasets"):
+        captioned_examples({"path": str(tmp_path), "streaming": True})
+
+
+def test_shards_that_lack_a_caption_or_are_cut_off_are_named(tmp_path):
+    paint(tmp_path / "a.png", 1)
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set" / "0.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "deep/0001.png")
+    with pytest.raises(
+        (ValueError, ConfigError), match=r"0.tar: deep/0001.png has no caption: no deep/0001.txt, nor 'text' in"
+    ):
+        captioned_examples({"path": str(tmp_path / "set")})
+    (tmp_path / "set" / "0.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises((ValueError, ConfigError), match="0.tar is damaged"):
+        captioned_examples({"path": str(tmp_path / "set" / "0.tar")})
 
 
 def test_ones_own_pictures_through_all_five_stages_to_a_sample(tmp_path):
