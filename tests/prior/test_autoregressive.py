@@ -124,7 +124,7 @@ def test_what_it_learned_it_draws():
     encodings = torch.zeros(2, 6, 24)
     tokens = prior.quantise(pair)
     optimizer = torch.optim.Adam(prior.parameters(), 3e-3)
-    for _ in range(60):
+    for _ in range(150):
         logits = prior(tokens[:, :-1], torch.randint(4, 8, (2,)), said, encodings)
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens)
         optimizer.zero_grad()

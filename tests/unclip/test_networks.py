@@ -69,6 +69,7 @@ def test_a_stock_network_trains_and_comes_back_as_what_it_was(stage, tiny_folder
     run |= {"validate_every": 0, "sample_every": 0, "output_dir": str(tmp_path / "run"), "ema_decay": 0.99}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(run | config(stage, tiny_folder)))
     objective = create(stage, config(stage, tiny_folder), 0)
+    objective.prepare()  # a stock prior's statistics start as zeros
     loss, metrics = objective(default_collate([objective.examples[i] for i in range(2)]))
     assert loss.isfinite() and all(v.isfinite() for v in metrics.values())
     loss.backward()

@@ -108,7 +108,7 @@ def test_crops_are_of_the_sharp_picture_and_small_ones_are_skipped(tmp_path, cap
         assert crops[i]["image"].shape == (3, 64, 64)
     assert "1 pictures are skipped: they have less than 256 pixels a side" in caplog.text
     assert crop_examples({"path": str(tmp_path)}, 256, "validation")[0]["image"].shape == (3, 64, 64)
-    with pytest.raises(ValueError, match="no picture of .* has 1024 pixels a side"):
+    with pytest.raises(ValueError, match="no picture has 1024 pixels a side"):
         crop_examples({"path": str(tmp_path)}, 1024)
 
 
