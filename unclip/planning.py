@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from decoder.blocks import ChannelNorm
 
 from . import attention, networks
 from .checkpoints import check_folder, components_folder, resolve
@@ -36,6 +37,7 @@ UTILISATION = {"gpu": 0.35, "cpu": 0.7}
 USABLE = 0.92  # of a GPU's memory: the rest is CUDA's own context and the allocator's gaps
 JPEG_BYTES = 0.3  # of a stored picture per pixel, where there is no folder to measure
 FP32 = 4
+NORMS = (nn.GroupNorm, nn.LayerNorm, ChannelNorm)
 _FAKE_SDPA = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **b: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, **b: sdpa_backward_flop_count(
@@ -135,7 +137,9 @@ def plan(
         precision = "bf16" if gpus or fast_dtype("cpu") == torch.bfloat16 else "no"
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     kind = "gpu" if gpus else "cpu"
-    notes: list[str] = []
+    notes, unknown = [], False
+    if sections["objective"].get("lora"):
+        notes.append("objective.lora is not reckoned with: this is the plan of training all weights")
     with FakeTensorMode():
         frozen = None if run.stage not in ("prior", "prior_autoregressive", "decoder") else _clip(sections, config_path)
         stage = _stage(run.stage, sections, frozen)
@@ -153,6 +157,7 @@ def plan(
             with torch.no_grad():
                 seen = measure(frozen, 1, dtype, on_gpu=gpus > 0).flops
         elif run.stage in ("prior", "prior_autoregressive", "decoder") and frozen is None:
+            unknown = True
             notes.append(f"the CLIP {sections['objective'].get('clip')!r} is not here: neither its weights nor its work count")
     counts = {name: _count(network) for name, network in stage.trained.named_children()}
     world = max(gpus, 1)
@@ -161,7 +166,7 @@ def plan(
     return Plan(
         stage=run.stage,
         parameters=counts,
-        frozen_parameters=None if notes else frozen_count,
+        frozen_parameters=None if unknown else frozen_count,
         forward_flops=forward,
         training_flops=measured.flops // run.batch_size + seen,
         checkpointed_flops=checkpointed.flops // run.batch_size + seen if checkpointed else None,
@@ -213,17 +218,6 @@ class LiveBytes(TorchDispatchMode):
         parameter.grad = None
 
 
-class _Float32Norms(TorchFunctionMode):
-    """Autocast on CUDA computes norms and softmax in fp32 and keeps their inputs at twice the size; on a CPU it does not."""
-
-    FUNCTIONS = (F.layer_norm, F.group_norm, F.softmax, Tensor.softmax)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in self.FUNCTIONS:
-            args = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        return function(*args, **(kwargs or {}))
-
-
 @dataclass
 class Stage:
     """The networks of a stage and the loss of a batch of any size, over fake tensors."""
@@ -235,17 +229,23 @@ class Stage:
 
 
 def measure(stage: Stage, batch: int, dtype: torch.dtype | None, on_gpu: bool = False) -> Measured:
-    """A forward pass of `stage` on `batch` samples, and a backward pass where gradients are on, under autocast to `dtype`."""
+    """A forward pass of `stage` on `batch` samples, and a backward pass where gradients are on, under autocast to `dtype`.
+
+    Autocast on CUDA computes norms in fp32 and so keeps their inputs at twice the size; on a CPU it does not. `on_gpu`
+    does as CUDA does.
+    """
     live = LiveBytes()
-    hooks = [p.register_post_accumulate_grad_hook(live.accumulated) for p in stage.trained.parameters() if p.requires_grad]
-    autocast = torch.autocast("cpu", dtype=dtype) if dtype else nullcontext()
+    learned = [p for p in stage.trained.parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(live.accumulated) for p in learned]
+    if on_gpu and dtype:
+        norms = [m for m in stage.trained.modules() if isinstance(m, NORMS)]
+        hooks += [m.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:])) for m in norms]
     try:
         with live, FlopCounterMode(display=False, custom_mapping=_FAKE_SDPA) as flops:
-            with _Float32Norms() if on_gpu and dtype else nullcontext():
-                with autocast:
-                    loss = stage.loss(batch)
-                if torch.is_grad_enabled():
-                    torch.autograd.backward(loss)  # as a method it would suspend the mode, and recomputing needs it
+            with torch.autocast("cpu", dtype=dtype) if dtype else nullcontext():
+                loss = stage.loss(batch)
+            if torch.is_grad_enabled():
+                loss.backward()
             del loss
     finally:
         for hook in hooks:
