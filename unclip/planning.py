@@ -292,7 +292,8 @@ def _strategies(
         )
     if gpus < 2:
         return
-    largest = max((_count(block) for m in trained.modules() if isinstance(m, nn.ModuleList) for block in m), default=parameters)
+    lists = (m for m in trained.modules() if isinstance(m, nn.ModuleList))
+    largest = max((_count(block) for m in lists for block in m.children()), default=parameters)
     for suffix, found in passes:
         yield Strategy(
             "FSDP" + suffix,
