@@ -51,7 +51,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     panels = ["loss", *(f"levels {n}" for n, log in logs.items() if _levels(log)), *(["measured"] if measured else [])]
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained", dpi=110)
+    figure = Figure(figsize=(6 * columns, 5.2 * rows), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[len(panels) :]:
@@ -129,4 +129,4 @@ def _finish(chart: Any, title: str, format: Any, positive: bool) -> None:
     if positive:
         chart.set_yscale("log")
     chart.grid(alpha=0.25, which="both")
-    chart.legend(fontsize="small")
+    chart.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
