@@ -95,7 +95,7 @@ def _through_another_size(x: Tensor, low: tuple[int, int], rng: np.random.Genera
     """Smaller or larger by a random factor, or every nth pixel after a blur: sizes that `_to_size` then leaves."""
     if rng.random() < 0.25:
         step = max(x.shape[-1] // low[1] // 2, 1)
-        return _convolved(x, gaussian_kernel(21, (step * 0.6, step * 0.6)))[..., ::step, ::step]
+        return _convolved(x, gaussian_kernel(21, (step * 0.6, step * 0.6)))[..., step // 2 :: step, step // 2 :: step]
     factor = rng.uniform(0.5, 2.0)
     return _resize(x, (max(round(low[0] * factor), 2), max(round(low[1] * factor), 2)), _choose(rng))
 
