@@ -1,4 +1,4 @@
-"""Pictures from files that people have: turned upright, on white, of a size that fits into memory."""
+"""Pictures from files that people have: turned upright, on white, of a size that fits into memory; and PNGs that remember."""
 
 import io
 import logging
@@ -6,10 +6,14 @@ import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 100_000_000
+# What strangers may send: the whole of it decodes within a second or two, whatever is in it.
+UPLOAD_BYTES, UPLOAD_PIXELS, UPLOAD_SCANS = 10 * 2**20, 4096 * 4096, 64
+UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -22,26 +26,40 @@ def open_image(source: str | Path | io.BytesIO, name: str | None = None) -> Imag
         source = Path(source).expanduser()
         if not source.is_file():
             raise ValueError(f"{source} is not a file")
-    path = source if isinstance(source, Path) else name
+    return on_white(_load(source, source if isinstance(source, Path) else name, MAX_PIXELS))
+
+
+def open_upload(data: bytes, name: str) -> Image.Image:
+    """A picture that a stranger sent, told by its content: PNG, JPEG or WebP, upright, in its own mode (alpha is kept).
+
+    What decoding may cost is bounded before it begins: 10 MiB, 16 megapixels, and for JPEG 64 scans, each of which would
+    go over all pixels again. Raises ValueError, calling it `name`, for one beyond that and as `open_image` does.
+    """
+    if len(data) > UPLOAD_BYTES:
+        raise ValueError(f"{name} has {len(data)} bytes, more than {UPLOAD_BYTES // 2**20} MiB")
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > UPLOAD_SCANS:
+        raise ValueError(f"{name} is a JPEG of more than {UPLOAD_SCANS} scans")
+    return _load(io.BytesIO(data), name, UPLOAD_PIXELS, UPLOAD_FORMATS)
+
+
+def _load(source: Path | io.BytesIO, name: str | Path | None, pixels: int, formats: tuple[str, ...] | None = None):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise ValueError(
-                        f"{path} has {file.width}x{file.height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
-                    )
+            with Image.open(source, formats=formats) as file:
+                if file.width * file.height > pixels:
+                    raise ValueError(f"{name} has {file.width}x{file.height} pixels, more than {pixels // 10**6} megapixels")
                 if getattr(file, "n_frames", 1) > 1:
-                    logger.warning("%s is animated; its first frame is taken", path)
+                    logger.warning("%s is animated; its first frame is taken", name)
                 picture = ImageOps.exif_transpose(file)
                 picture.load()
     except Image.DecompressionBombError:
-        raise ValueError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from None
+        raise ValueError(f"{name} has more than {pixels // 10**6} megapixels") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is no picture that can be read") from None
+        raise ValueError(f"{name} is no picture that can be read" + (f" ({', '.join(formats)})" if formats else "")) from None
     except (OSError, SyntaxError, EOFError) as error:  # Pillow's answers to truncated and damaged files
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
-    return on_white(picture)
+        raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
+    return picture
 
 
 def on_white(picture: Image.Image) -> Image.Image:
@@ -75,3 +93,22 @@ def with_margins(picture: Image.Image, left: int, right: int, top: int, bottom: 
     canvas.paste(on_white(picture), (left, top))
     mask.paste(0, (left, top, left + picture.width, top + picture.height))
     return canvas, mask
+
+
+def png_facts(facts: dict[str, str]) -> PngInfo:
+    """Text chunks that say how a picture was made, with this package's version among them: for `Image.save(pnginfo=)`."""
+    from . import __version__
+
+    info = PngInfo()
+    for key, value in (facts | {"version": __version__}).items():
+        info.add_itxt(key, value)
+    return info
+
+
+def read_facts(data: bytes, name: str) -> dict[str, str]:
+    """What `png_facts` wrote into a PNG file. Raises ValueError, calling it `name`, where nothing was, or for no picture."""
+    picture = open_upload(data, name)
+    facts = {k: v for k, v in picture.info.items() if isinstance(k, str) and isinstance(v, str)}
+    if "version" not in facts:
+        raise ValueError(f"{name} does not say how it was made: it is no PNG that unclip drew, or was converted since")
+    return facts

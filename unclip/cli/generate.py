@@ -11,9 +11,6 @@ from .batch import draw_all, read_prompts
 from .options import Device, Dtype, Force, Model, Sampler, Seed, Size, Steps
 from .pictures import load, output_files, save, slug
 
-# Pictures drawn at once: bounded by memory at 1024 px.
-BATCH = {64: 16, 256: 8, 1024: 4}
-
 
 def generate(
     prompts: Annotated[
@@ -47,7 +44,7 @@ def generate(
     """Draw pictures of sentences and print the files' names."""
     import torch
 
-    from ..pipelines.base import MAX_IMAGES
+    from ..pipelines.base import BATCH, MAX_IMAGES
 
     if (not prompts) == (prompts_file is None):
         raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
@@ -120,7 +117,7 @@ def rerank(
     import torch
     from tqdm import tqdm
 
-    from ..pipelines.base import MAX_IMAGES
+    from ..pipelines.base import BATCH, MAX_IMAGES
     from ..rerank import rerank as ranked
 
     if not prompt.strip():

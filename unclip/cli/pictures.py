@@ -91,14 +91,9 @@ def row(pictures: list):
 
 def save(image, path: Path, facts: dict[str, str]) -> None:
     """Write a PNG with its facts in text chunks, whole or not at all."""
-    from PIL.PngImagePlugin import PngInfo
+    from ..images import png_facts
 
-    from .. import __version__
-
-    info = PngInfo()
-    for key, value in (facts | {"version": __version__}).items():
-        info.add_itxt(key, value)
-    write(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+    write(path, lambda file: image.save(file, format="PNG", pnginfo=png_facts(facts)))
 
 
 def write(path: Path, save_to: Callable[[Path], None]) -> None:

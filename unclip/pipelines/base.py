@@ -57,6 +57,7 @@ MAX_IMAGES = 10_000
 # DDIM (arXiv 2010.02502), and ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
 SAMPLERS = {"dpmsolver++2m": 2, "dpmsolver++3m": 3, "ddim": 1, "ancestral": 1}
 INVERSION_STEPS = 50  # of a picture's way to its noise and back
+BATCH = {64: 16, 256: 8, 1024: 4}  # size: pictures that are best drawn at once, bounded by memory at 1024 px
 TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
 # Both directions of DDIM take the same steps, and clip nothing on the way: what is clipped cannot be undone.
 _DDIM = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
