@@ -1,5 +1,6 @@
 """Pipelines of toy width to draw with, over our networks and over Karlo's layout."""
 
+import io
 from pathlib import Path
 
 import karlo
@@ -81,3 +82,13 @@ def answer(pipe: UnCLIPBase, seed: int = 0, **kwargs):
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-9) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def png(size=(64, 64), colour="red", hole=None, **kwargs) -> bytes:
+    """A picture file, PNG unless `format` says otherwise; the box `hole` of it is transparent."""
+    picture = Image.new("RGBA", size, colour)
+    if hole is not None:
+        picture.paste((0, 0, 0, 0), hole)
+    file = io.BytesIO()
+    picture.save(file, **({"format": "PNG"} | kwargs))
+    return file.getvalue()

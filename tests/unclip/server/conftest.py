@@ -1,0 +1,69 @@
+"""Servers over the tiny pipeline, on loopback, in threads of this process: real sockets, real clients."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from unclip import UnCLIPPipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder) -> UnCLIPPipeline:
+    """One pipeline for all servers; the settings of a call are its own."""
+    return UnCLIPPipeline.from_pretrained(tiny_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def serve(tiny_model):
+    """Start a server with these settings: call(**settings) -> its address. Stopped when the test ends."""
+    pytest.importorskip("uvicorn")
+    from unclip.server import Settings, create, listen
+    from unclip.server.run import server
+
+    started = []
+
+    def call(**settings) -> str:
+        app = create(tiny_model, Settings(**({"model": "tiny", "deadline": 60.0} | settings)))
+        listener = listen("127.0.0.1", 0)
+        running = server(app, drain=5)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        started.append((running, thread))
+        call.app = app
+        while not running.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield call
+    for running, _ in started:
+        running.should_exit = True
+    for _, thread in started:
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture
+def slow_model(monkeypatch):
+    """The decoder waits at each step until the returned event is set; `.begun` is set when it got there."""
+    from unclip.pipelines.base import UnCLIPBase
+
+    gate, begun = threading.Event(), threading.Event()
+    gate.begun, gate.steps = begun, []
+    on_step = UnCLIPBase._on_step
+
+    def waiting(self, i, t, latents):
+        answer = on_step(self, i, t, latents)
+        gate.steps.append(len(latents))
+        begun.set()
+        while not gate.wait(0.005):
+            on_step(self, i, t, latents)
+            if self._interrupt:
+                break
+        return answer
+
+    monkeypatch.setattr(UnCLIPBase, "_on_step", waiting)
+    yield gate
+    gate.set()

@@ -1,0 +1,314 @@
+"""The wire format, spoken by OpenAI's own client over loopback."""
+
+import base64
+import io
+import json
+import logging
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from conftest import seeds
+from drawing import png
+from PIL import Image
+
+openai = pytest.importorskip("openai")
+
+from unclip.server.guard import JSONLines  # noqa: E402
+
+
+def client(address: str, key: str = "none", **kwargs):
+    return openai.OpenAI(api_key=key, base_url=f"{address}/v1", **({"max_retries": 0} | kwargs))
+
+
+def pictures(answer) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(base64.b64decode(p.b64_json))) for p in answer.data]
+
+
+B64 = {"response_format": "b64_json"}
+
+
+def test_generations_are_the_pipelines_own_pictures(serve, tiny_model):
+    ai = client(serve())
+    answer = ai.images.generate(prompt="a ring", n=2, size="64x64", model="dall-e-2", extra_body={"seed": 5}, **B64)
+    drawn = pictures(answer)
+    ours = tiny_model(["a ring"] * 2, generator=seeds(5, 6), size=64).images
+    assert [p.tobytes() for p in drawn] == [p.tobytes() for p in ours]
+    assert drawn[1].text["prompt"] == "a ring" and drawn[1].text["seed"] == "6"
+    assert answer.created > 1_600_000_000 and answer.data[0].url is None
+
+
+def test_512_is_the_1024_picture_reduced_and_1024_is_the_default(serve):
+    ai = client(serve())
+    (large,) = pictures(ai.images.generate(prompt="a ring", extra_body={"seed": 1}, **B64))
+    (middle,) = pictures(ai.images.generate(prompt="a ring", size="512x512", extra_body={"seed": 1}, **B64))
+    assert large.size == (1024, 1024)
+    assert middle.tobytes() == large.resize((512, 512), Image.Resampling.LANCZOS).tobytes()
+
+
+def test_a_url_leads_to_the_picture_once_it_was_asked_for_and_not_for_ever(serve):
+    address = serve(url_seconds=0.5, model="tiny")
+    answer = client(address).images.generate(prompt="a ring", size="64x64", model="tiny")
+    url = answer.data[0].url
+    assert url.startswith(f"{address}/v1/images/files/") and len(url.rsplit("/", 1)[1]) == 43 + len(".png")
+    with urllib.request.urlopen(url) as got:
+        assert got.headers["content-type"] == "image/png" and Image.open(io.BytesIO(got.read())).size == (64, 64)
+    threading.Event().wait(0.6)
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(url)
+
+
+def test_variations_and_edits(serve):
+    ai = client(serve())
+    for file in (png(), ("x.jpg", png(format="PNG"), "image/jpeg")):  # told by content, not name
+        varied = pictures(ai.images.create_variation(image=file, n=2, size="64x64", extra_body={"seed": 3}, **B64))
+        assert len({p.tobytes() for p in varied}) == 2 and varied[0].size == (64, 64)
+    picture = png((256, 256), hole=(0, 0, 128, 256))
+    edited = pictures(ai.images.edit(image=picture, prompt="a blue ring", n=2, size="256x256", extra_body={"seed": 3}, **B64))
+    red = Image.new("RGB", (128, 256), "red").tobytes()
+    for result in edited:
+        assert result.crop((128, 0, 256, 256)).tobytes() == red, "what is not transparent is kept to the pixel"
+        assert result.crop((0, 0, 128, 256)).tobytes() != red
+    masked = ai.images.edit(image=png((256, 256)), mask=picture, prompt="a blue ring", size="256x256", **B64)
+    assert pictures(masked)[0].crop((128, 0, 256, 256)).tobytes() == red
+
+
+def test_models(serve):
+    ai = client(serve())
+    assert [m.id for m in ai.models.list()] == ["tiny", "dall-e-2"]
+    assert ai.models.retrieve("tiny").owned_by == "unclip"
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        ai.models.retrieve("gpt-image-1")
+
+
+BAD = [
+    ({"prompt": ""}, "prompt", "invalid_value"),
+    ({"prompt": "  "}, "prompt", "invalid_value"),
+    ({"prompt": "a" * 1001}, "prompt", "invalid_value"),
+    ({"prompt": openai.omit}, "prompt", "missing_required_parameter"),
+    ({"n": 0}, "n", "invalid_value"),
+    ({"n": 11}, "n", "invalid_value"),
+    ({"n": "2"}, "n", "invalid_value"),
+    ({"n": 1.5}, "n", "invalid_value"),
+    ({"size": "100x100"}, "size", "invalid_value"),
+    ({"size": 64}, "size", "invalid_value"),
+    ({"response_format": "tiff"}, "response_format", "invalid_value"),
+    ({"model": "dall-e-3"}, "model", "model_not_found"),
+    ({"extra_body": {"seed": -1}}, "seed", "invalid_value"),
+    ({"extra_body": {"seed": 2**63}}, "seed", "invalid_value"),
+    ({"style": "vivid"}, "style", "unknown_parameter"),
+]
+
+
+def test_invalid_values_are_400_in_openais_shape(serve):
+    ai = client(serve())
+    for given, param, code in BAD:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ai.images.generate(**({"prompt": "a ring"} | given))
+        error = caught.value
+        assert (error.param, error.code, error.type) == (param, code, "invalid_request_error"), given
+        assert error.request_id.startswith("req_")
+
+
+BAD_UPLOADS = [
+    ("variation", {"image": b"not a picture"}, "image", "no picture"),
+    ("variation", {"image": b""}, "image", "no picture"),
+    ("variation", {"image": png()[:60]}, "image", "damaged"),
+    ("variation", {"image": png((64, 32))}, "image", "square, got 64x32"),
+    ("variation", {"image": png(), "n": 11}, "n", "less than or equal to 10"),
+    ("variation", {"image": png(format="TIFF")}, "image", "PNG, JPEG, WEBP"),
+    ("edit", {"image": png()}, "image", "no transparent pixels"),
+    ("edit", {"image": png(hole=(0, 0, 64, 64))}, "image", "only transparent"),
+    ("edit", {"image": png(), "mask": png((32, 32), hole=(0, 0, 9, 9))}, "mask", "64x64|32x32"),
+    ("edit", {"image": png(), "mask": b"zzz"}, "mask", "no picture"),
+    ("edit", {"image": png(hole=(0, 0, 9, 9)), "prompt": " "}, "prompt", "pattern"),
+    ("edit", {"image": png(hole=(0, 0, 9, 9)), "size": "1x1"}, "size", "1x1"),
+]
+
+
+def test_invalid_uploads_are_400_in_openais_shape(serve):
+    ai = client(serve())
+    for endpoint, given, param, message in BAD_UPLOADS:
+        call = ai.images.create_variation if endpoint == "variation" else ai.images.edit
+        with pytest.raises(openai.BadRequestError, match=message) as caught:
+            call(**(({"prompt": "a ring"} if endpoint == "edit" else {}) | given))
+        assert caught.value.param == param, given
+
+
+def test_what_is_no_endpoint_or_no_method_of_it_has_the_same_shape(serve):
+    ai = client(serve())
+    with pytest.raises(openai.NotFoundError) as caught:
+        ai.chat.completions.create(model="tiny", messages=[])
+    assert caught.value.type == "invalid_request_error"
+    with pytest.raises(openai.APIStatusError, match="Method Not Allowed"):
+        ai.get("/images/generations", cast_to=object)
+
+
+def test_keys_are_wanted_everywhere_but_for_health(serve, tmp_path):
+    from unclip.server import Keys
+
+    file = tmp_path / "keys"
+    file.write_text("# ours\nalice sk-alice-0123456789\nsk-nameless-0123456789  # second\n")
+    file.chmod(0o600)
+    address = serve(keys=Keys(file), any_host=True)
+    assert len(client(address, "sk-alice-0123456789").models.list().data) == 2
+    assert len(client(address, "sk-nameless-0123456789").models.list().data) == 2
+    for call in (lambda ai: ai.models.list(), lambda ai: ai.images.generate(prompt="a ring")):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            call(client(address, "sk-alice-012345678"))
+        assert caught.value.code == "invalid_api_key"
+    assert urllib.request.urlopen(f"{address}/healthz").status == 200
+    for path in ("/metrics", "/openapi.json", "/v1/models", "/nowhere", "/"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(address + path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no key"),
+        ("short", "line 1: a key has at least 16"),
+        ("ok sk-0123456789abcdef\nsk-0123456789abcdef", "line 2: this key"),
+        ("a b sk-0123456789abcdef", "got 3 words"),
+    ],
+)
+def test_bad_key_files_are_named_and_their_keys_are_not(text, message, tmp_path):
+    from unclip.server import Keys
+
+    file = tmp_path / "keys"
+    file.write_text(text)
+    file.chmod(0o600)
+    with pytest.raises(ValueError, match=message) as caught:
+        Keys(file)
+    assert "0123456789" not in str(caught.value)
+    file.chmod(0o644)
+    with pytest.raises(ValueError, match="chmod 600"):
+        Keys(file)
+
+
+def test_the_rate_is_each_keys_own_and_says_when_to_come_back(serve, tmp_path):
+    from unclip.server import Keys
+    from unclip.server.keys import Rate
+
+    file = tmp_path / "keys"
+    file.write_text("a sk-aaaaaaaaaaaaaaaa\nb sk-bbbbbbbbbbbbbbbb")
+    file.chmod(0o600)
+    address = serve(keys=Keys(file), rate=2, any_host=True)
+    a, b = client(address, "sk-aaaaaaaaaaaaaaaa"), client(address, "sk-bbbbbbbbbbbbbbbb")
+    a.images.generate(prompt="a ring", size="64x64", n=2)
+    with pytest.raises(openai.RateLimitError) as caught:
+        a.images.generate(prompt="a ring", size="64x64")
+    assert caught.value.code == "rate_limit_exceeded" and 1 <= int(caught.value.response.headers["retry-after"]) <= 30
+    b.images.generate(prompt="a ring", size="64x64")
+
+    now = [0.0]
+    rate = Rate(6, clock=lambda: now[0])
+    assert rate.take("x", 6) == 0 and rate.take("x", 1) == 10
+    now[0] = 10.0
+    assert rate.take("x", 1) == 0 and rate.take("x", 1) == 10
+
+
+def test_requests_are_drawn_in_batches(serve, slow_model):
+    address = serve()
+    ai = client(address)
+    answers = {}
+
+    def ask(seed: int) -> None:
+        answers[seed] = ai.images.generate(prompt=f"ring {seed}", size="64x64", extra_body={"seed": seed}, **B64)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(5)]
+    threads[0].start()
+    assert slow_model.begun.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    while serve.app.state.worker.waiting < 4:
+        pass
+    slow_model.set()
+    for thread in threads:
+        thread.join(60)
+    text = urllib.request.urlopen(f"{address}/metrics").read().decode()
+    assert "unclip_batch_pictures_count 2.0" in text and "unclip_batch_pictures_sum 5.0" in text
+    assert 'unclip_pictures_total{operation="generations"} 5.0' in text
+    assert 'unclip_requests_total{method="POST",path="/v1/images/generations",status="200"} 5.0' in text
+    assert len({pictures(a)[0].tobytes() for a in answers.values()}) == 5
+
+
+def test_a_full_queue_is_429_and_a_passed_deadline_504(serve, slow_model):
+    ai = client(serve(queue=4, deadline=0.4))
+    with pytest.raises(openai.RateLimitError, match="busy") as caught:
+        ai.images.generate(prompt="a ring", size="64x64", n=5)
+    assert caught.value.code == "queue_full" and int(caught.value.response.headers["retry-after"]) >= 1
+    with pytest.raises(openai.InternalServerError, match="0.4 seconds") as late:
+        ai.images.generate(prompt="a ring", size="64x64")
+    assert late.value.status_code == 504 and late.value.code == "deadline_exceeded"
+    worker = serve.app.state.worker
+    while worker.running:  # the model is free again, though its gate is still closed
+        pass
+    assert worker.waiting == 0
+
+
+def test_a_client_that_leaves_frees_its_places(serve, slow_model):
+    address = serve()
+    worker = serve.app.state.worker
+    with pytest.raises(openai.APITimeoutError):
+        client(address, timeout=0.5).images.generate(prompt="a ring", size="64x64", n=6)
+    assert slow_model.begun.is_set()
+    slow_model.begun.clear()
+    while worker.running or worker.waiting:
+        pass
+    assert slow_model.steps == [12], "it stopped after the step it was at: two candidates for each of six pictures"
+
+
+def test_a_content_filter_sees_prompts_uploads_and_drawn_pictures(serve):
+    seen = []
+
+    def content_filter(content) -> str | None:
+        seen.append(content if isinstance(content, str) else content.mode)
+        return "no rings here" if "ring" in str(content) else None
+
+    ai = client(serve(content_filter=content_filter))
+    with pytest.raises(openai.BadRequestError, match="no rings here") as caught:
+        ai.images.generate(prompt="a ring")
+    assert caught.value.code == "content_policy_violation" and caught.value.param == "prompt"
+    ai.images.edit(prompt="a star", image=png(hole=(0, 0, 9, 9)), size="64x64")
+    assert seen == ["a ring", "a star", "RGBA", "RGB"]
+
+
+def test_logs_have_ids_and_no_prompts(serve, caplog):
+    caplog.set_level(logging.INFO, "unclip.server")
+    secret = "xylophone " * 40  # longer than the text tower reads: the pipeline warns, and quotes what it cut off
+    answer = client(serve()).images.with_raw_response.generate(prompt=secret, size="64x64")
+    lines = [json.loads(JSONLines().format(r)) for r in caplog.records if r.name.startswith("unclip")]
+    line = next(x for x in lines if x.get("request") == answer.headers["x-request-id"])
+    assert line["status"] == 200 and line["path"] == "/v1/images/generations" and line["pictures"] == 1
+    assert any("longer than" in x["message"] for x in lines)
+    assert "xylophone" not in json.dumps(lines)
+    caplog.clear()
+    client(serve(log_prompts=True)).images.generate(prompt="a ring", size="64x64")
+    assert any(getattr(r, "facts", {}).get("prompt") == "a ring" for r in caplog.records)
+
+
+def test_an_unforeseen_failure_is_500_in_openais_shape_and_says_nothing_of_the_prompt(serve, monkeypatch, caplog):
+    address = serve()
+
+    def broken(*args, **kwargs):
+        raise KeyError("a secret prompt")
+
+    monkeypatch.setattr(type(serve.app.state.worker), "submit", broken)
+    with pytest.raises(openai.InternalServerError) as caught:
+        client(address).images.generate(prompt="a secret prompt")
+    assert caught.value.type == "server_error" and "secret" not in str(caught.value)
+    line = next(JSONLines().format(r) for r in caplog.records if r.name == "unclip.server" and r.levelno >= logging.ERROR)
+    assert "KeyError" in line and "broken" in line and "secret" not in line
+
+
+def test_one_picture_alone_and_in_company_is_the_same(serve, slow_model, tiny_model):
+    """Coalescing changes nothing that a client sees."""
+    slow_model.set()
+    ai = client(serve())
+    (alone,) = pictures(ai.images.generate(prompt="a star", size="64x64", extra_body={"seed": 9}, **B64))
+    company = tiny_model(["a ring", "a star"], generator=seeds(1, 9), size=64, output_type="pt").images
+    given = torch.from_numpy(np.array(alone)).permute(2, 0, 1) / 255
+    assert (company[1] - given).abs().max() <= 1 / 255

@@ -1,0 +1,82 @@
+"""`unclip serve`: the model behind OpenAI's image API."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, Model
+from .pictures import load
+
+KeyFile = Annotated[
+    Path | None, typer.Option(help="A file with one API key a line, or a name and a key; nothing but health goes without.")
+]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
+    api_key_file: KeyFile = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let others in without a key.")] = False,
+    rate: Annotated[int | None, typer.Option(help="Pictures a minute for each key; default: no limit.")] = None,
+    queue: Annotated[int, typer.Option(help="Pictures that may wait; beyond it: 429.")] = 64,
+    deadline: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
+    url_seconds: Annotated[float, typer.Option(help="Seconds that a picture asked for by URL is kept.")] = 3600.0,
+    public_url: Annotated[str | None, typer.Option(help="Where clients find this server, if behind a proxy.")] = None,
+    content_filter: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="May refuse prompts and pictures; see docs/server.md."),
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    model: Model = "emoji",
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Serve OpenAI's image API (generations, edits, variations) over this model; logs go to stderr."""
+    _need("fastapi", "uvicorn", "multipart", "prometheus_client")
+    from ..server import Keys, Settings, check_binding, create, listen, run
+
+    check_binding(host, api_key_file is not None, insecure)
+    settings = Settings(
+        model=model,
+        keys=Keys(api_key_file) if api_key_file is not None else None,
+        rate=rate,
+        queue=queue,
+        deadline=deadline,
+        url_seconds=url_seconds,
+        public_url=public_url,
+        any_host=insecure or api_key_file is not None,
+        content_filter=_plugin(content_filter) if content_filter is not None else None,
+        log_prompts=log_prompts,
+    )
+    with listen(host, port) as listener:
+        app = create(load(model, device, dtype), settings)
+        address, number = listener.getsockname()[:2]
+        print(f"http://{f'[{address}]' if ':' in address else address}:{number}", flush=True)
+        run(app, listener, deadline)
+
+
+def _need(*modules: str) -> None:
+    from importlib.util import find_spec
+
+    for module in modules:
+        if find_spec(module) is None:
+            raise ValueError(f"this needs {module}; install it with: pip install 'unclip[app]'")
+
+
+def _plugin(name: str):
+    """What `package.module:function` names. Raises ValueError where there is no such function."""
+    import sys
+    from importlib import import_module
+
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")  # a deployer's module lies beside what they call us from
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--content-filter {name} cannot be had: {error}") from None
+    finally:
+        sys.path.remove("")
+    if not callable(found):
+        raise ValueError(f"--content-filter {name} is no function")
+    return found

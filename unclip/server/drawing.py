@@ -1,0 +1,106 @@
+"""The endpoints' work: pictures of sentences, of pictures, and of parts of pictures, as many at once as fit together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
+from ..pipelines.base import BATCH
+
+Wanted = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Painting:
+    """Pictures of sentences; a job is (prompt, seed)."""
+
+    pipe: UnCLIPPipeline = field(repr=False)
+    size: int
+    name = "generations"
+
+    @property
+    def batch(self) -> int:
+        return batch(self.size)
+
+    def draw(self, jobs: list[tuple[str, int]], wanted: Wanted) -> list[Image.Image]:
+        prompts = [prompt for prompt, _ in jobs]
+        settings = {"generator": generators(seed for _, seed in jobs), "size": self.size}
+        return self.pipe(prompts, **settings, callback_on_step_end=stop_unless(wanted)).images
+
+
+@dataclass(frozen=True)
+class Varying:
+    """Variations of pictures; a job is (picture, seed)."""
+
+    pipe: UnCLIPImageVariationPipeline = field(repr=False)
+    size: int
+    name = "variations"
+
+    @property
+    def batch(self) -> int:
+        return batch(self.size)
+
+    def draw(self, jobs: list[tuple[Image.Image, int]], wanted: Wanted) -> list[Image.Image]:
+        pictures = [picture for picture, _ in jobs]
+        settings = {"generator": generators(seed for _, seed in jobs), "size": self.size}
+        return self.pipe(pictures, **settings, callback_on_step_end=stop_unless(wanted)).images
+
+
+@dataclass(frozen=True, eq=False)
+class Repainting:
+    """One picture's masked part, drawn anew; a job is a seed. Equals only itself: a batch has one picture and one mask."""
+
+    pipe: UnCLIPInpaintPipeline = field(repr=False)
+    size: int
+    prompt: str = field(repr=False)
+    picture: Image.Image = field(repr=False)
+    mask: Image.Image = field(repr=False)
+    name = "edits"
+
+    @property
+    def batch(self) -> int:
+        return batch(self.size)
+
+    def draw(self, jobs: list[int], wanted: Wanted) -> list[Image.Image]:
+        return self.pipe(
+            self.prompt,
+            self.picture,
+            self.mask,
+            num_images_per_prompt=len(jobs),
+            generator=generators(jobs),
+            size=self.size,
+            callback_on_step_end=stop_unless(wanted),
+        ).images
+
+
+@dataclass(frozen=True, eq=False)
+class Calling:
+    """Anything else that runs the model: one job, a function of `wanted`."""
+
+    name: str = "studio"
+    batch = 1
+
+    def draw(self, jobs: list[Callable[[Wanted], Any]], wanted: Wanted) -> list[Any]:
+        return [job(wanted) for job in jobs]
+
+
+def batch(size: int) -> int:
+    return BATCH.get(size, 4)
+
+
+def generators(seeds) -> list[torch.Generator]:
+    """One stream for each picture: a seed draws the same picture alone and in company."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def stop_unless(wanted: Wanted) -> Callable:
+    """A step's callback that ends the call once nobody waits for it."""
+
+    def look(pipe, i, t, tensors: dict) -> dict:
+        pipe._interrupt = not wanted()
+        return {}
+
+    return look

@@ -1,0 +1,120 @@
+"""Running the server: patience with slow clients, logs, and SIGTERM, which lets what waits be drawn."""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .guard import JSONLines
+
+HEADER_SECONDS = 10  # for a request's headers to arrive
+WRITE_SECONDS = 60  # for a client to take what was sent before more is
+CONNECTIONS = 1000
+HEADER_BYTES = 32 * 1024
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, which alone waits for ever: for headers to be finished, and for an answer to be taken."""
+
+    _request = _taking = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Wait for a request no longer than `HEADER_SECONDS` from its first byte."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if not idle:
+            self._request = _cancelled(self._request)
+        elif self._request is None:
+            self._request = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taking = _cancelled(self._taking)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._request, self._taking = _cancelled(self._request), _cancelled(self._taking)
+        super().connection_lost(exc)
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class Server(uvicorn.Server):
+    """Tells the application when it begins to shut down, so that pages which only listen let go."""
+
+    def handle_exit(self, sig: int, frame) -> None:
+        stopping = getattr(self.config.app.state, "stopping", None)
+        if stopping is not None:
+            stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def check_binding(host: str, keys: bool, insecure: bool) -> None:
+    """Raises ValueError for an address that others can reach, where there are no keys."""
+    if not keys and not insecure and not is_loopback(host):
+        raise ValueError(
+            f"--host {host} lets others in without a key: give --api-key-file, or --insecure if that is what you want"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 is any free one. Raises ValueError where it cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {host}, port {port}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def server(app: FastAPI, drain: float) -> Server:
+    """The server of an application, which finishes what was asked before it stops, for up to `drain` seconds."""
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # who asks is who connects
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_graceful_shutdown=int(drain) + 1,
+    )
+    return Server(config)
+
+
+def run(app: FastAPI, listener: socket.socket, drain: float) -> None:
+    """Serve until SIGTERM or SIGINT, with JSON logs on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in ("unclip.server", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when all is done
+    server(app, drain).run(sockets=[listener])
