@@ -5,7 +5,8 @@ import logging
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 logger = logging.getLogger(__name__)
@@ -43,22 +44,24 @@ def open_upload(data: bytes, name: str) -> Image.Image:
 
 
 def _load(source: Path | io.BytesIO, name: str | Path | None, pixels: int, formats: tuple[str, ...] | None = None):
+    size = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source, formats=formats) as file:
                 if file.width * file.height > pixels:
-                    raise ValueError(f"{name} has {file.width}x{file.height} pixels, more than {pixels // 10**6} megapixels")
+                    size = f"{file.width}x{file.height} pixels, "
+                    raise Image.DecompressionBombError
                 if getattr(file, "n_frames", 1) > 1:
                     logger.warning("%s is animated; its first frame is taken", name)
                 picture = ImageOps.exif_transpose(file)
                 picture.load()
     except Image.DecompressionBombError:
-        raise ValueError(f"{name} has more than {pixels // 10**6} megapixels") from None
+        raise ValueError(f"{name} has {size}more than {pixels // 10**6} megapixels") from None
     except UnidentifiedImageError:
         raise ValueError(f"{name} is no picture that can be read" + (f" ({', '.join(formats)})" if formats else "")) from None
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow's answers to truncated and damaged files
-        raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # Pillow's answers to truncated, damaged and hostile files are of many kinds
+        raise ValueError(f"{name} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     return picture
 
 
@@ -93,6 +96,42 @@ def with_margins(picture: Image.Image, left: int, right: int, top: int, bottom: 
     canvas.paste(on_white(picture), (left, top))
     mask.paste(0, (left, top, left + picture.width, top + picture.height))
     return canvas, mask
+
+
+def cut_out(picture: Image.Image, tolerance: int = 24) -> Image.Image:
+    """A picture on white as RGBA, the white around what it shows made transparent; white that it encloses stays.
+
+    What is connected to the border through pixels that differ from white by at most `tolerance` levels goes. In the few
+    pixels beside it the colour is taken for a mixture of white and the darkest colour near by, and unmixed: on white
+    the result looks as before.
+    """
+    pixels = np.array(on_white(picture)).astype(np.float32)  # [H, W, 3]
+    darkness = 255 - pixels.min(2)
+    around = _reached_from_border(darkness <= tolerance)
+    width = 2 * max(round(max(picture.size) / 256), 1) + 1  # of an edge's soft part, in pixels
+    band = np.array(Image.fromarray(around).convert("L").filter(ImageFilter.MaxFilter(width))) > 0
+    near = np.array(Image.fromarray(darkness.astype(np.uint8)).filter(ImageFilter.MaxFilter(width))).astype(np.float32)
+    alpha = np.where(band & (near > 0), darkness / np.maximum(near, 1), 1.0)
+    alpha = np.where(around, 0.0, np.round(alpha * 255) / 255)[..., None]
+    colour = np.clip(255 - (255 - pixels) / np.maximum(alpha, 1 / 255), 0, 255)
+    return Image.fromarray(np.concatenate([colour, alpha * 255], 2).round().astype(np.uint8), "RGBA")
+
+
+def _reached_from_border(free: np.ndarray) -> np.ndarray:
+    """The part of `free` [H, W] that is connected to the border, along rows and columns: whole runs at a time."""
+    reached = np.zeros_like(free)
+    reached[[0, -1]], reached[:, [0, -1]] = free[[0, -1]], free[:, [0, -1]]
+    count = -1
+    while reached.sum() != count:
+        count = reached.sum()
+        for axis in (0, 1):
+            blocked, seen = (~free, reached) if axis == 1 else (~free.T, reached.T)
+            run = blocked.cumsum(1) + np.arange(len(blocked))[:, None] * (blocked.shape[1] + 1)  # a number for each run
+            hit = np.zeros(run.max() + 1, bool)
+            hit[run[seen]] = True
+            seen = hit[run] & ~blocked
+            reached = seen if axis == 1 else seen.T
+    return reached
 
 
 def png_facts(facts: dict[str, str]) -> PngInfo:

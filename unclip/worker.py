@@ -32,6 +32,17 @@ class Busy(Exception):
         self.retry_after = retry_after
 
 
+@dataclass(frozen=True, eq=False)
+class Calling:
+    """Work of no fixed kind, never drawn together: a job is a function of `wanted`."""
+
+    name: str
+    batch: int = 1
+
+    def draw(self, jobs: list[Callable[[Callable[[], bool]], Any]], wanted: Callable[[], bool]) -> list[Any]:
+        return [job(wanted) for job in jobs]
+
+
 @dataclass(eq=False)
 class _Place:
     client: str

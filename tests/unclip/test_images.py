@@ -6,9 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from unclip.images import on_white, open_image
+from unclip import __version__
+from unclip.images import UPLOAD_PIXELS, on_white, open_image, open_upload, png_facts, read_facts
 
 RED = (200, 30, 40)
 
@@ -81,3 +84,32 @@ def test_what_cannot_be_read_is_named(tmp_path):
             open_image(tmp_path / name)
     with pytest.raises(ValueError, match="none.png is not a file"):
         open_image(tmp_path / "none.png")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.data())
+def test_a_damaged_upload_is_a_picture_or_one_line(kind, data):
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16), "red").save(file, kind, exif=Image.Exif())
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        change = data.draw(st.one_of(st.just(b""), st.binary(min_size=1, max_size=4)))
+        content[place : place + data.draw(st.integers(0, 4))] = change
+        content = content or bytearray(b"x")
+    try:
+        picture = open_upload(bytes(content), "image")
+    except ValueError as error:
+        assert str(error).startswith("image ") and "\n" not in str(error)
+    else:
+        assert picture.width * picture.height <= UPLOAD_PIXELS
+
+
+def test_a_png_remembers_how_it_was_made_and_another_does_not_pretend(tmp_path):
+    facts = {"prompt": "zwei Sterne ☆", "seed": "5"}
+    file, plain = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=png_facts(facts))
+    assert read_facts(file.getvalue(), "it") == facts | {"version": __version__}
+    Image.new("RGB", (8, 8)).save(plain, "PNG")
+    with pytest.raises(ValueError, match="it does not say how it was made"):
+        read_facts(plain.getvalue(), "it")

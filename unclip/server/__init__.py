@@ -2,6 +2,6 @@
 
 from .app import ContentFilter, Settings, create
 from .keys import Keys
-from .run import check_binding, listen, run
+from .serving import check_binding, listen, run
 
 __all__ = ["ContentFilter", "Keys", "Settings", "check_binding", "create", "listen", "run"]

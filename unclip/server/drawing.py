@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
@@ -74,17 +73,6 @@ class Repainting:
             size=self.size,
             callback_on_step_end=stop_unless(wanted),
         ).images
-
-
-@dataclass(frozen=True, eq=False)
-class Calling:
-    """Anything else that runs the model: one job, a function of `wanted`."""
-
-    name: str = "studio"
-    batch = 1
-
-    def draw(self, jobs: list[Callable[[Wanted], Any]], wanted: Wanted) -> list[Any]:
-        return [job(wanted) for job in jobs]
 
 
 def batch(size: int) -> int:

@@ -20,7 +20,7 @@ def serve(tiny_model):
     """Start a server with these settings: call(**settings) -> its address. Stopped when the test ends."""
     pytest.importorskip("uvicorn")
     from unclip.server import Settings, create, listen
-    from unclip.server.run import server
+    from unclip.server.serving import server
 
     started = []
 

@@ -109,7 +109,7 @@ def bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes((width // 8 + 1) * min(height, 20000)), 9)
+    rows = zlib.compress(bytes((width // 8 + 1) * min(height, 4096)), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
@@ -125,10 +125,10 @@ def scans(count: int) -> bytes:
 def test_bombs_are_refused_before_they_are_decoded(serve):
     address = serve()
     for name, data, word in (
-        ("pixels", bomb(100_000, 100_000), "100000x100000"),
-        ("more pixels than 4096x4096", bomb(4104, 4096), "4104x4096"),
+        ("pixels", bomb(100_000, 100_000), "16 megapixels"),
+        ("more pixels than 4096x4096", bomb(4104, 4096), "16 megapixels"),
         ("scans", scans(500), "scans"),
-        ("text chunk", png()[:33] + _compressed_text(64 * 2**20) + png()[33:], "image"),
+        ("text chunk", png()[:33] + _compressed_text(8 * 2**20) + png()[33:], "damaged"),
     ):
         body, headers = form({"image": ("x.png", data)})
         started = time.monotonic()
@@ -178,13 +178,13 @@ def test_malformed_requests_are_400_and_harm_nothing(serve):
         (good[:50], headers["content-type"]),
         (b"--b\r\n\r\n\r\n--b--", headers["content-type"]),
         (b"\r\n" * 5000, headers["content-type"]),
-        (form({f"f{n}": b"x" for n in range(3000)})[0], headers["content-type"]),
+        (form({f"f{n}": b"x" for n in range(1100)})[0], headers["content-type"]),
         (good, "application/json"),
         (b"image=abc", "application/x-www-form-urlencoded"),
     ):
         status, said = ask(address, "POST", "/v1/images/variations", body, {"content-type": kind})
         assert status == 400 and "message" in said["error"], (kind, body[:40])
-    for line in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/models HTTP/1.1\r\ncontent-length: -1\r\n\r\n"):
+    for line in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/x\r\n\r\n", b"POST /v1/models HTTP/1.1\r\ncontent-length: -1\r\n\r\n"):
         assert raw(address, line).startswith(b"HTTP/1.1 400")
     smuggled = (
         b"POST /v1/models HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET"
@@ -201,9 +201,9 @@ def test_oversized_headers_are_refused(serve):
 
 
 def test_slow_clients_are_let_go(serve, monkeypatch):
-    from unclip.server import run
+    from unclip.server import serving
 
-    monkeypatch.setattr(run, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(serving, "HEADER_SECONDS", 0.3)
     address = serve(body_seconds=0.3)
     assert raw(address, b"GET /healthz HT", wait=10) == b"", "a request that is never finished"
     assert raw(address, b"", wait=10) == b"", "a connection that never asks"
