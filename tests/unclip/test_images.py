@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from unclip import __version__
-from unclip.images import UPLOAD_PIXELS, on_white, open_image, open_upload, png_facts, read_facts
+from unclip.images import UPLOAD_PIXELS, cut_out, on_white, open_image, open_upload, png_facts, read_facts
 
 RED = (200, 30, 40)
 
@@ -113,3 +113,33 @@ def test_a_png_remembers_how_it_was_made_and_another_does_not_pretend(tmp_path):
     Image.new("RGB", (8, 8)).save(plain, "PNG")
     with pytest.raises(ValueError, match="it does not say how it was made"):
         read_facts(plain.getvalue(), "it")
+
+
+def test_a_sticker_looks_on_white_as_before_and_its_surroundings_are_gone():
+    large = Image.new("RGB", (512, 512), "white")
+    draw = ImageDraw.Draw(large)
+    draw.ellipse((100, 60, 420, 440), fill=(200, 30, 40))
+    draw.ellipse((200, 160, 300, 260), fill="white")  # the white of an eye
+    picture = large.resize((128, 128), Image.Resampling.BOX)  # with soft edges
+    sticker = cut_out(picture)
+    alpha = np.array(sticker.getchannel("A"))
+    assert alpha[0, 0] == 0 and alpha[:8].max() == 0 and alpha[50, 62] == 255 and alpha[100, 64] == 255
+    assert ((alpha > 0) & (alpha < 255)).any()
+    before, after = np.array(picture).astype(int), np.array(on_white(sticker)).astype(int)
+    assert abs(before - after)[alpha > 0].max() <= 3
+    assert (before[alpha == 0] >= 255 - 24).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.05, 0.6))
+def test_what_is_cut_out_is_what_a_flood_from_the_border_reaches(seed, share):
+    dark = np.random.default_rng(seed).random((12, 17)) < share
+    picture = Image.fromarray(np.where(dark, 0, 255).astype(np.uint8)).convert("RGB")
+    reached, waiting = set(), [(y, x) for y in range(12) for x in range(17) if y in (0, 11) or x in (0, 16)]
+    while waiting:
+        y, x = waiting.pop()
+        if 0 <= y < 12 and 0 <= x < 17 and not dark[y, x] and (y, x) not in reached:
+            reached.add((y, x))
+            waiting += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+    alpha = np.array(cut_out(picture).getchannel("A"))
+    assert all(alpha[y, x] == 0 for y, x in reached) and (alpha[dark] == 255).all()

@@ -15,6 +15,7 @@ from .latent import edit, inpaint, interpolate, outpaint, pca, variations
 from .plan import plan
 from .plot import plot
 from .serve import serve
+from .studio import app as studio
 from .train import export, train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -84,6 +85,7 @@ def _options(
 drawing = (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search)
 for command in (*drawing, embed, serve, plan, train, plot, export):
     app.command()(command)
+app.command("app")(studio)
 convert_app.command()(karlo)
 convert_app.command("kandinsky-prior")(kandinsky_prior)
 data_app.command()(emoji)

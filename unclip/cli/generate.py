@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .batch import draw_all, read_prompts
-from .options import Device, Dtype, Force, Model, Sampler, Seed, Size, Steps
+from .options import Device, Dtype, Force, Model, Sampler, Seed, Size, Steps, Transparent
 from .pictures import load, output_files, save, slug
 
 
@@ -36,6 +36,7 @@ def generate(
         float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")
     ] = 0.0,
     prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
+    transparent: Transparent = False,
     device: Device = None,
     dtype: Dtype = "auto",
     model: Model = "emoji",
@@ -44,6 +45,7 @@ def generate(
     """Draw pictures of sentences and print the files' names."""
     import torch
 
+    from ..images import cut_out
     from ..pipelines.base import BATCH, MAX_IMAGES
 
     if (not prompts) == (prompts_file is None):
@@ -70,7 +72,8 @@ def generate(
 
     def draw(chunk: list[tuple[str, int]], pipe) -> list:
         generators = [torch.Generator().manual_seed(number) for _, number in chunk]
-        return pipe([prompt for prompt, _ in chunk], generator=generators, **settings).images
+        images = pipe([prompt for prompt, _ in chunk], generator=generators, **settings).images
+        return [cut_out(image) for image in images] if transparent else images
 
     def prepare(place: str | None = None) -> tuple:
         pipe = load(model, device or place, dtype)
@@ -85,7 +88,7 @@ def generate(
             pipe.set_progress_bar_config(disable=True)
             return pipe, batch
 
-        chosen = {k: v for k, v in settings.items() if v is not None}
+        chosen = {k: v for k, v in (settings | {"transparent": transparent or None}).items() if v is not None}
         draw_all(jobs, out, {"model": model, "settings": json.dumps(chosen, sort_keys=True)}, draw, quietly, force)
         return
     files = output_files(out, [f"{slug(prompt)}-{number}" for prompt, number in jobs], force)
@@ -108,6 +111,7 @@ def rerank(
     size: Size = None,
     seed: Seed = 0,
     steps: Steps = None,
+    transparent: Transparent = False,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -137,5 +141,5 @@ def rerank(
     best = ranked(pipe, prompt, candidates, keep, seed, BATCH[64], bar, **settings)
     for (score, number), path in zip(tqdm(best, desc="drawing the best", file=sys.stderr), files, strict=True):
         image = pipe(prompt, generator=[torch.Generator().manual_seed(number)], size=size, **settings).images[0]
-        save(image, path, {"prompt": prompt, "seed": str(number), "model": model, "score": f"{score:.4f}"})
+        save(image, path, {"prompt": prompt, "seed": str(number), "model": model, "score": f"{score:.4f}"}, transparent)
         print(path)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DecoderSteps, Device, Dtype, Force, Model, Sampler, Seed, Size
+from .options import DecoderSteps, Device, Dtype, Force, Model, Sampler, Seed, Size, Transparent
 from .pictures import check_free, embedding_bar, load, output_files, row, save, write
 
 
@@ -21,6 +21,7 @@ def variations(
     seed: Seed = 0,
     decoder_steps: DecoderSteps = None,
     sampler: Sampler = None,
+    transparent: Transparent = False,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -49,7 +50,8 @@ def variations(
             sampler=sampler,
         ).images[0]
         facts = {"variation_of": image.name, "seed": str(seed + n), "model": model}
-        save(drawn, path, facts | ({"eta": str(eta)} if eta is not None else {}) | ({"prompt": prompt} if prompt else {}))
+        facts |= ({"eta": str(eta)} if eta is not None else {}) | ({"prompt": prompt} if prompt else {})
+        save(drawn, path, facts, transparent)
         print(path)
 
 
@@ -153,6 +155,7 @@ def edit(
     size: Size = None,
     seed: Seed = 0,
     decoder_steps: DecoderSteps = None,
+    transparent: Transparent = False,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -172,7 +175,7 @@ def edit(
     drawn = pipe(picture, target, source, strengths, generator=torch.Generator().manual_seed(seed), size=size, **steps).images
     for path, result, share in zip(files, drawn, strengths, strict=True):
         facts = {"edit_of": image.name, "from": source, "to": target, "strength": f"{share:g}"}
-        save(result, path, facts | {"seed": str(seed), "model": model})
+        save(result, path, facts | {"seed": str(seed), "model": model}, transparent)
         print(path)
 
 

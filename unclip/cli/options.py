@@ -17,3 +17,4 @@ Sampler = Annotated[
 ]
 DecoderSteps = Annotated[int | None, typer.Option("--decoder-steps", help="Denoising steps of the decoder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of score, tab and name.")]
+Transparent = Annotated[bool, typer.Option("--transparent", help="Cut the white background out, for stickers.")]

@@ -29,6 +29,15 @@ def load(model: str, device: str | None, dtype: str):
     return UnCLIPPipeline.from_pretrained(model, **kwargs).to(where)
 
 
+def need(*modules: str) -> None:
+    """Raises ValueError for modules that are not installed, saying how they come."""
+    from importlib.util import find_spec
+
+    for module in modules:
+        if find_spec(module) is None:
+            raise ValueError(f"this needs {module}; install it with: pip install 'unclip[app]'")
+
+
 def output_files(out: Path | None, names: list[str], force: bool) -> list[Path]:
     """Where pictures called `names` go: the one file `out`, or a folder; checked before anything is drawn."""
     if out is not None and out.suffix and not out.is_dir():
@@ -89,10 +98,11 @@ def row(pictures: list):
     return sheet
 
 
-def save(image, path: Path, facts: dict[str, str]) -> None:
-    """Write a PNG with its facts in text chunks, whole or not at all."""
-    from ..images import png_facts
+def save(image, path: Path, facts: dict[str, str], transparent: bool = False) -> None:
+    """Write a PNG with its facts in text chunks, whole or not at all; `transparent` cuts its white background out."""
+    from ..images import cut_out, png_facts
 
+    image = cut_out(image) if transparent else image
     write(path, lambda file: image.save(file, format="PNG", pnginfo=png_facts(facts)))
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from .options import Device, Dtype, Model
-from .pictures import load
+from .pictures import load, need
+from .studio import Search, page
 
 KeyFile = Annotated[
     Path | None, typer.Option(help="A file with one API key a line, or a name and a key; nothing but health goes without.")
@@ -28,12 +29,14 @@ def serve(
         typer.Option(metavar="MODULE:NAME", help="May refuse prompts and pictures; see docs/server.md."),
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    with_app: Annotated[bool, typer.Option("--app/--no-app", help="The studio beside it, at /app.")] = True,
+    search: Search = None,
     model: Model = "emoji",
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
     """Serve OpenAI's image API (generations, edits, variations) over this model; logs go to stderr."""
-    _need("fastapi", "uvicorn", "multipart", "prometheus_client")
+    need("fastapi", "uvicorn", "multipart", "prometheus_client")
     from ..server import Keys, Settings, check_binding, create, listen, run
 
     check_binding(host, api_key_file is not None, insecure)
@@ -49,19 +52,22 @@ def serve(
         content_filter=_plugin(content_filter) if content_filter is not None else None,
         log_prompts=log_prompts,
     )
+    if search is not None and not search.is_dir():
+        raise ValueError(f"{search} is not a folder")
+    if with_app:
+        need("gradio")
+        from ..studio.launch import mount, prepare
+
+        prepare()
     with listen(host, port) as listener:
-        app = create(load(model, device, dtype), settings)
+        pipe = load(model, device, dtype)
+        app = create(pipe, settings, "/app" if with_app else None)
+        if with_app:
+            studio = page(pipe, model, search, app.state.worker, settings.content_filter)
+            mount(app, studio, "/app", settings.keys)
         address, number = listener.getsockname()[:2]
         print(f"http://{f'[{address}]' if ':' in address else address}:{number}", flush=True)
         run(app, listener, deadline)
-
-
-def _need(*modules: str) -> None:
-    from importlib.util import find_spec
-
-    for module in modules:
-        if find_spec(module) is None:
-            raise ValueError(f"this needs {module}; install it with: pip install 'unclip[app]'")
 
 
 def _plugin(name: str):

@@ -133,6 +133,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         self.register_to_config(defaults=defaults)
         self._dtype_chosen = False
         self._stage: str | None = None
+        self._num_timesteps = 0
         self._interrupt = False
         self._callback: Callback | None = None
         self._callback_inputs: list[str] = []
@@ -268,6 +269,11 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         return self._stage
 
     @property
+    def num_timesteps(self) -> int:
+        """Steps of the stage that is running, or ran last."""
+        return self._num_timesteps
+
+    @property
     def interrupt(self) -> bool:
         """Set `_interrupt` (in a callback, say) and the call ends after the step, with the picture as far as it got."""
         return self._interrupt
@@ -364,7 +370,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         **resampling: Any,
     ) -> Tensor:
         """THE denoising loop, with this pipeline's progress bar, callback and interrupt."""
-        self._stage = stage
+        self._stage, self._num_timesteps = stage, steps
         try:
             return denoise(
                 predict,

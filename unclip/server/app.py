@@ -15,6 +15,7 @@ import anyio
 import numpy as np
 from fastapi import APIRouter, FastAPI, Form, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
 from PIL import Image
 from starlette.exceptions import HTTPException
 
@@ -24,7 +25,7 @@ from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnC
 from ..worker import Busy, Work, Worker
 from . import wire
 from .drawing import Painting, Repainting, Varying
-from .guard import LOOPBACK, BoundedBody, KeyCheck, OwnPages, RequestLog
+from .guard import LOOPBACK, BoundedBody, KeyCheck, LetGo, OwnPages, RequestLog
 from .keys import Keys, Rate
 from .metrics import Metrics
 from .shelf import Shelf
@@ -68,7 +69,8 @@ class Settings:
 def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -> FastAPI:
     """The application over a loaded pipeline; `login` is the path of a mounted page that asks for the key itself.
 
-    `app.state` has the `worker` (which runs the model) and the `metrics`. Raises ValueError for settings out of range.
+    `app.state` has the `worker` (which runs the model), the `metrics`, and `stopping`, which is set when the server begins
+    to stop. Raises ValueError for settings out of range.
     """
     pipe.set_progress_bar_config(disable=True)
     metrics = Metrics()
@@ -84,10 +86,11 @@ def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -
     app = FastAPI(
         title="unclip", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors
     )  # FastAPI's pages of documentation would load scripts from elsewhere
-    app.state.worker, app.state.metrics = worker, metrics
+    app.state.worker, app.state.metrics, app.state.stopping = worker, metrics, asyncio.Event()
     app.add_exception_handler(RequestValidationError, wire.on_invalid)
     app.add_exception_handler(HTTPException, wire.on_http_error)
-    app.include_router(Endpoints(pipe, settings, worker, metrics).router)
+    app.include_router(Endpoints(pipe, settings, worker, metrics, login).router)
+    app.add_middleware(LetGo, stopping=app.state.stopping)
     app.add_middleware(BoundedBody, seconds=settings.body_seconds)
     app.add_middleware(KeyCheck, keys=settings.keys, login=login)
     app.add_middleware(OwnPages, hosts=None if settings.any_host else LOOPBACK)
@@ -98,7 +101,7 @@ def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -
 class Endpoints:
     """The routes, and what they share."""
 
-    def __init__(self, pipe: UnCLIPPipeline, settings: Settings, worker: Worker, metrics: Metrics):
+    def __init__(self, pipe: UnCLIPPipeline, settings: Settings, worker: Worker, metrics: Metrics, login: str | None):
         self.pipe, self.settings, self.worker, self.metrics = pipe, settings, worker, metrics
         self.shelf = Shelf(settings.url_seconds)
         self.rate = Rate(settings.rate) if settings.rate is not None else None
@@ -117,6 +120,8 @@ class Endpoints:
         route.get("/v1/images/files/{name}", response_class=Response)(self.file)
         route.get("/v1/models")(self.models)
         route.get("/v1/models/{name}")(self.model)
+        if login is not None:
+            route.get("/", include_in_schema=False)(lambda: RedirectResponse(login))
         route.get("/healthz")(self.health)
         route.get("/metrics", response_class=Response)(self.measured)
 

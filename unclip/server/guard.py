@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -134,6 +135,27 @@ class KeyCheck:
 
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
+
+
+class LetGo:
+    """Ends what only listens (a page's heartbeat) once `stopping` is set: it would keep the server from stopping."""
+
+    def __init__(self, app: ASGIApp, stopping: asyncio.Event):
+        self.app, self.stopping = app, stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or "/heartbeat/" not in scope["path"]:
+            await self.app(scope, receive, send)
+            return
+        tasks = [asyncio.ensure_future(self.app(scope, receive, send)), asyncio.ensure_future(self.stopping.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended = tasks[0].done()
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        if not ended:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class BoundedBody:

@@ -62,9 +62,7 @@ class Server(uvicorn.Server):
     """Tells the application when it begins to shut down, so that pages which only listen let go."""
 
     def handle_exit(self, sig: int, frame) -> None:
-        stopping = getattr(self.config.app.state, "stopping", None)
-        if stopping is not None:
-            stopping.set()
+        self.config.app.state.stopping.set()
         super().handle_exit(sig, frame)
 
 

@@ -1,5 +1,6 @@
 """Servers over the tiny pipeline, on loopback, in threads of this process: real sockets, real clients."""
 
+import signal
 import threading
 import time
 
@@ -17,7 +18,7 @@ def tiny_model(tiny_folder) -> UnCLIPPipeline:
 
 @pytest.fixture
 def serve(tiny_model):
-    """Start a server with these settings: call(**settings) -> its address. Stopped when the test ends."""
+    """Start a server: call(page=None, **settings) -> its address; `page(app)` mounts one. Stopped when the test ends."""
     pytest.importorskip("uvicorn")
     from unclip.server import Settings, create, listen
     from unclip.server.serving import server
@@ -25,7 +26,10 @@ def serve(tiny_model):
     started = []
 
     def call(**settings) -> str:
-        app = create(tiny_model, Settings(**({"model": "tiny", "deadline": 60.0} | settings)))
+        page = settings.pop("page", None)
+        app = create(tiny_model, Settings(**({"model": "tiny", "deadline": 60.0} | settings)), "/app" if page else None)
+        if page:
+            page(app)
         listener = listen("127.0.0.1", 0)
         running = server(app, drain=5)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -39,7 +43,7 @@ def serve(tiny_model):
 
     yield call
     for running, _ in started:
-        running.should_exit = True
+        running.handle_exit(signal.SIGTERM, None)
     for _, thread in started:
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"

@@ -1,0 +1,49 @@
+"""`unclip app`: the studio in the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, Model
+from .pictures import load, need
+
+Search = Annotated[Path | None, typer.Option(help="A folder of pictures that the page can search.")]
+
+
+def app(
+    model: Model = "emoji",
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: the first free one from 7860.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Through Gradio's tunnel to others too, behind a password.")] = False,
+    search: Search = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Open the studio: a page to draw with, on this machine's own address."""
+    need("gradio")
+    from ..studio.launch import open_page, prepare
+
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"port must be from 1 to 65535, got {port}")
+    prepare()
+    open_page(page(load(model, device, dtype), model, search), port, share)
+
+
+def page(pipe, model: str, search: Path | None, worker=None, content_filter=None):
+    """The page over a loaded pipeline, and over a folder's index, brought up to date."""
+    import sys
+
+    from tqdm import tqdm
+
+    from ..clip import CLIP
+    from ..search import Index
+    from ..studio.drawing import Studio
+    from ..studio.page import build
+
+    studio, index = Studio(pipe, model, worker, content_filter), None
+    if search is not None:
+        if not studio.has_image_tower:
+            raise ValueError(f"the model {model} has no image tower: it cannot search pictures")
+        index = Index(search, CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor))
+        index.update(lambda items: tqdm(items, desc="embedding", file=sys.stderr, disable=len(items) < 2))
+    return build(studio, index)

@@ -1,0 +1,221 @@
+"""One model behind many sessions of the page: what is drawn is seen while it is drawn, and can be cancelled."""
+
+# B pictures, H height, W width
+
+import queue
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..pipelines import (
+    UnCLIPImageVariationPipeline,
+    UnCLIPInpaintPipeline,
+    UnCLIPInterpolationPipeline,
+    UnCLIPPipeline,
+    UnCLIPPriorPipeline,
+    UnCLIPTextDiffPipeline,
+)
+from ..worker import Calling, Worker
+
+OWN = "the model's own"
+SAMPLERS = {
+    "DPM-Solver++": DPMSolverMultistepScheduler,
+    "UniPC": UniPCMultistepScheduler,
+    "DDIM": DDIMScheduler,
+    "DDPM": DDPMScheduler,
+}
+STAGES = ["prior", "inversion", "decoder", "upsampler_256", "upsampler_1024"]
+WHAT = {
+    "prior": "Imagining",
+    "inversion": "Finding the picture's noise",
+    "decoder": "Drawing at 64 px",
+    "upsampler_256": "Enlarging to 256 px",
+    "upsampler_1024": "Enlarging to 1024 px",
+}
+CANDIDATES = 4  # image embeddings that Explore compares
+FILM = 12  # pictures of Explore's film
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a drawing is: the stage's step `done` of `of`, seconds left as far as known, and pictures if there are new."""
+
+    stage: str
+    done: int
+    of: int
+    left: float | None = None
+    pictures: list[Image.Image] | None = None
+
+    def __str__(self) -> str:
+        left = "" if self.left is None else f", about {max(round(self.left), 1)} s left"
+        return f"{WHAT.get(self.stage, self.stage)}: step {self.done} of {self.of}{left}" if self.of else self.stage
+
+
+@dataclass
+class Explored:
+    """How a picture formed: candidates with their cosine to the prompt, states of the 64 px picture, the stages' last ones."""
+
+    candidates: list[tuple[float, Image.Image]]
+    film: list[Image.Image] = field(default_factory=list)
+    stages: list[Image.Image] = field(default_factory=list)
+
+
+class Studio:
+    """The pipelines over one model's networks, run one call at a time by `worker`, for any number of sessions."""
+
+    def __init__(self, pipe: UnCLIPPipeline, model: str = "emoji", worker: Worker | None = None, content_filter=None):
+        pipe.set_progress_bar_config(disable=True)
+        self.pipe, self.model, self.worker, self.content_filter = pipe, model, worker or Worker(), content_filter
+        self.has_image_tower = pipe.image_encoder is not None and pipe.feature_extractor is not None
+        self._jobs: dict[str, Future] = {}
+        self._took: dict[tuple[str, int], float] = {}  # seconds of a stage, of so many pictures, the last time
+
+    @property
+    def samplers(self) -> list[str]:
+        """What the decoder can be sampled with: its own scheduler, and others where it was trained on a plain schedule."""
+        plain = "beta_schedule" in self.pipe.decoder_scheduler.config
+        return [OWN, *(SAMPLERS if plain else ())]
+
+    def default(self, name: str) -> Any:
+        """A setting's value where nothing else is said: the checkpoint's, else the package's."""
+        from ..pipelines.base import DEFAULTS
+
+        return (self.pipe.config.defaults or {}).get(name, DEFAULTS[name])
+
+    # ------------------------------------------------------------------------------------------ what is drawn
+
+    def create(self, prompt: str, negative: str, seeds: list[int], sampler: str, **settings) -> Callable:
+        pipe = self.pipe
+        if sampler != OWN:
+            if sampler not in self.samplers:
+                raise ValueError(f"sampler must be one of {', '.join(self.samplers)}, got {sampler!r}")
+            scheduler = SAMPLERS[sampler].from_config(pipe.decoder_scheduler.config)
+            pipe = UnCLIPPipeline.from_pipe(pipe, decoder_scheduler=scheduler)
+        prompts = [prompt] * len(seeds)
+        return lambda watch: pipe(prompts, negative_prompt=negative or None, **self._call(seeds, watch), **settings).images
+
+    def vary(self, picture: Image.Image, seeds: list[int], **settings) -> Callable:
+        pipe, pictures = UnCLIPImageVariationPipeline.from_pipe(self.pipe), [picture] * len(seeds)
+        return lambda watch: pipe(pictures, **self._call(seeds, watch), **settings).images
+
+    def blend(self, ends: list[str | Image.Image], steps: int, seed: int, **settings) -> Callable:
+        pipe, generator = UnCLIPInterpolationPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
+        return lambda watch: pipe(ends, steps=steps, generator=generator, callback_on_step_end=watch, **settings).images
+
+    def edit(self, picture: Image.Image, target: str, source: str, strengths: list[float], seed: int, **settings) -> Callable:
+        pipe, generator = UnCLIPTextDiffPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
+        given = (picture, target, source, strengths)
+        return lambda watch: pipe(*given, generator=generator, callback_on_step_end=watch, **settings).images
+
+    def inpaint(self, prompt: str, picture: Image.Image, mask: Image.Image, seeds: list[int], **settings) -> Callable:
+        pipe, count = UnCLIPInpaintPipeline.from_pipe(self.pipe), len(seeds)
+        call = {"num_images_per_prompt": count}
+        return lambda watch: pipe(prompt, picture, mask, **call, **self._call(seeds, watch), **settings).images
+
+    def explore(self, prompt: str, seed: int, size: int) -> Callable:
+        """-> Explored: candidates of the prior, and how the nearest one's picture forms."""
+        prior = UnCLIPPriorPipeline.from_pipe(self.pipe)
+        drawing = UnCLIPImageVariationPipeline.from_pipe(self.pipe)
+
+        def draw(watch) -> Explored:
+            seeds = [seed + n for n in range(CANDIDATES)]
+            one = {"num_images_per_prompt": CANDIDATES, "prior_candidates": 1}
+            embeddings = prior(prompt, **one, **self._call(seeds, watch)).image_embeds  # [K, D]
+            text = prior._run_text_encoder([prompt])[0]
+            scores = (normalize(embeddings.float(), dim=-1) @ normalize(text.float(), dim=-1)[0]).tolist()
+            small = {"prompt": prompt, "size": self.pipe.sizes[0]}
+            drawn = drawing(image_embeddings=embeddings, **small, **self._call([seed] * CANDIDATES, watch)).images
+            order = sorted(range(CANDIDATES), key=lambda n: -scores[n])
+            found = Explored([(scores[n], drawn[n]) for n in order if n < len(drawn)])
+
+            def record(pipe, i: int, t: Tensor, tensors: dict) -> dict:
+                if pipe.stage == "decoder" and i % max(pipe.num_timesteps // FILM, 1) == 0:
+                    found.film += to_pictures(tensors["latents"])
+                if i + 1 == pipe.num_timesteps:
+                    found.stages += to_pictures(tensors["latents"])
+                return watch(pipe, i, t, tensors)
+
+            best = embeddings[order[0]][None]
+            drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record))
+            return found
+
+        return draw
+
+    def _call(self, seeds: list[int], watch: Callable) -> dict:
+        return {"generator": [torch.Generator().manual_seed(s) for s in seeds], "callback_on_step_end": watch}
+
+    # ------------------------------------------------------------------------------------------ while it is drawn
+
+    def stream(self, session: str, draw: Callable) -> Generator[Step, None, Any]:
+        """Have `draw` called by the worker; yields its steps, returns its answer, None once cancelled.
+
+        Closing the generator cancels, too. Raises what `draw` raises, and Busy.
+        """
+        events: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self.cancel(session)
+        (answer,) = self.worker.submit(session, Calling("studio"), [lambda wanted: draw(self._watch(events, wanted))])
+        self._jobs[session] = answer
+        answer.add_done_callback(lambda _: events.put(None))
+        try:
+            yield Step("Waiting for the model", 0, 0)
+            yield from _latest(events)
+            return None if answer.cancelled() else answer.result()
+        finally:
+            answer.cancel()
+            if self._jobs.get(session) is answer:
+                del self._jobs[session]
+
+    def cancel(self, session: str) -> bool:
+        """Drop what this session is drawing: the model is free after its step. -> whether there was something."""
+        answer = self._jobs.pop(session, None)
+        return answer is not None and answer.cancel()
+
+    def _watch(self, events: queue.SimpleQueue, wanted: Callable[[], bool]) -> Callable:
+        """A step's callback that tells of it, and ends the call once nobody waits."""
+        began: dict[str, float] = {}
+        last = time.monotonic()
+
+        def watch(pipe, i: int, t: Tensor, tensors: dict) -> dict:
+            nonlocal last
+            pipe._interrupt = not wanted()
+            stage, of, now = pipe.stage, pipe.num_timesteps, time.monotonic()
+            count = len(tensors["latents"])
+            spent = now - began.setdefault(stage, last)
+            last = now
+            left = spent / (i + 1) * (of - i - 1)
+            if i + 1 == of:
+                self._took[stage, count] = spent
+            later = [self._took.get((name, count)) for name in STAGES[STAGES.index(stage) + 1 :] if name != "inversion"]
+            known = [seconds for seconds in later if seconds is not None]
+            shown = stage == "decoder" or (stage.startswith("upsampler") and i + 1 == of)
+            pictures = to_pictures(tensors["latents"]) if shown else None
+            events.put(Step(stage, i + 1, of, left + sum(known), pictures))
+            return {}
+
+        return watch
+
+
+def _latest(events: queue.SimpleQueue) -> Iterator[Step]:
+    """Events until None, leaving out what is old by the time it is asked for, but for its pictures."""
+    while (event := events.get()) is not None:
+        pictures = event.pictures
+        while not events.empty():
+            following = events.get()
+            if following is None:
+                return
+            event, pictures = following, following.pictures or pictures
+        yield Step(event.stage, event.done, event.of, event.left, pictures)
+
+
+def to_pictures(latents: Tensor) -> list[Image.Image]:
+    """Noised pictures [B, 3, H, W] around [-1, 1] as they look."""
+    pixels = ((latents.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

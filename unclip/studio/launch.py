@@ -1,0 +1,75 @@
+"""Opening the page: alone with Gradio's own server, or mounted beside ours; nothing leaves the machine either way."""
+
+import atexit
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+from PIL import Image
+
+from ..images import UPLOAD_BYTES, UPLOAD_PIXELS
+
+
+def prepare() -> None:
+    """Before Gradio is imported: no analytics, a folder for its files that is deleted at the end, no fetching by URL."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="unclip-studio-")
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Image.MAX_IMAGE_PIXELS = UPLOAD_PIXELS  # where Gradio itself opens uploads; Pillow refuses twice that
+    from gradio import processing_utils
+
+    processing_utils.async_ssrf_protected_get = _refuse  # where it would fetch what a client names by URL
+
+
+async def _refuse(url: str):
+    raise ValueError("pictures are uploaded, not fetched")
+
+
+def settings() -> dict[str, Any]:
+    """What both ways of opening the page are given."""
+    from .page import CSS, HEAD, theme
+
+    return {
+        "theme": theme(),
+        "css": CSS,
+        "head": HEAD,
+        "show_error": False,
+        "max_file_size": UPLOAD_BYTES,
+        "allowed_paths": [],
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "run_history": False,  # Gradio's own would write prompts into the browser's storage
+        "footer_links": [],
+        "mcp_server": False,
+        "pwa": False,
+    }
+
+
+def open_page(page, port: int | None, share: bool) -> None:
+    """Serve the page on loopback until interrupted; with `share`, through Gradio's tunnel too, behind a password."""
+    auth = None
+    if share:
+        auth = ("unclip", secrets.token_urlsafe(12))
+        print("others can open the shared address with the name {} and the password {}".format(*auth), file=sys.stderr)
+    where = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
+    try:
+        page.launch(**where, strict_cors=True, quiet=True, prevent_thread_lock=True, **settings())
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    print(page.local_url, flush=True)
+    page.block_thread()
+
+
+def mount(app, page, path: str, keys=None) -> None:
+    """Put the page beside the server's endpoints; with `keys`, it asks for one at login."""
+    import gradio as gr
+
+    page.has_launched = True  # only then does Gradio check that a path it is sent is one that was uploaded
+    auth = None if keys is None else lambda name, key: keys.owner(key) is not None
+    message = "Any name, and your API key as the password." if keys is not None else None
+    gr.mount_gradio_app(app, page, path, server_name="127.0.0.1", auth=auth, auth_message=message, **settings())
