@@ -1,9 +1,14 @@
 """What people do on the page, done in a browser."""
 
 import io
+import re
+import urllib.error
 import urllib.request
 
+import numpy as np
+import pytest
 from conftest import seeds
+from drawing import png
 from PIL import Image
 
 DONE = "is done"
@@ -59,3 +64,206 @@ def test_cancel_works_at_once_and_frees_the_model(studio_address, browse, slow_m
     slow_model.set()
     draw(page, "a ring")
     status(page, DONE)
+
+
+def upload(page, name: str, data: bytes) -> None:
+    page.locator(f"#{name} input[type=file]").first.set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": data})
+
+
+def tab(page, name: str) -> None:
+    """Tabs that do not fit are in a menu."""
+    button = page.get_by_role("tab", name=name, exact=True)
+    if not button.first.is_visible():
+        page.locator(".overflow-menu > button").click()
+        button = page.locator(".overflow-dropdown").get_by_text(name, exact=True)
+    button.first.click()
+
+
+def small(page) -> None:
+    """64 px, on the tab that is open."""
+    page.get_by_label("64", exact=True).locator("visible=true").check()
+
+
+@pytest.mark.slow
+def test_a_drawn_picture_is_varied(studio_address, browse, shot):
+    page = browse(studio_address())
+    draw(page, "a star")
+    status(page, DONE)
+    page.get_by_role("button", name="Vary it").click()
+    page.locator("#varied img").wait_for()
+    small(page)
+    page.get_by_role("button", name="Vary", exact=True).click()
+    status(page, "4 pictures are done")
+    assert len({*drawn(page)}) == 4
+    shot(page, "variations")
+
+
+@pytest.mark.slow
+def test_two_prompts_are_blended_and_the_way_is_played(studio_address, browse, shot):
+    page = browse(studio_address())
+    tab(page, "Blend")
+    page.get_by_label("or first prompt").fill("a star")
+    page.get_by_label("or second prompt").fill("a ring")
+    small(page)
+    page.get_by_role("button", name="Blend", exact=True).click()
+    status(page, "6 pictures are done")
+    frame = page.locator("#frame img")
+    frame.wait_for()
+    before = frame.get_attribute("src")
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("([e, s]) => e.getAttribute('src') !== s", arg=[frame.element_handle(), before])
+    page.get_by_role("button", name="Stop").click()
+    shot(page, "blend")
+
+
+def kept(page, box: tuple[int, int, int, int]) -> tuple[bool, bool]:
+    """Whether the red picture's pixels are as they were, outside `box` and inside it."""
+    picture = np.array(Image.open(io.BytesIO(drawn(page)[0])).convert("RGB"))
+    same = (picture == np.array([255, 0, 0])).all(-1)
+    inside = np.zeros_like(same)
+    inside[box[1] : box[3], box[0] : box[2]] = True
+    return bool(same[~inside].all()), bool(same[inside].all())
+
+
+@pytest.mark.slow
+def test_a_mask_is_drawn_with_the_mouse(studio_address, browse, shot):
+    page = browse(studio_address())
+    tab(page, "Inpaint")
+    upload(page, "editor", png((256, 256)))
+    canvas = page.locator("#editor canvas").first
+    canvas.wait_for()
+    page.get_by_label("What the whole should show").fill("a star")
+    page.get_by_label("256", exact=True).locator("visible=true").check()
+    page.wait_for_timeout(3000)
+    page.locator("#editor").get_by_label(re.compile("brush", re.I)).first.click()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=12)
+    page.mouse.up()
+    page.wait_for_timeout(1500)
+    shot(page, "inpaint-mask")
+    page.get_by_role("button", name="Draw anew").click()
+    status(page, DONE)
+    outside, inside = kept(page, (48, 48, 208, 208))
+    assert outside and not inside
+    shot(page, "inpaint")
+
+
+@pytest.mark.slow
+def test_the_mask_is_a_rectangle_of_numbers(studio_address, browse):
+    page = browse(studio_address())
+    tab(page, "Inpaint")
+    upload(page, "editor", png((256, 256)))
+    page.get_by_label("What the whole should show").fill("a star")
+    page.get_by_label("256", exact=True).locator("visible=true").check()
+    page.get_by_role("button", name="The place as numbers").click()
+    for name, value in (("Left", 25), ("Top", 25), ("Width", 50), ("Height", 50)):
+        page.get_by_label(name, exact=True).fill(str(value))
+    page.wait_for_timeout(1500)
+    page.get_by_role("button", name="Draw anew").click()
+    status(page, DONE)
+    assert kept(page, (64, 64, 192, 192)) == (True, False)
+
+
+@pytest.mark.slow
+def test_a_search_and_an_exploration(studio_address, browse, shot, tiny_model, tmp_path):
+    from unclip.clip import CLIP
+    from unclip.search import Index
+
+    for name, colour in (("red", "red"), ("blue", "blue")):
+        (tmp_path / f"{name}.png").write_bytes(png(colour=colour))
+    pipe = tiny_model
+    clip = CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor)
+    index = Index(tmp_path, clip, tmp_path / "cache")
+    index.update()
+    page = browse(studio_address(index=index))
+    tab(page, "Search")
+    upload(page, "query-picture", png(colour="blue"))
+    page.wait_for_timeout(1500)
+    page.get_by_role("button", name="Find").click()
+    status(page, "2 pictures, the nearest first")
+    assert Image.open(io.BytesIO(drawn(page)[0])).convert("RGB").getpixel((5, 5)) == (0, 0, 255)
+    tab(page, "Explore")
+    page.locator("#explored textarea, #explored input").first.fill("a star")
+    page.get_by_role("button", name="Explore", exact=True).click()
+    status(page, "Done.")
+    page.get_by_text("1024 px").last.wait_for()
+    shot(page, "explore")
+
+
+@pytest.mark.slow
+def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot):
+    page = browse(studio_address(), viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
+    draw(page, "a star")
+    status(page, DONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    for name in ("Variations", "Blend", "Edit", "Inpaint", "Explore"):
+        tab(page, name)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
+    shot(page, "phone")
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_draws_a_picture(studio_address, browse):
+    page = browse(studio_address())
+
+    def reach(words: str) -> None:
+        """Tab to what has this label; what has the focus shows an outline."""
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            found = page.evaluate(
+                "() => { const e = document.activeElement; const l = (e.labels && e.labels[0]) || e;"
+                " return [(e.getAttribute('aria-label') || '') + ' ' + (l.innerText || ''), getComputedStyle(e).outlineStyle] }"
+            )
+            if words in found[0]:
+                assert found[1] != "none" or page.evaluate("document.activeElement.type") == "radio"
+                return
+        raise AssertionError(f"{words!r} is not reached by Tab")
+
+    reach("Prompt")
+    page.keyboard.type("a star")
+    reach("Draw")
+    page.keyboard.press("Enter")
+    status(page, DONE)
+    assert len(drawn(page)) == 1
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing_serious_in_our_own_markup(studio_address, browse):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = browse(studio_address())
+    found = axe.Axe().run(page).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    ours = [node["html"][:200] for v in serious for node in v["nodes"] if 'class="status' in node["html"]]
+    for violation in serious:
+        print(violation["impact"], violation["id"], len(violation["nodes"]), violation["nodes"][0]["html"][:120])
+    assert not ours
+    assert {v["id"] for v in serious} <= GRADIOS_OWN, serious
+
+
+# What axe finds in Gradio's own components (6.31), which we do not draw.
+GRADIOS_OWN: set[str] = {"aria-required-children", "color-contrast", "label", "button-name", "nested-interactive"}
+
+
+@pytest.mark.slow
+def test_the_page_asks_for_a_key_where_the_server_does(studio_address, chromium, tmp_path):
+    from unclip.server import Keys
+
+    file = tmp_path / "keys"
+    file.write_text("sk-0123456789abcdef")
+    file.chmod(0o600)
+    address = studio_address(keys=Keys(file), any_host=True)
+    for path in ("/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError, match="401|403|404"):
+            urllib.request.urlopen(address + path)
+    page = chromium.new_context().new_page()
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.get_by_label("username").fill("me")
+    page.get_by_label("password").fill("sk-0123456789abcdef")
+    page.get_by_role("button", name="Login").click()
+    page.get_by_role("button", name="Draw", exact=True).wait_for()
+    page.context.close()
