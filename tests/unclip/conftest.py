@@ -18,7 +18,7 @@ def tiny_model(tiny_folder) -> UnCLIPPipeline:
 
 @pytest.fixture
 def serve(tiny_model):
-    """Start a server: call(page=None, **settings) -> its address; `page(app)` mounts one. Stopped when the test ends."""
+    """Start a server: call(page=None, **settings) -> its address; `page(app)` mounts one. `stop()` is SIGTERM, at the end too."""
     pytest.importorskip("uvicorn")
     from unclip.server import Settings, create, listen
     from unclip.server.serving import server
@@ -41,9 +41,13 @@ def serve(tiny_model):
             time.sleep(0.005)
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
+    def stop() -> None:
+        for running, _ in started:
+            running.handle_exit(signal.SIGTERM, None)
+
+    call.stop = stop
     yield call
-    for running, _ in started:
-        running.handle_exit(signal.SIGTERM, None)
+    stop()
     for _, thread in started:
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"

@@ -8,9 +8,7 @@ import sys
 import tempfile
 from typing import Any
 
-from PIL import Image
-
-from ..images import UPLOAD_BYTES, UPLOAD_PIXELS
+from ..images import UPLOAD_BYTES
 
 
 def prepare() -> None:
@@ -20,7 +18,6 @@ def prepare() -> None:
         folder = tempfile.mkdtemp(prefix="unclip-studio-")
         os.environ["GRADIO_TEMP_DIR"] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    Image.MAX_IMAGE_PIXELS = UPLOAD_PIXELS  # where Gradio itself opens uploads; Pillow refuses twice that
     from gradio import processing_utils
 
     processing_utils.async_ssrf_protected_get = _refuse  # where it would fetch what a client names by URL

@@ -46,6 +46,19 @@ def theme() -> gr.themes.Base:
     return made.set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
 
 
+class BoundedEditor(gr.ImageEditor):
+    """Gradio's editor, which decodes what it is sent whatever it costs, within the bounds of an upload."""
+
+    is_template = True  # the browser's part of it is Gradio's own
+
+    def convert_and_format_image(self, file, *args, **kwargs):
+        if file is not None:
+            data = Path(file.path).read_bytes() if hasattr(file, "path") else bytes(file)
+            with mistakes():
+                open_upload(data, "the picture")
+        return super().convert_and_format_image(file, *args, **kwargs)
+
+
 def build(studio: Studio, index: Index | None = None) -> gr.Blocks:
     """The page over a studio; `index` is of the folder that its Search tab looks through."""
     return Page(studio, index).blocks
@@ -132,7 +145,7 @@ class Page:
             self.edit_size = gr.Radio(**size)
             self.edit = gr.Button("Change", variant="primary", elem_id="change")
         with gr.Tab("Inpaint", id="inpaint"):
-            self.editor = gr.ImageEditor(
+            self.editor = BoundedEditor(
                 label="Picture: paint over what is to be drawn anew",
                 type="pil",
                 sources=["upload", "clipboard"],

@@ -14,6 +14,7 @@ from conftest import ROOT
 pytest.importorskip("uvicorn")
 
 
+@pytest.mark.slow
 def test_sigterm_lets_what_was_asked_be_drawn(tiny_folder):
     """A request that is under way is answered; the process ends with code 0, its log a line of JSON each."""
     command = [sys.executable, "-m", "unclip", "serve", "--port", "0", "--model", tiny_folder, "--no-app", "--dtype", "fp32"]

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import threading
+import time
 import urllib.request
 
 import numpy as np
@@ -259,6 +260,21 @@ def test_a_client_that_leaves_frees_its_places(serve, slow_model):
     while worker.running or worker.waiting:
         pass
     assert slow_model.steps == [12], "it stopped after the step it was at: two candidates for each of six pictures"
+
+
+def test_stopping_lets_what_was_asked_be_drawn(serve, slow_model):
+    ai = client(serve())
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(ai.images.generate(prompt="a ring", size="64x64")))
+    asking.start()
+    assert slow_model.begun.wait(30)
+    serve.stop()
+    time.sleep(0.3)
+    with pytest.raises(openai.APIConnectionError):
+        ai.models.list()
+    slow_model.set()
+    asking.join(60)
+    assert len(answers[0].data) == 1
 
 
 def test_a_content_filter_sees_prompts_uploads_and_drawn_pictures(serve):
