@@ -18,7 +18,7 @@ def tiny_model(tiny_folder) -> UnCLIPPipeline:
 
 @pytest.fixture
 def serve(tiny_model):
-    """Start a server: call(page=None, **settings) -> its address; `page(app)` mounts one. `stop()` is SIGTERM, at the end too."""
+    """call(page=None, **settings) -> a server's address; `page(app)` mounts one. `stop()` is SIGTERM, at the end too."""
     pytest.importorskip("uvicorn")
     from unclip.server import Settings, create, listen
     from unclip.server.serving import server

@@ -55,9 +55,7 @@ class BoundedEditor(gr.ImageEditor):
             with mistakes():
                 open_upload(data, "the picture")
         return super().convert_and_format_image(file, *args, **kwargs)
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
 
     if TYPE_CHECKING:
