@@ -46,17 +46,17 @@ def theme() -> gr.themes.Base:
     return made.set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
 
 
-class BoundedEditor(gr.ImageEditor):
-    """Gradio's editor, which decodes what it is sent whatever it costs, within the bounds of an upload."""
+def bounded(decode: Callable) -> Callable:
+    """Gradio's editor decodes what it is sent whatever it costs; this only what is within the bounds of an upload."""
 
-    is_template = True  # the browser's part of it is Gradio's own
-
-    def convert_and_format_image(self, file, *args, **kwargs):
+    def within(file, *args, **kwargs):
         if file is not None:
             data = Path(file.path).read_bytes() if hasattr(file, "path") else bytes(file)
             with mistakes():
                 open_upload(data, "the picture")
-        return super().convert_and_format_image(file, *args, **kwargs)
+        return decode(file, *args, **kwargs)
+
+    return within
 
 
 def build(studio: Studio, index: Index | None = None) -> gr.Blocks:
@@ -145,7 +145,7 @@ class Page:
             self.edit_size = gr.Radio(**size)
             self.edit = gr.Button("Change", variant="primary", elem_id="change")
         with gr.Tab("Inpaint", id="inpaint"):
-            self.editor = BoundedEditor(
+            self.editor = gr.ImageEditor(
                 label="Picture: paint over what is to be drawn anew",
                 type="pil",
                 sources=["upload", "clipboard"],
@@ -156,6 +156,7 @@ class Page:
                 elem_id="editor",
                 height=420,
             )
+            self.editor.convert_and_format_image = bounded(self.editor.convert_and_format_image)
             self.paint_prompt = gr.Textbox(
                 label="What the whole picture should show", max_length=MAX_PROMPT, elem_id="paint-prompt"
             )
