@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unclip.images import png_facts
 from unclip.studio.drawing import SAMPLERS, Step, Studio
 from unclip.studio.page import MAX_SEED, between, restored, to_repaint, whole
 
@@ -76,9 +77,11 @@ def test_steps_are_told_in_order_and_pictures_come_early(tiny):
     studio.worker.close(5)
 
 
-def test_the_mounted_page_reads_no_other_files_and_fetches_no_urls(studio_address):
+def test_the_mounted_page_reads_no_other_files_and_fetches_no_urls(studio_address, tmp_path):
     """What a hostile client can send to Gradio's own endpoints, without the page."""
     address = studio_address()
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret, pnginfo=png_facts({"prompt": "a secret"}))
     bait = socket.create_server(("127.0.0.1", 0))
     bait.settimeout(2)
     reached = []
@@ -96,7 +99,7 @@ def test_the_mounted_page_reads_no_other_files_and_fetches_no_urls(studio_addres
         i for i, d in enumerate(config["dependencies"]) if len(d["inputs"]) == 1 and any(t[1] == "upload" for t in d["targets"])
     )
     fetched = f"http://127.0.0.1:{bait.getsockname()[1]}/x.png"
-    for path in ("/etc/passwd", fetched):
+    for path in (str(secret), "/etc/passwd", fetched):
         file = {"path": path, "url": path, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
         body = {"data": [file], "fn_index": restore, "session_hash": "abc"}
         request = urllib.request.Request(
@@ -112,7 +115,7 @@ def test_the_mounted_page_reads_no_other_files_and_fetches_no_urls(studio_addres
                     break
         except urllib.error.HTTPError as error:
             said += error.read().decode()
-        assert "root:" not in said and '"success":true' not in said.replace(" ", ""), said
+        assert "a secret" not in said and "root:" not in said and '"success":true' not in said.replace(" ", ""), said
     for path in ("file=/etc/passwd", "file=../../../etc/passwd", "proxy=" + fetched, "file=" + fetched):
         connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)  # follows nothing
         connection.request("GET", f"/app/gradio_api/{path}")
