@@ -30,7 +30,8 @@ EXAMPLES = ["a red apple", "a rocket", "two yellow stars", "a cat with a crown",
 HEAD = """<meta name="description" content="Draw pictures of sentences on this machine.">
 <script>document.documentElement.lang = "en";</script>"""
 CSS = """
-.status {min-height: 3rem}
+#now {position: sticky; top: 0; z-index: 20; align-items: center; background: var(--body-background-fill)}
+.status {min-height: 2.6rem}
 .status progress {width: 100%; height: .6rem; accent-color: var(--color-accent)}
 .status p {margin: .25rem 0}
 #pictures img {image-rendering: auto; background: repeating-conic-gradient(#ddd 0 25%, #fff 0 50%) 0 0/24px 24px}
@@ -72,6 +73,9 @@ class Page:
         sizes = studio.pipe.sizes
         with gr.Blocks(title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False) as self.blocks:
             gr.Markdown("# unCLIP studio\nA sentence in, a picture out. Nothing leaves this machine.", elem_id="title")
+            with gr.Row(elem_id="now"):
+                self.status = gr.HTML(status("Ready."), elem_id="status", min_height=0, padding=False)
+                self.cancel = gr.Button("Cancel", size="sm", elem_id="cancel", interactive=False, scale=0, min_width=100)
             with gr.Row():
                 with gr.Column(min_width=300), gr.Tabs(elem_id="tabs") as self.tabs:
                     self._tabs(sizes)
@@ -191,9 +195,6 @@ class Page:
         )
 
     def _results(self) -> None:
-        with gr.Row(equal_height=True):
-            self.status = gr.HTML(status("Ready."), elem_id="status", min_height=0, padding=False)
-            self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", interactive=False, scale=0, min_width=100)
         self.pictures = gr.Gallery(
             label="Pictures",
             columns=2,
@@ -534,5 +535,7 @@ def status(text: str, step: Step | None = None) -> str:
 
 
 def caption(facts: dict[str, str]) -> str:
+    if "share" in facts:
+        return f"{float(facts['share']):.0%} of the way"
     parts = [facts.get("prompt") or facts.get("to") or "", f"seed {facts['seed']}" if "seed" in facts else ""]
     return ", ".join(part for part in parts if part)

@@ -73,6 +73,7 @@ def shot():
     """Keep a screenshot: call(page, name)."""
 
     def call(page, name: str) -> None:
+        page.wait_for_function("() => [...document.images].every(e => e.complete)")
         SHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 

@@ -1,7 +1,6 @@
 """What people do on the page, done in a browser."""
 
 import io
-import re
 import urllib.error
 import urllib.request
 
@@ -113,6 +112,7 @@ def test_two_prompts_are_blended_and_the_way_is_played(studio_address, browse, s
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("([e, s]) => e.getAttribute('src') !== s", arg=[frame.element_handle(), before])
     page.get_by_role("button", name="Stop").click()
+    page.wait_for_function("e => e.complete && e.naturalWidth == 64", arg=frame.element_handle())
     shot(page, "blend")
 
 
@@ -132,10 +132,10 @@ def test_a_mask_is_drawn_with_the_mouse(studio_address, browse, shot):
     upload(page, "editor", png((256, 256)))
     canvas = page.locator("#editor canvas").first
     canvas.wait_for()
-    page.get_by_label("What the whole should show").fill("a star")
+    page.get_by_label("What the whole picture should show").fill("a star")
     page.get_by_label("256", exact=True).locator("visible=true").check()
     page.wait_for_timeout(3000)
-    page.locator("#editor").get_by_label(re.compile("brush", re.I)).first.click()
+    page.locator("#editor").get_by_label("Brush", exact=True).first.click()
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 30, y)
@@ -156,7 +156,7 @@ def test_the_mask_is_a_rectangle_of_numbers(studio_address, browse):
     page = browse(studio_address())
     tab(page, "Inpaint")
     upload(page, "editor", png((256, 256)))
-    page.get_by_label("What the whole should show").fill("a star")
+    page.get_by_label("What the whole picture should show").fill("a star")
     page.get_by_label("256", exact=True).locator("visible=true").check()
     page.get_by_role("button", name="The place as numbers").click()
     for name, value in (("Left", 25), ("Top", 25), ("Width", 50), ("Height", 50)):
