@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import Device, Dtype, Model
-from .pictures import load, need
+from .pictures import embedding_bar, load, need
 
 Search = Annotated[Path | None, typer.Option(help="A folder of pictures that the page can search.")]
 
@@ -31,10 +31,6 @@ def app(
 
 def page(pipe, model: str, search: Path | None, worker=None, content_filter=None):
     """The page over a loaded pipeline, and over a folder's index, brought up to date."""
-    import sys
-
-    from tqdm import tqdm
-
     from ..clip import CLIP
     from ..search import Index
     from ..studio.drawing import Studio
@@ -45,5 +41,5 @@ def page(pipe, model: str, search: Path | None, worker=None, content_filter=None
         if not studio.has_image_tower:
             raise ValueError(f"the model {model} has no image tower: it cannot search pictures")
         index = Index(search, CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor))
-        index.update(lambda items: tqdm(items, desc="embedding", file=sys.stderr, disable=len(items) < 2))
+        index.update(embedding_bar)
     return build(studio, index)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -23,15 +22,10 @@ from ..pipelines import (
     UnCLIPPriorPipeline,
     UnCLIPTextDiffPipeline,
 )
+from ..pipelines.base import DEFAULTS, SAMPLERS
 from ..worker import Calling, Worker
 
 OWN = "the model's own"
-SAMPLERS = {
-    "DPM-Solver++": DPMSolverMultistepScheduler,
-    "UniPC": UniPCMultistepScheduler,
-    "DDIM": DDIMScheduler,
-    "DDPM": DDPMScheduler,
-}
 STAGES = ["prior", "inversion", "decoder", "upsampler_256", "upsampler_1024"]
 WHAT = {
     "prior": "Imagining",
@@ -78,29 +72,18 @@ class Studio:
         self._jobs: dict[str, Future] = {}
         self._took: dict[tuple[str, int], float] = {}  # seconds of a stage, of so many pictures, the last time
 
-    @property
-    def samplers(self) -> list[str]:
-        """What the decoder can be sampled with: its own scheduler, and others where it was trained on a plain schedule."""
-        plain = "beta_schedule" in self.pipe.decoder_scheduler.config
-        return [OWN, *(SAMPLERS if plain else ())]
-
     def default(self, name: str) -> Any:
         """A setting's value where nothing else is said: the checkpoint's, else the package's."""
-        from ..pipelines.base import DEFAULTS
-
         return (self.pipe.config.defaults or {}).get(name, DEFAULTS[name])
 
     # ------------------------------------------------------------------------------------------ what is drawn
 
-    def create(self, prompt: str, negative: str, seeds: list[int], sampler: str, **settings) -> Callable:
-        pipe = self.pipe
-        if sampler != OWN:
-            if sampler not in self.samplers:
-                raise ValueError(f"sampler must be one of {', '.join(self.samplers)}, got {sampler!r}")
-            scheduler = SAMPLERS[sampler].from_config(pipe.decoder_scheduler.config)
-            pipe = UnCLIPPipeline.from_pipe(pipe, decoder_scheduler=scheduler)
+    def create(self, prompt: str, negative: str, seeds: list[int], sampler: str = OWN, **settings) -> Callable:
+        if sampler not in (OWN, *SAMPLERS):
+            raise ValueError(f"the sampler must be one of {', '.join((OWN, *SAMPLERS))}, got {sampler!r}")
+        settings |= {"sampler": None if sampler == OWN else sampler, "negative_prompt": negative or None}
         prompts = [prompt] * len(seeds)
-        return lambda watch: pipe(prompts, negative_prompt=negative or None, **self._call(seeds, watch), **settings).images
+        return lambda watch: self.pipe(prompts, **self._call(seeds, watch), **settings).images
 
     def vary(self, picture: Image.Image, seeds: list[int], **settings) -> Callable:
         pipe, pictures = UnCLIPImageVariationPipeline.from_pipe(self.pipe), [picture] * len(seeds)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from ..images import cut_out, on_white, open_upload, png_facts, read_facts, with_margins
+from ..pipelines.base import SAMPLERS
 from ..search import Index
 from ..worker import Busy
 from .drawing import OWN, Step, Studio
@@ -107,7 +108,7 @@ class Page:
                     1, 20, default("decoder_guidance_scale"), step=0.1, label="Guidance: how closely to follow the prompt"
                 )
                 self.steps = gr.Slider(1, 100, default("decoder_num_inference_steps"), step=1, label="Steps")
-                self.sampler = gr.Dropdown(self.studio.samplers, value=OWN, label="Sampler")
+                self.sampler = gr.Dropdown([OWN, *SAMPLERS], value=OWN, label="Sampler")
                 self.transparent = gr.Checkbox(False, label="Transparent background, for stickers")
                 self.restore = gr.File(
                     label="Restore the settings of a picture: drop its PNG here",
@@ -353,8 +354,7 @@ class Page:
         with mistakes():
             facts = read_facts(Path(file).read_bytes(), "the file")
         values = [restored(facts, name, kind) for name, kind in RESTORED.items()]
-        sizes, samplers = self.studio.pipe.sizes, self.studio.samplers
-        kept = {"size": sizes, "sampler": samplers}
+        kept = {"size": self.studio.pipe.sizes, "sampler": (OWN, *SAMPLERS)}
         values = [
             gr.skip() if value is None or (name in kept and value not in kept[name]) else value
             for name, value in zip(RESTORED, values, strict=True)
