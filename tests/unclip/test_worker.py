@@ -1,6 +1,7 @@
 """The queue before the model: what is drawn together, in whose turn, and what is dropped."""
 
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +116,7 @@ def test_closing_draws_what_waits_and_takes_nothing_more(worker):
     closing = threading.Thread(target=worker.close)
     closing.start()
     while worker.alive:
-        pass
+        time.sleep(0.001)
     with pytest.raises(Busy, match="shutting down"):
         worker.submit("a", work, [4])
     holding.gate.set()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -27,7 +28,7 @@ def test_sigterm_lets_what_was_asked_be_drawn(tiny_folder):
         asking = threading.Thread(target=lambda: answers.append(json.load(urllib.request.urlopen(request, timeout=120))))
         asking.start()
         while "unclip_running_pictures 1.0" not in urllib.request.urlopen(f"{address}/metrics").read().decode():
-            pass
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         asking.join(120)
         _, log = process.communicate(timeout=60)

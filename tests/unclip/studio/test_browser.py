@@ -59,7 +59,7 @@ def test_cancel_works_at_once_and_frees_the_model(studio_address, browse, slow_m
     status(page, "Cancelled")
     worker = serve.app.state.worker
     while worker.running:
-        pass
+        page.wait_for_timeout(10)
     slow_model.set()
     draw(page, "a ring")
     status(page, DONE)
