@@ -7,15 +7,17 @@ number of processes and after any resume. What is held out is decided by hashes 
 import gzip
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import inflect
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from .render import BACKGROUNDS, WHITE, Layer, colour_share, compose_sprites, compose_svg, turn_to
@@ -46,6 +48,8 @@ KIND_WEIGHTS = {
 }
 TONE_SHARE = 0.2
 MAX_TRIES = 10_000
+SPLITS = ("train", "validation", "test", "all")
+_STYLE_WORDS = re.compile(r"\b(in )?(noto|flat|3d|twemoji) style\b")
 _INFLECT = inflect.engine()
 
 
@@ -55,6 +59,29 @@ _INFLECT = inflect.engine()
 def _fraction(*words: str) -> float:
     digest = hashlib.sha256("|".join(words).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@cache
+def everyday_prompts() -> dict[str, tuple[str, ...]]:
+    """The everyday prompts of the evaluation with the concepts that answer each; no training caption says one of them."""
+    table = yaml.safe_load((Path(__file__).parent / "everyday.yaml").read_text())
+    return {prompt: tuple(concepts) for prompt, concepts in table.items()}
+
+
+@cache
+def _everyday_words() -> frozenset[str]:
+    return frozenset(map(_bare, everyday_prompts()))
+
+
+def is_everyday(caption: str) -> bool:
+    """Whether a caption says the same as an everyday prompt, up to case, articles, "emoji" and a style."""
+    return _bare(caption) in _everyday_words()
+
+
+def _bare(caption: str) -> str:
+    text = " ".join(_STYLE_WORDS.sub(" ", caption.lower()).replace(",", " ").replace("-", " ").split())
+    text = text.removeprefix("an emoji of ").removesuffix(" emoji")
+    return text.removeprefix("a ").removeprefix("an ").removeprefix("the ")
 
 
 def _split(share: float, *words: str) -> str:
@@ -181,13 +208,17 @@ class IconSet:
 
     @cached_property
     def synonyms(self) -> dict[str, list[str]]:
-        """Concept -> tags that at most three concepts share: a kitty is a cat, but "face" is a hundred things."""
+        """Concept -> tags that at most three concepts share: a feline is a cat, but "face" is a hundred things.
+
+        Words that are everyday prompts of the evaluation are left out.
+        """
         tags = {icon["concept"]: icon["tags"] for icon in self.icons}
         shared: dict[str, int] = defaultdict(int)
         for words in tags.values():
             for word in words:
                 shared[word] += 1
-        return {c: [w for w in words if shared[w] <= 3 and len(w) > 2] for c, words in tags.items()}
+        kept = {w for w, count in shared.items() if count <= 3 and len(w) > 2 and not is_everyday(w)}
+        return {c: [w for w in words if w in kept] for c, words in tags.items()}
 
     def tags(self, concept: str) -> list[str]:
         styles = self.by_concept[concept]
@@ -229,15 +260,26 @@ def style_phrase(style: str) -> str:
 class SceneSampler:
     """Draws scene `index` of a split; the same (icons, split, seed, index) always gives the same scene.
 
-    `kinds` restricts the kinds of scene. `contrast` is the share of odd indices that repeat the scene before with one
+    The split "all" knows no held-out combination. `kinds` restricts the kinds of scene; `tones` is the share of single
+    icons with a skin tone, where they have one. `contrast` is the share of odd indices that repeat the scene before with one
     attribute changed (another colour, number, place or ground): hard negatives for contrastive training.
     """
 
-    def __init__(self, icons: IconSet, split: str, seed: int = 0, kinds: tuple[str, ...] | None = None, contrast: float = 0.0):
+    def __init__(
+        self,
+        icons: IconSet,
+        split: str,
+        seed: int = 0,
+        kinds: tuple[str, ...] | None = None,
+        contrast: float = 0.0,
+        tones: float = TONE_SHARE,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         unknown = set(kinds or ()) - set(KIND_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown kinds of scene {sorted(unknown)}; choose from {list(KIND_WEIGHTS)}")
-        self.icons, self.split, self.seed, self.contrast = icons, split, seed, contrast
+        self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
         self.kinds = list(kinds or KIND_WEIGHTS)
         self._kind_weights = _normalised([KIND_WEIGHTS[k] for k in self.kinds])
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
@@ -249,22 +291,29 @@ class SceneSampler:
     def scene(self, index: int) -> Scene:
         rng = self._rng(index)
         if self.contrast and index % 2 and rng.random() < self.contrast:
-            changed = self._change(self._plan(self._rng(index - 1)), rng)
-            if changed is not None:
-                return self._lay_out(changed, rng)
+            changes = self.changes(self.plan(index - 1))
+            if changes:
+                return self.lay_out(_pick(rng, changes), rng)
             rng = self._rng(index, 1)
-        return self._lay_out(self._plan(rng), rng)
+        return self.lay_out(self._plan(rng), rng)
+
+    def plan(self, index: int) -> Plan:
+        """What scene `index` shows, where no neighbour is contrasted."""
+        return self._plan(self._rng(index))
 
     def _rng(self, *index: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, {"train": 0, "validation": 1, "test": 2}[self.split], *index])
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), *index])
 
     def _plan(self, rng: np.random.Generator) -> Plan:
         kind = self.kinds[rng.choice(len(self.kinds), p=self._kind_weights)]
         for _ in range(MAX_TRIES):
             plan = self._candidate(kind, rng)
-            if plan is not None and plan.split == self.split:
+            if plan is not None and self._belongs(plan):
                 return plan
         raise ValueError(f"these icons allow no scene of the kind {kind!r} in the split {self.split!r}")
+
+    def _belongs(self, plan: Plan) -> bool:
+        return self.split == "all" or plan.split == self.split
 
     def _candidate(self, kind: str, rng: np.random.Generator) -> Plan | None:
         if kind == "single":
@@ -291,8 +340,8 @@ class SceneSampler:
         relation = _pick(rng, list(RELATIONS)) if kind == "relation" else None
         return replace(plan, concepts=(concept, other), relation=relation)
 
-    def _change(self, plan: Plan, rng: np.random.Generator) -> Plan | None:
-        """The plan with one attribute changed, still in this split; None where there is nothing to change."""
+    def changes(self, plan: Plan) -> list[Plan]:
+        """The plans of this split that differ in one attribute: another colour, number, place or ground."""
         if plan.kind == "colour":
             options = [replace(plan, colour=c) for c in self._colours(plan.concepts[0], plan.style) if c != plan.colour]
         elif plan.kind == "count":
@@ -303,17 +352,17 @@ class SceneSampler:
             options = [replace(plan, relation=r) for r in RELATIONS if r != plan.relation]
             options.append(replace(plan, concepts=plan.concepts[::-1]))
         else:
-            return None
-        options = [p for p in options if p.split == self.split]
-        return _pick(rng, options) if options else None
+            options = []
+        return [p for p in options if self._belongs(p)]
 
     def _colours(self, concept: str, style: str) -> list[str]:
         return self.icons.icons[self.icons.by_concept[concept][style][0]]["colours"]
 
     # -- from a plan to layers and words
 
-    def _lay_out(self, plan: Plan, rng: np.random.Generator) -> Scene:
-        tone = plan.kind == "single" and rng.random() < TONE_SHARE
+    def lay_out(self, plan: Plan, rng: np.random.Generator) -> Scene:
+        """A picture of the plan, with its small accidents of place and size drawn from `rng`, and a true caption."""
+        tone = plan.kind == "single" and rng.random() < self.tones
         rows = [self._row(c, plan.style, rng, tone) for c in plan.concepts] * plan.count
         if plan.count > 1:
             spots = _COUNT_SPOTS[plan.count]
@@ -355,32 +404,40 @@ class SceneSampler:
                 text = f"{first}, {', '.join(chosen)}"
             else:
                 text = _pick(rng, [first, first, _a(first), _a(first), f"an emoji of {_a(first)}", f"{first} emoji"])
-        elif plan.kind == "colour":
-            text = _pick(rng, [_a(f"{plan.colour} {first}"), f"{plan.colour} {first}", f"{_a(first)} in {plan.colour}"])
-        elif plan.kind == "count":
-            text = f"{NUMBERS[plan.count]} {_plural(first)}"
-        elif plan.kind == "background":
-            text = f"{_a(first)} on {_a(f'{plan.background} background')}"
-        elif plan.kind == "size":
-            word = _pick(rng, {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}[plan.size])
-            text = _a(f"{word} {first}")
-        elif plan.kind == "relation":
-            text = _pick(rng, _RELATION_WORDS[plan.relation]).format(_a(first), _a(names[1]))
+        elif plan.kind == "pair":
+            words = _pick(rng, _PAIR_WORDS)
+            text = words.format(*map(_a, names if rng.random() < 0.5 else names[::-1]))
         else:
-            pair = [_a(n) for n in names]
-            text = _pick(rng, ["{} and {}", "{} with {}", "{} next to {}"]).format(
-                *(pair if rng.random() < 0.5 else pair[::-1])
-            )
+            text = _pick(rng, wordings(plan, names))
         if rng.random() < 0.3:
             phrase = style_phrase(plan.style)
             text = _pick(rng, [f"{text} in {phrase}", f"{text}, {phrase}", f"{phrase}, {text}"])
-        return text
+        return wordings(plan)[0] if is_everyday(text) else text
 
     def _name(self, concept: str, kind: str, rng: np.random.Generator) -> str:
         synonyms = self.icons.synonyms[concept]
         if synonyms and rng.random() < (0.2 if kind == "single" else 0.1):
             return _pick(rng, synonyms)
         return concept
+
+
+def wordings(plan: Plan, names: Sequence[str] | None = None) -> list[str]:
+    """The ways to say what a plan shows, the plainest first, without its style; `names` replace those of its concepts."""
+    first, *others = names or plan.concepts
+    if plan.kind == "single":
+        return [first, _a(first), f"an emoji of {_a(first)}", f"{first} emoji"]
+    if plan.kind == "colour":
+        return [_a(f"{plan.colour} {first}"), f"{plan.colour} {first}", f"{_a(first)} in {plan.colour}"]
+    if plan.kind == "count":
+        return [f"{NUMBERS[plan.count]} {_plural(first)}"]
+    if plan.kind == "background":
+        return [f"{_a(first)} on {_a(f'{plan.background} background')}"]
+    if plan.kind == "size":
+        words = {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}[plan.size]
+        return [_a(f"{word} {first}") for word in words]
+    if plan.kind == "relation":
+        return [words.format(_a(first), _a(others[0])) for words in _RELATION_WORDS[plan.relation]]
+    return [words.format(*map(_a, order)) for words in _PAIR_WORDS for order in ((first, *others), (*others, first))]
 
 
 def mentions_style(scene: Scene) -> bool:
@@ -408,6 +465,9 @@ _RELATION_WORDS = {
     "below": ["{} below {}", "{} under {}"],
     "on top": ["{} on top of {}"],
 }
+
+
+_PAIR_WORDS = ("{} and {}", "{} with {}", "{} next to {}")
 
 
 def _pick(rng: np.random.Generator, options: list):
