@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve
+from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve, save_components
 from .latents import AXES_FILE, PrincipalAxes
 from .pipelines import UnCLIPPipeline
+
+TOWERS = {"text_encoder", "tokenizer", "image_encoder", "feature_extractor"}
 
 
 def export_pipeline(
@@ -18,7 +20,7 @@ def export_pipeline(
     defaults: dict[str, float] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write the pipeline that the runs' averaged weights make together; -> its folder.
+    """Write the pipeline that the runs' averaged weights make together, or the CLIP (or judge) alone; -> its folder.
 
     Each of `runs` is a training run (its `final/`, or `latest/` while it goes on), a folder of components, or another
     pipeline; a component in a later one replaces an earlier one's. A pipeline's sampling defaults are kept, `defaults`
@@ -35,6 +37,10 @@ def export_pipeline(
         kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
         axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes
+    if set(components) == TOWERS:
+        with new_folder(out, force) as folder:
+            save_components(folder, components)
+        return out
     axes = [path for path in axes if PrincipalAxes.load(path).clip_fingerprint == _fingerprint(components)]
     settings = kept | (defaults or {}) or None
     components = {"super_res_last": None, "prior_scheduler": None} | components

@@ -10,6 +10,7 @@ from .clip import classify, search
 from .convert import kandinsky_prior, karlo
 from .data import emoji
 from .embed import embed
+from .evaluate import evaluate
 from .generate import generate, rerank
 from .latent import edit, inpaint, interpolate, outpaint, pca, variations
 from .plan import plan
@@ -83,7 +84,7 @@ def _options(
 
 
 drawing = (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search)
-for command in (*drawing, embed, serve, plan, train, plot, export):
+for command in (*drawing, embed, serve, evaluate, plan, train, plot, export):
     app.command()(command)
 app.command("app")(studio)
 convert_app.command()(karlo)

@@ -49,6 +49,7 @@ KIND_WEIGHTS = {
 TONE_SHARE = 0.2
 MAX_TRIES = 10_000
 SPLITS = ("train", "validation", "test", "all")
+_LETTERS = re.compile(r"\bbutton\b|^keycap|^input |^(circled m|copyright|registered|trade mark|atm sign|information)$")
 _STYLE_WORDS = re.compile(r"\b(in )?(noto|flat|3d|twemoji) style\b")
 _INFLECT = inflect.engine()
 
@@ -205,6 +206,11 @@ class IconSet:
     def objects(self) -> list[str]:
         """Concepts that can stand in a scene: things and animals with a short, countable name."""
         return [c for c in self.concepts if self.groups[c] in OBJECT_GROUPS and _countable(c)]
+
+    @cached_property
+    def recognisable(self) -> list[str]:
+        """Concepts that a picture can be told by: no flags, and nothing that is mostly letters or digits."""
+        return [c for c in self.concepts if self.groups[c] != "flags" and not _LETTERS.search(c)]
 
     @cached_property
     def synonyms(self) -> dict[str, list[str]]:
@@ -478,6 +484,7 @@ def _normalised(weights: list[float]) -> np.ndarray:
     return np.asarray(weights) / np.sum(weights)
 
 
+@cache
 def _a(noun: str) -> str:
     """The noun with its article; plurals (scissors, cherries) take none."""
     head = noun.split(" in ")[0].split(" with ")[0].split(" of ")[0]
@@ -485,5 +492,6 @@ def _a(noun: str) -> str:
     return noun if plural else _INFLECT.a(noun)
 
 
+@cache
 def _plural(noun: str) -> str:
     return _INFLECT.plural_noun(noun) or noun

@@ -10,6 +10,7 @@ def create(stage: str, config: dict, seed: int) -> Objective:
     from ..config import ConfigError, construct, nearest
     from .clip import ClipObjective
     from .decoder import DecoderObjective
+    from .judge import JudgeObjective
     from .prior import PriorObjective
     from .prior_autoregressive import AutoregressivePriorObjective
     from .upsampler import UpsamplerObjective
@@ -21,6 +22,7 @@ def create(stage: str, config: dict, seed: int) -> Objective:
         "decoder": DecoderObjective,
         "upsampler_256": UpsamplerObjective,
         "upsampler_1024": UpsamplerObjective,
+        "judge": JudgeObjective,
     }
     if stage not in stages:
         raise ConfigError(f"unknown stage {stage!r}{nearest(stage, stages)}; choose from {', '.join(stages)}")

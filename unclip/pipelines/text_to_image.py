@@ -10,7 +10,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor, nn
 
 from ..sampling import Generators
-from .base import Callback, UnCLIPBase
+from .base import Callback, TextCondition, UnCLIPBase
 
 
 class UnCLIPPipeline(UnCLIPBase):
@@ -96,6 +96,7 @@ class UnCLIPPipeline(UnCLIPBase):
         prior_candidates: int | None = None,
         upsampler_1024_num_inference_steps: int | None = None,
         clip_guidance: float = 0.0,
+        image_embeds: Tensor | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
@@ -120,6 +121,8 @@ class UnCLIPPipeline(UnCLIPBase):
             prior_candidates: image embeddings drawn for each picture; the nearest to the text is kept (paper, section 2.2).
             clip_guidance: how strongly the decoder is pulled to where CLIP sees the prompt in its picture, beside its own
                 guidance; 0 is not at all, 0.1 a little. Takes about three times as long.
+            image_embeds: CLIP image embeddings [B, D], one for each picture, in place of the prior's (as
+                `UnCLIPPriorPipeline` draws them).
             callback_on_step_end: called as (pipe, step, timestep, {"latents": ...}) after every step of every stage, which
                 `pipe.stage` names; may return {"latents": ...} to replace them, and set `pipe._interrupt` to end the call.
                 An interrupted call answers with the picture as far as it got, and with none if that was in the prior.
@@ -146,7 +149,7 @@ class UnCLIPPipeline(UnCLIPBase):
         scheduler = self._sampler(sampler, call.settings["decoder_num_inference_steps"])
 
         text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
-        embedding = self._draw_embedding(text, call, prior_latents)
+        embedding = self._draw_embedding(text, call, prior_latents) if image_embeds is None else self._given(image_embeds, text)
         if self.interrupt:
             picture = embedding.new_zeros(0, 3, call.height, call.width)
         else:
@@ -159,3 +162,44 @@ class UnCLIPPipeline(UnCLIPBase):
         self.maybe_free_model_hooks()
         images = self._output(picture, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _given(self, image_embeds: Tensor, text: TextCondition) -> Tensor:
+        """Embeddings in place of the prior's, checked. Raises ValueError, naming the shape, for some that don't fit."""
+        wanted = [len(text.embeds), self.text_proj.config.clip_embeddings_dim]
+        if list(image_embeds.shape) != wanted:
+            raise ValueError(f"image_embeds must be {wanted}, got {list(image_embeds.shape)}")
+        return image_embeds.to(self._execution_device, text.embeds.dtype)
+
+    @torch.no_grad()
+    def upsample(
+        self,
+        images: Tensor,
+        size: int | None = None,
+        generator: Generators = None,
+        super_res_num_inference_steps: int | None = None,
+        upsampler_1024_num_inference_steps: int | None = None,
+    ) -> Tensor:
+        """Square pictures [B, 3, S, S] in [0, 1] through the upsamplers above S, to `size`: [B, 3, size, size] in [0, 1].
+
+        S and `size` are among `sizes`. Raises ValueError for others.
+        """
+        size, below = size or self.sizes[-1], images.shape[-1]
+        if (
+            images.ndim != 4
+            or images.shape[1] != 3
+            or images.shape[2] != below
+            or below not in self.sizes[:-1]
+            or size <= below
+        ):
+            raise ValueError(f"pictures [B, 3, S, S] with S below {size} and among {self.sizes[:-1]}, got {list(images.shape)}")
+        given = {
+            "super_res_num_inference_steps": super_res_num_inference_steps,
+            "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
+        }
+        call = self._begin(len(images), 1, given, generator, size)
+        picture = images.to(self._execution_device) * 2 - 1
+        if below == self.sizes[0]:
+            picture = self._upsample(picture, call, None)
+        if call.last >= 2:
+            picture = self._upsample_1024(picture, call)
+        return self._output(picture, "pt")

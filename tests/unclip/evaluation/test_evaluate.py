@@ -1,0 +1,197 @@
+"""The evaluation itself: an oracle finds the truth true, and a report is whole, repeatable and resumable."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+from unclip.checkpoints import save_components
+from unclip.config import load_config
+from unclip.data.scenes import IconSet
+from unclip.evaluation import prompts as ask
+from unclip.evaluation.drawing import Gallery
+from unclip.evaluation.parts import COPY, Bench, answered, nearest_render, training_renders
+from unclip.objectives import create
+
+
+class Oracle:
+    """Knows each picture's caption by its bytes, and gives every text a direction of its own."""
+
+    def __init__(self, pictures: torch.Tensor, captions: list[str]):
+        self.captions = {p.numpy().tobytes(): c for p, c in zip(pictures, captions, strict=True)}
+
+    def read(self, captions: list[str]) -> torch.Tensor:
+        seeds = (int(hashlib.sha256(c.encode()).hexdigest()[:12], 16) for c in captions)
+        return F.normalize(torch.stack([torch.randn(256, generator=torch.Generator().manual_seed(s)) for s in seeds]), dim=-1)
+
+    def see(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.read([self.captions[p.numpy().tobytes()] for p in pictures])
+        return found, found
+
+
+@pytest.fixture(scope="module")
+def icons() -> IconSet:
+    return IconSet.load("shapes")
+
+
+def bench(icons: IconSet, tmp_path: Path, prompts: list[ask.Prompt]) -> tuple[Bench, torch.Tensor]:
+    made = Bench(None, None, icons, Gallery(tmp_path), "dev")
+    pictures = made.truths(prompts)
+    made.judge = Oracle(pictures, [p.text for p in prompts])
+    return made, pictures
+
+
+def test_real_renders_under_an_oracle_are_all_right_and_shuffled_ones_are_at_chance(icons, tmp_path):
+    prompts = ask.recognition(icons, "dev") + ask.recognition(icons, "test")
+    made, pictures = bench(icons, tmp_path, prompts)
+    first, five = made.named(pictures, prompts)
+    assert first.all() and five.all()
+    hits = [made.named(pictures.roll(n, 0), prompts) for n in range(1, len(prompts))]
+    first, five = (torch.stack(h).mean().item() for h in zip(*hits, strict=True))
+    assert first == 0 and five == pytest.approx(4 / 25, abs=0.05)  # a wrong picture's own name is always first
+
+
+def test_compositions_under_an_oracle_are_all_right_and_shuffled_ones_are_at_chance(icons, tmp_path):
+    for prompts in ask.composition(icons, "test", 40).values():
+        made, pictures = bench(icons, tmp_path, prompts)
+        hits, chance = answered(made, pictures, prompts)
+        assert hits and all(h.all() and len(h) == len(prompts) for h in hits.values())
+        shuffled, _ = answered(made, pictures.roll(7, 0), prompts)
+        for about, h in shuffled.items():
+            error = max((chance[about] * (1 - chance[about]) / len(h)) ** 0.5, 0.02)
+            assert abs(h.mean().item() - chance[about]) < 5 * error, about
+
+
+def test_a_training_render_is_a_copy_and_a_held_out_one_is_none(icons):
+    training = training_renders(icons)
+    assert len(training[0]) == 3 * len(set(training[1].tolist()))
+    row = int(training[1][0])
+    sprite = torch.tensor(icons.sprites[row]).permute(2, 0, 1).float()
+    white = (sprite[:3] * sprite[3:] / 255 + 255 - sprite[3:]).round().byte()[None]
+    distance, match = nearest_render(
+        F.interpolate(white.float(), (58, 58), mode="area").byte(), training
+    )  # not 64: no multiple
+    padded = F.pad(F.interpolate(white.float(), (58, 58), mode="area"), (3, 3, 3, 3), value=255.0).byte()
+    distance, match = nearest_render(padded, training)
+    assert distance.item() < COPY and icons.icons[int(match)]["concept"] == icons.icons[row]["concept"]
+    noise = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert nearest_render(noise, training)[0].item() > 3 * COPY
+
+
+def test_a_gallery_draws_what_is_missing_and_nothing_else(tmp_path):
+    asked = []
+
+    def draw(chunk, generators):
+        asked.append(list(chunk))
+        return torch.stack([torch.rand(3, 8, 8, generator=g) for g in generators])
+
+    gallery = Gallery(tmp_path, seed=3, batch=4)
+    whole = gallery.pictures("a", 10, draw)
+    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and whole.shape == (10, 3, 8, 8)
+    asked.clear()
+    (tmp_path / "a" / "00005.png").unlink()
+    assert torch.equal(gallery.pictures("a", 10, draw), whole) and asked == [[4, 5, 6, 7]]
+    assert torch.equal(Gallery(tmp_path, seed=3).pictures("a", 6, draw), whole[:6])
+    (tmp_path / "a" / "00002.png").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"00002.png is damaged .*delete it"):
+        gallery.pictures("a", 10, draw)
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def tiny_judge(tmp_path_factory) -> Path:
+    config = load_config(ROOT / "configs/tiny/judge.yaml")
+    torch.manual_seed(0)
+    objective = create("judge", {k: config[k] for k in ("model", "data", "objective")}, seed=0)
+    folder = tmp_path_factory.mktemp("judge")
+    save_components(folder, objective.eval().components())
+    return folder
+
+
+@pytest.fixture
+def evaluate(command, tiny_folder, tiny_judge):
+    def call(out: Path, *more, model: Path = tiny_folder) -> tuple[int, str, str]:
+        return command("evaluate", model, "--out", out, "--data", "shapes", "--judge", tiny_judge, "--limit", 8, *more)
+
+    return call
+
+
+def numbers(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text())
+
+
+def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, tmp_path):
+    out, parts = tmp_path / "report", ("--only", "recognition", "--only", "fidelity")
+    code, said, error = evaluate(out, *parts)
+    assert code == 0, error
+    assert said.split() == [str(out / "report.json"), str(out / "report.html")]
+    found = numbers(out)
+    assert list(found["results"]) == ["recognition", "fidelity"]
+    assert "unclip evaluate" in found["command"] and "--only recognition" in found["command"]
+    protocol = found["protocol"]
+    assert protocol["sampling"]["decoder_num_inference_steps"] == 3 and protocol["seed"] == 0 and protocol["split"] == "dev"
+    all_of_it = found["results"]["recognition"]["all"]
+    assert all_of_it["chance"] == pytest.approx(1 / 26) and all_of_it["r1"]["n"] == 8
+    assert all_of_it["r1"]["low"] <= all_of_it["r1"]["value"] <= all_of_it["r1"]["high"]
+    assert [p["seed"] for p in found["results"]["recognition"]["prompts"]] == list(range(8))
+    assert (
+        found["results"]["fidelity"]["frechet_distance"]["value"]
+        > found["results"]["fidelity"]["frechet_distance_floor"]["value"]
+    )
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 16 and "http" not in page and "Protocol" in page
+    drawn = {p: p.read_bytes() for p in sorted(out.rglob("*.png"))}
+    assert len(drawn) == 16
+
+    shutil.copytree(out, tmp_path / "broken")
+    for lost in ("report.json", "report.html", "pictures/scenes/00003.png", "pictures/recognition/00000.png"):
+        (tmp_path / "broken" / lost).unlink()
+    assert evaluate(tmp_path / "broken", *parts)[0] == 0
+    assert numbers(tmp_path / "broken")["results"] == found["results"]
+    assert [p.read_bytes() for p in sorted((tmp_path / "broken").rglob("*.png"))] == list(drawn.values())
+
+    code, _, error = evaluate(out, *parts, "--seed", 1)
+    assert code == 2 and "another seed (0, now 1)" in error and "--force" in error and len(error.splitlines()) == 1
+    assert {p: p.read_bytes() for p in sorted(out.rglob("*.png"))} == drawn
+    assert evaluate(out, *parts[:2], "--seed", 1, "--force")[0] == 0
+    assert numbers(out)["protocol"]["seed"] == 1
+
+
+def test_bad_input_is_one_line(evaluate, command, tiny_folder, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    cases = [
+        (evaluate(tmp_path / "a", "--only", "recogniton"), "unknown part 'recogniton' (did you mean 'recognition'?)"),
+        (evaluate(tmp_path / "a", "--split", "train"), "split must be dev or test, got 'train'"),
+        (evaluate(tmp_path / "a", "--limit", 3), "limit must be at least 8, got 3"),
+        (evaluate(tmp_path / "a", model="nonsense"), "unknown model 'nonsense'"),
+        (evaluate(tmp_path / "a", "--judge", tmp_path / "none"), "no judge at"),
+        (evaluate(tmp_path / "a", "--data", tmp_path), "unclip data emoji"),
+        (evaluate(tmp_path / "taken"), "is no evaluation"),
+        (evaluate(tmp_path / "a", "--only", "everyday"), "answer no everyday prompt"),
+    ]
+    for (code, said, error), message in cases:
+        assert code == 2 and said == "" and message in error, error
+        assert "Traceback" not in error
+    assert not (tmp_path / "taken" / "report.json").exists()
+
+
+@pytest.mark.slow
+def test_every_part_finds_something_to_say(evaluate, tmp_path):
+    code, _, error = evaluate(tmp_path / "report")
+    assert code == 0, error
+    found = numbers(tmp_path / "report")
+    expected = ["judge", "recognition", "composition", "fidelity", "prior", "sweeps", "upsamplers"]
+    assert list(found["results"]) == expected and "everyday" in found["protocol"]["left_out"]
+    assert {row["what"] for row in found["summary"]} >= {"weights, MB", "Fréchet distance, times the floor"}
+    assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
+    ways = found["results"]["prior"]
+    assert len({ways[w]["frechet_distance"]["value"] for w in ("prior", "text embedding", "no prior")}) == 3
+    assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 2

@@ -1,0 +1,73 @@
+"""What is asked: splits apart, combinations held out, everyday prompts never trained on."""
+
+import dataclasses
+
+import pytest
+
+from unclip.data.scenes import IconSet, SceneSampler, everyday_prompts, is_everyday, split_of_concept, split_of_icon
+from unclip.evaluation import prompts as ask
+
+
+@pytest.fixture(scope="module")
+def icons() -> IconSet:
+    return IconSet.load("shapes")
+
+
+def test_dev_and_test_share_no_prompt(icons):
+    dev, test = ({p.text for p in ask.recognition(icons, s)} for s in ("dev", "test"))
+    assert dev and test and not dev & test and dev | test == set(icons.recognisable)
+    dev, test = (ask.composition(icons, s) for s in ("dev", "test"))
+    for kind in dev:
+        assert not {p.text for p in dev[kind]} & {p.text for p in test[kind]}
+    assert sum(map(len, dev.values())) > 100
+    with pytest.raises(ValueError, match="dev or test, got 'train'"):
+        ask.recognition(icons, "train")
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_combinations_are_held_out_and_their_parts_are_not(icons, split):
+    for kind, prompts in ask.composition(icons, split).items():
+        for prompt in prompts:
+            assert prompt.plan.split == ask.SPLITS[split]
+            assert all(split_of_concept(c) == "train" for c in prompt.plan.concepts)
+            if kind != "style":
+                assert all(split_of_icon(c, prompt.plan.style) == "train" for c in prompt.plan.concepts)
+            assert len(prompt.truth.layers) == len(prompt.plan.concepts) * prompt.plan.count
+            for question in ask.questions(prompt, icons):
+                assert len(set(question.options)) == len(question.options) > 1
+                assert question.options[question.answer] == prompt.text
+
+
+def test_prompts_are_the_same_on_every_call_and_a_limit_takes_the_first(icons):
+    assert ask.recognition(icons, "dev") == ask.recognition(icons, "dev")
+    assert ask.composition(icons, "dev", 5)["count"] == ask.composition(icons, "dev", 9)["count"][:5]
+    assert ask.scenes(icons, "test", 6)[4:] == ask.scenes(icons, "test", 2, first=4)
+
+
+def test_everyday_prompts_are_a_hundred_and_never_trained_on():
+    """A dataset whose tags say "kitty" and "bike" never says them alone, and still says its other tags."""
+    assert len(everyday_prompts()) == 100 and all(everyday_prompts().values())
+    plain = IconSet.load("shapes")
+    tagged = [dict(i, tags=["kitty", "bike", "twinkle"]) if i["concept"] == "star" else i for i in plain.icons]
+    icons = dataclasses.replace(plain, icons=tagged)
+    assert icons.synonyms["star"] == ["twinkle"]
+    scenes = [SceneSampler(icons, "train", seed=s, kinds=("single",)).scene(n) for s in range(2) for n in range(600)]
+    said = [scene.caption for scene in scenes]
+    said += [caption for row in range(len(icons)) for caption in icons.captions(row)]
+    assert not [caption for caption in said if is_everyday(caption)]
+    assert any("twinkle" in caption for caption in said)
+
+
+def test_a_concept_that_is_an_everyday_prompt_would_be_told_otherwise():
+    for said in (
+        "Kitty",
+        "a kitty",
+        "an emoji of a kitty",
+        "kitty emoji",
+        "kitty in noto style",
+        "3d style, kitty",
+        "My phone",
+    ):
+        assert is_everyday(said), said
+    for said in ("a cat", "two kitty", "a red kitty", "phone"):
+        assert not is_everyday(said), said

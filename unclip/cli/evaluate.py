@@ -1,0 +1,54 @@
+"""`unclip evaluate`: what a model can draw, in numbers and pictures."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, Steps
+from .pictures import load
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help='"emoji", a folder, or a Hub id.')],
+    out: Annotated[Path, typer.Option(help="Folder of the report; the same evaluation goes on in it.")] = Path("report"),
+    split: Annotated[str, typer.Option(help="dev (to compare runs by) or test (to report).")] = "dev",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A part: judge, recognition, everyday, composition, fidelity, prior, sweeps, upsamplers; repeatable."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many pictures of each kind, for a quick look.")] = None,
+    data: Annotated[str, typer.Option(help="The dataset that `unclip data emoji` built, or shapes.")] = "data/emoji",
+    judge: Annotated[str | None, typer.Option(help="A judge's training run or folder; default: the split's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture of each kind; the next ones count up.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
+    steps: Steps = None,
+    prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
+    prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    force: Annotated[bool, typer.Option(help="Draw anew what the report's folder holds.")] = False,
+) -> None:
+    """Measure a model by what it draws: a JSON and a one-page HTML report with pictures, protocol and intervals."""
+    try:
+        import inflect  # noqa: F401
+        import resvg_py  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"unclip evaluate needs {error.name}: pip install 'unclip[train]'") from None
+    from ..evaluation import Settings
+    from ..evaluation import evaluate as run
+
+    sampling = {
+        "decoder_guidance_scale": guidance,
+        "decoder_num_inference_steps": steps,
+        "prior_guidance_scale": prior_guidance,
+        "prior_num_inference_steps": prior_steps,
+    }
+    settings = Settings(model, split, out, only or [], limit, data, judge, seed, sampling, force)
+    command = shlex.join(["unclip", *sys.argv[1:]])
+    for path in run(settings, lambda name: load(name, device, dtype), command):
+        print(path)

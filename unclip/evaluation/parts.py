@@ -1,0 +1,479 @@
+"""The parts of an evaluation. Each draws what it needs (or finds it drawn) and says what it found."""
+
+# N pictures, T captions, D embedding dimension
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip import CLIP
+from ..data.distort import DISTORTIONS
+from ..data.render import flatten, render_svg
+from ..data.scenes import IconSet, split_of_concept, split_of_icon
+from ..judge import Judge
+from ..objectives.judge import damaged, renders
+from ..objectives.upsampler import resize
+from ..pipelines import UnCLIPPipeline, UnCLIPPriorPipeline
+from . import prompts as ask
+from .drawing import Draw, Gallery
+from .metrics import (
+    Estimate,
+    frechet,
+    jackknife,
+    kernel_distance,
+    mean,
+    precision_recall,
+    psnr,
+    ratio,
+    recalled,
+    sharpness,
+    ssim,
+)
+from .prompts import Prompt
+from .report import Part, Plot, Sheet, Table
+
+SCENES = 2000  # pictures on each side of a distance
+COMPARED = 500  # of them, where several ways to draw are compared
+NAMED = 200  # recognition prompts, where several ways to draw are compared
+SWEPT = 64
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+STEPS = (5, 10, 20, 40)
+ENLARGED = 48
+CHECKED = 500
+COPY = 0.06  # RMS difference at 16x16 px, of the range [0, 1], below which a picture repeats a training render
+SHOWN = 48
+
+
+class Impossible(ValueError):
+    """A part that this model or these icons do not allow."""
+
+
+@dataclass
+class Bench:
+    """What every part works with. `limit` caps the pictures of each kind, for a quick look."""
+
+    pipe: UnCLIPPipeline
+    judge: Judge
+    icons: IconSet
+    gallery: Gallery
+    split: str
+    limit: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def cut(self, items: Sequence, most: int | None = None) -> list:
+        return list(items)[: min((n for n in (self.limit, most) if n is not None), default=None)]
+
+    def count(self, most: int) -> int:
+        return most if self.limit is None else min(most, self.limit)
+
+    def draw(self, name: str, prompts: list[Prompt], embeds: Tensor | None = None, **changes: Any) -> Tensor:
+        """The prompts' pictures at the decoder's size, uint8 [N, 3, S, S]; `embeds` [N, D] in place of the prior's."""
+        settings = self.settings | changes
+
+        def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+            given = {} if embeds is None else {"image_embeds": embeds[list(chunk)]}
+            texts = [prompts[n].text for n in chunk]
+            return self.pipe(texts, generator=generators, size=self.pipe.sizes[0], output_type="pt", **settings, **given).images
+
+        return self.drawn(name, [p.text for p in prompts], batch)
+
+    def drawn(self, name: str, texts: list[str], draw: Draw, batch: int | None = None) -> Tensor:
+        """The gallery's pictures `name`, after a check that those there already are of these texts."""
+        listed = self.gallery.folder / name / "prompts.json"
+        before = json.loads(listed.read_text()) if listed.is_file() else []
+        if any(old != new for old, new in zip(before, texts, strict=False)):
+            raise ValueError(f"{listed.parent} holds pictures of other prompts; choose another folder or pass --force")
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text(json.dumps(max(before, texts, key=len), indent=0, ensure_ascii=False))
+        return self.gallery.pictures(name, len(texts), draw, batch)
+
+    def truths(self, prompts: list[Prompt]) -> Tensor:
+        """Real renders of the prompts, uint8 [N, 3, 64, 64]."""
+        pictures = np.stack([self.icons.pixels(p.truth) for p in prompts])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+    @cached_property
+    def names(self) -> Tensor:
+        """The judge's embeddings [T, D] of all concepts' names."""
+        return self.judge.read(self.icons.recognisable)
+
+    def right(self, prompts: list[Prompt]) -> Tensor:
+        """Which names answer each prompt, bool [N, T]."""
+        number = {c: n for n, c in enumerate(self.icons.recognisable)}
+        table = torch.zeros(len(prompts), len(number), dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            table[row, [number[c] for c in prompt.right if c in number]] = True
+        return table
+
+    def named(self, pictures: Tensor, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+        """Whether the judge's first, and one of its first five names for each picture is right; float [N] each."""
+        scores, right = self.judge.see(pictures)[0] @ self.names.T, self.right(prompts)
+        return recalled(scores, right, 1), recalled(scores, right, 5)
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """The model's own CLIP: what its prior aims at. Raises Impossible where the model has no image tower."""
+        if self.pipe.image_encoder is None or self.pipe.feature_extractor is None:
+            raise Impossible("this model has no image_encoder and feature_extractor, which the part prior needs")
+        return CLIP(self.pipe.text_encoder, self.pipe.tokenizer, self.pipe.image_encoder, self.pipe.feature_extractor)
+
+
+# ---------------------------------------------------------------------------------------------- the judge itself
+
+
+def judge(bench: Bench) -> Part:
+    """How often the judge names real renders, clean and under damage that it was not trained with."""
+    rows = renders(bench.icons, bench.count(CHECKED), seed=1)
+    wanted = [Prompt("", None, (bench.icons.icons[r]["concept"],)) for r in rows]
+    hits = {kind or "clean": bench.named(damaged(bench.icons, rows, kind, seed=1), wanted)[0] for kind in (None, *DISTORTIONS)}
+    found = {kind: mean(values) for kind, values in hits.items()}
+    found["damaged"] = mean(torch.cat([hits[kind] for kind in DISTORTIONS]))
+    note = f"R@1 among {len(bench.icons.recognisable)} names. The damage is none that it was trained with."
+    return Part("judge", found, [Table("The judge on real renders", ["renders", "R@1"], list(found.items()), note, True)])
+
+
+# ---------------------------------------------------------------------------------------------- what is drawn
+
+
+def recognition(bench: Bench) -> Part:
+    """Single concepts by their names: does the judge find the name among all names?"""
+    prompts = bench.cut(ask.recognition(bench.icons, bench.split))
+    drawn, real = bench.draw("recognition", prompts), bench.truths(prompts)
+    known = torch.tensor([p.known for p in prompts])
+    groups = {"all": torch.ones_like(known), "concepts of the training set": known, "concepts held out of it": ~known}
+    return _retrieval(bench, "recognition", "Single concepts", prompts, drawn, real, groups)
+
+
+def everyday(bench: Bench) -> Part:
+    """Everyday English: is the judge's name for the picture one of the acceptable ones?"""
+    prompts = bench.cut(ask.everyday(bench.icons, bench.split))
+    if not prompts:
+        raise Impossible("these icons answer no everyday prompt")
+    drawn, real = bench.draw("everyday", prompts), bench.truths(prompts)
+    groups = {"all": torch.ones(len(prompts), dtype=torch.bool)}
+    return _retrieval(bench, "everyday", "Everyday English", prompts, drawn, real, groups)
+
+
+def _retrieval(
+    bench: Bench, name: str, title: str, prompts: list[Prompt], drawn: Tensor, real: Tensor, groups: dict[str, Tensor]
+) -> Part:
+    ours, theirs = bench.named(drawn, prompts), bench.named(real, prompts)
+    chance = bench.right(prompts).float().mean(1)
+    results, rows = {}, []
+    for group, member in groups.items():
+        if not member.any():
+            continue
+        found = {
+            "r1": mean(ours[0][member]),
+            "r5": mean(ours[1][member]),
+            "real_r1": mean(theirs[0][member]),
+            "real_r5": mean(theirs[1][member]),
+            "share_of_real": ratio(ours[0][member], theirs[0][member]),
+            "chance": chance[member].mean().item(),
+        }
+        results[group] = found
+        rows.append([group, *found.values()])
+    results["prompts"] = [
+        {"prompt": p.text, "seed": bench.gallery.seed + n, "first": bool(a), "first_five": bool(b), "real_first": bool(c)}
+        for n, (p, a, b, c) in enumerate(zip(prompts, *ours, theirs[0], strict=True))
+    ]
+    note = f"R@1 and R@5 among {len(bench.icons.recognisable)} names; one picture a prompt, nothing selected."
+    columns = ["prompts", "R@1", "R@5", "real R@1", "real R@5", "R@1 of real's", "chance"]
+    shown = SHOWN if name == "recognition" else len(prompts)
+    marks = ours[0].bool().tolist()
+    sheet = Sheet(f"The first {min(shown, len(prompts))}", drawn[:shown], [p.text for p in prompts[:shown]], marks[:shown])
+    return Part(name, results, [Table(title, columns, rows, note, True), sheet])
+
+
+def composition(bench: Bench) -> Part:
+    """Held-out combinations: each object among a hundred, and what is said of it among all that could be said."""
+    results, rows, sheets = {}, [], []
+    for kind, prompts in ask.composition(bench.icons, bench.split).items():
+        prompts = bench.cut(prompts)
+        if not prompts:
+            continue
+        pictures = bench.draw(f"composition-{kind}", prompts)
+        drawn, chance = answered(bench, pictures, prompts)
+        real, _ = answered(bench, bench.truths(prompts), prompts)
+        results[kind] = {"prompts": [p.text for p in prompts]}
+        for about in drawn:
+            found = {
+                "right": mean(drawn[about]),
+                "real": mean(real[about]),
+                "share_of_real": ratio(drawn[about], real[about]),
+                "chance": chance[about],
+            }
+            results[kind][about] = found
+            rows.append([kind, about, *found.values()])
+        marks = drawn[list(drawn)[-1]].bool().tolist()
+        sheets.append(Sheet(kind, pictures[:24], [p.text for p in prompts[:24]], marks[:24]))
+    note = "Combinations that were held out of training, of parts that were in it. Each object is told from 99 others."
+    columns = ["kind", "what is right", "drawn", "real renders", "of real's", "chance"]
+    return Part("composition", results, [Table("Composition", columns, rows, note, True), *sheets])
+
+
+def answered(bench: Bench, pictures: Tensor, prompts: list[Prompt]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """For each thing asked, and for all together: which pictures the judge answers rightly [N], and what chance gives."""
+    seen = bench.judge.see(pictures)[0]
+    asked = [ask.questions(p, bench.icons) for p in prompts]
+    captions = sorted({option for questions in asked for q in questions for option in q.options})
+    number, words = {c: n for n, c in enumerate(captions)}, bench.judge.read(captions)
+    hits: dict[str, list[float]] = {}
+    chances: dict[str, list[float]] = {}
+
+    def note(about: str, hit: bool, chance: float) -> None:
+        hits.setdefault(about, []).append(float(hit))
+        chances.setdefault(about, []).append(chance)
+
+    for picture, questions in zip(seen, asked, strict=True):
+        right = {}
+        for q in questions:
+            scores = words[[number[o] for o in q.options]] @ picture
+            right[q.about] = int(scores.argmax()) == q.answer
+            note(q.about, right[q.about], 1 / len(q.options))
+        objects = [q for q in questions if q.about.endswith("object")]
+        if 1 < len(objects) < len(questions):
+            note("both objects", all(right[q.about] for q in objects), _product(objects))
+        if len(questions) > 1:
+            note("all of it", all(right.values()), _product(questions))
+    return {k: torch.tensor(v) for k, v in hits.items()}, {k: float(np.mean(v)) for k, v in chances.items()}
+
+
+def _product(questions: Sequence[ask.Question]) -> float:
+    return float(np.prod([1 / len(q.options) for q in questions]))
+
+
+# ---------------------------------------------------------------------------------------------- sets of pictures
+
+
+def fidelity(bench: Bench) -> Part:
+    """Distances between drawn scenes and real ones, beside those between real ones and others; and copies."""
+    count = bench.count(SCENES)
+    prompts = ask.scenes(bench.icons, bench.split, count)
+    others = bench.truths(ask.scenes(bench.icons, bench.split, count, first=count))
+    drawn, real = bench.draw("scenes", prompts), bench.truths(prompts)
+    features = {name: bench.judge.see(p)[1] for name, p in (("drawn", drawn), ("real", real), ("others", others))}
+    results: dict[str, Any] = {"pictures_on_each_side": count}
+    rows = []
+    for name, statistic in (("Fréchet distance", frechet), ("kernel distance", kernel_distance)):
+        found = [jackknife(statistic, features[side], features["others"]) for side in ("drawn", "real")]
+        key = name.replace("é", "e").replace(" ", "_").lower()
+        results[key], results[f"{key}_floor"] = found
+        rows.append([name, *found])
+    shares = []
+    for side in ("drawn", "real"):
+        precision, recall = precision_recall(features[side], features["others"])
+        shares.append((mean(precision.float()), mean(recall.float())))
+    for place, name in enumerate(("precision", "recall")):
+        results[name], results[f"{name}_floor"] = shares[0][place], shares[1][place]
+        rows.append([name, shares[0][place], shares[1][place]])
+    training = training_renders(bench.icons)
+    copies, nearest = {}, {}
+    for side, pictures in (("drawn", drawn), ("real", real)):
+        nearest[side], match = nearest_render(pictures, training)
+        copies[side] = mean((nearest[side] < COPY).float())
+        if side == "drawn":
+            closest = nearest[side].argsort()[:8]
+            pairs = torch.stack([drawn[closest], _on_white(bench.icons, match[closest])], 1).flatten(0, 1)
+    results["copies"], results["copies_floor"] = copies["drawn"], copies["real"]
+    rows.append([f"within {COPY} RMS of a training render", copies["drawn"], copies["real"]])
+    note = (
+        f"{count} pictures on each side, of scenes with held-out concepts or combinations; the floor is the same between "
+        "two disjoint halves of real renders. In the judge's features."
+    )
+    labels = [t for n in closest.tolist() for t in (prompts[n].text, f"nearest, at {nearest['drawn'][n]:.3f}")]
+    table = Table("Drawn scenes against real ones", ["", "drawn", "real renders (floor)"], rows, note)
+    sheets = [
+        Sheet("The first 24 scenes", drawn[:24], [p.text for p in prompts[:24]]),
+        Sheet("Nearest to training", pairs, labels),
+    ]
+    return Part("fidelity", results, [table, *sheets])
+
+
+def training_renders(icons: IconSet) -> tuple[Tensor, Tensor]:
+    """All training icons on white at three sizes as 16x16 px [M, 768], and their rows [M]."""
+    rows = [n for n, i in enumerate(icons.icons) if split_of_icon(i["concept"], i["style"]) == "train"]
+    kept = []
+    for start in range(0, len(rows), 512):
+        white = _on_white(icons, torch.tensor(rows[start : start + 512])).float() / 255
+        for side in (55, 58, 61):
+            small = F.interpolate(white, (side, side), mode="area")
+            left = (64 - side) // 2
+            padded = F.pad(small, (left, 64 - side - left, left, 64 - side - left), value=1.0)
+            kept.append((F.avg_pool2d(padded, 4).flatten(1), torch.tensor(rows[start : start + 512])))
+    return torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
+
+
+def nearest_render(pictures: Tensor, training: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Root mean square difference [N] of pictures uint8 [N, 3, 64, 64] to their nearest training render, and its row [N]."""
+    small = F.avg_pool2d(pictures.float() / 255, pictures.shape[-1] // 16).flatten(1)
+    found = [torch.cdist(chunk, training[0]).min(1) for chunk in small.split(256)]
+    distance = torch.cat([f.values for f in found]) / small.shape[1] ** 0.5
+    return distance, training[1][torch.cat([f.indices for f in found])]
+
+
+def _on_white(icons: IconSet, rows: Tensor) -> Tensor:
+    sprites = torch.from_numpy(np.asarray(icons.sprites[rows.numpy()])).permute(0, 3, 1, 2).float()
+    alpha = sprites[:, 3:] / 255
+    return (sprites[:, :3] * alpha + 255 * (1 - alpha)).round().byte()
+
+
+# ---------------------------------------------------------------------------------------------- the prior
+
+
+def prior(bench: Bench) -> Part:
+    """The paper's section 5.1: the decoder after the prior, after the text embedding in its place, and after neither."""
+    named = bench.cut(ask.recognition(bench.icons, bench.split), NAMED)
+    count = bench.count(COMPARED)
+    prompts = ask.scenes(bench.icons, bench.split, count)
+    others = bench.judge.see(bench.truths(ask.scenes(bench.icons, bench.split, count, first=bench.count(SCENES))))[1]
+    bench.pipe._prepare()  # the dtype that the embeddings below shall have
+    null = bench.pipe.text_proj.learned_classifier_free_guidance_embeddings.detach()
+    results, rows, shown = {}, [], []
+    for way in ("prior", "text embedding", "no prior"):
+        sets = []
+        for name, asked in (("recognition", named), ("scenes", prompts)):
+            embeds = None
+            if way == "text embedding":
+                embeds = bench.clip.encode_text([p.text for p in asked])
+            elif way == "no prior":
+                embeds = null.expand(len(asked), -1)
+            folder = name if way == "prior" else f"{name}-{way.replace(' ', '-')}"
+            sets.append(bench.draw(folder, asked, embeds))
+        first, five = bench.named(sets[0], named)
+        distance = jackknife(frechet, bench.judge.see(sets[1])[1], others)
+        results[way] = {"r1": mean(first), "r5": mean(five), "frechet_distance": distance}
+        rows.append([way, *results[way].values()])
+        shown.append(Sheet(f"Drawn after: {way}", sets[0][:12], [p.text for p in named[:12]], first[:12].bool().tolist()))
+    cosines = _cosines(bench, prompts)
+    results["cosine"] = cosines
+    note = f"R@k on {len(named)} names, Fréchet distance on {count} scenes, the same prompts and seeds for each."
+    first = Table("What stands for the image embedding", ["", "R@1", "R@5", "Fréchet distance"], rows, note)
+    second = Table("Cosine of image embeddings", ["", "cosine"], list(cosines.items()), "On the same scenes.")
+    return Part("prior", results, [first, second, *shown])
+
+
+def _cosines(bench: Bench, prompts: list[Prompt]) -> dict[str, Estimate]:
+    """How near the prior's and the text's embeddings come to those of the real pictures."""
+    source = UnCLIPPriorPipeline.from_pipe(bench.pipe)
+    source.set_progress_bar_config(disable=True)
+    settings = {k: v for k, v in bench.settings.items() if k.startswith("prior")}
+    drawn = []
+    for start in range(0, len(prompts), 32):
+        chunk = prompts[start : start + 32]
+        generators = [torch.Generator().manual_seed(bench.gallery.seed + start + n) for n in range(len(chunk))]
+        drawn.append(source([p.text for p in chunk], generator=generators, **settings).image_embeds.float().cpu())
+    prior = F.normalize(torch.cat(drawn), dim=-1)
+    text = bench.clip.encode_text([p.text for p in prompts]).cpu()
+    true = torch.cat([bench.clip.encode_image(chunk.float() / 255).cpu() for chunk in bench.truths(prompts).split(64)])
+    pairs = {
+        "prior, true": (prior, true),
+        "text, true": (text, true),
+        "prior, text": (prior, text),
+        "another scene's, true": (true.roll(1, 0), true),
+    }
+    return {name: mean((a * b).sum(1)) for name, (a, b) in pairs.items()}
+
+
+def sweeps(bench: Bench) -> Part:
+    """Recognition as the decoder's guidance and number of steps change."""
+    prompts = bench.cut(ask.recognition(bench.icons, bench.split), SWEPT)
+    wanted = bench.judge.read([p.text for p in prompts])
+    results, shown = {}, []
+    for name, setting, values in (
+        ("guidance", "decoder_guidance_scale", GUIDANCE),
+        ("steps", "decoder_num_inference_steps", STEPS),
+    ):
+        lines: dict[str, list[tuple[float, Estimate]]] = {"R@1": [], "R@5": [], "cosine": []}
+        for value in values:
+            pictures = bench.draw(f"sweep-{name}-{value:g}", prompts, **{setting: value})
+            found = (*bench.named(pictures, prompts), (bench.judge.see(pictures)[0] * wanted).sum(1))
+            for line, numbers in zip(lines.values(), found, strict=True):
+                line.append((value, mean(numbers)))
+        results[name] = {line: {f"{x:g}": e for x, e in points} for line, points in lines.items()}
+        shown.append(Plot(f"The decoder's {name} ({len(prompts)} names)", name, "R@k, cosine to the name", lines))
+    return Part("sweeps", results, shown)
+
+
+# ---------------------------------------------------------------------------------------------- the upsamplers
+
+
+def upsamplers(bench: Bench) -> Part:
+    """Held-out icons enlarged fourfold from true low-resolution renders, beside bicubic; then drawn ones."""
+    sizes = bench.pipe.sizes
+    if len(sizes) < 2:
+        raise Impossible("this model has no upsampler")
+    icons, split = bench.icons, ask.SPLITS[bench.split]
+    rows = [r for r in renders(icons, seed=2) if split_of_concept(icons.icons[r]["concept"]) == split]
+    rows = bench.cut(rows, ENLARGED)
+    texts = [icons.icons[r]["concept"] for r in rows]
+    truth = {sizes[-1]: torch.stack([_render(icons.icons[r]["svg"], sizes[-1]) for r in rows]).float() / 255}
+    for size in reversed(sizes[:-1]):
+        truth[size] = F.avg_pool2d(truth[sizes[-1]], sizes[-1] // size)
+    drawn = bench.draw("recognition", bench.cut(ask.recognition(icons, bench.split), ENLARGED)).float() / 255
+    results, lines, generated, shown = {}, [], [], []
+    for low, high in zip(sizes, sizes[1:], strict=False):
+        name = f"{low} to {high}"
+        ours = _enlarged(bench, f"upsampled-{low}-{high}", texts, truth[low], high)
+        plain = resize(truth[low] * 2 - 1, high).clamp(-1, 1) / 2 + 0.5
+        found = {
+            "psnr": mean(psnr(ours, truth[high])),
+            "psnr_bicubic": mean(psnr(plain, truth[high])),
+            "gain": mean(psnr(ours, truth[high]) - psnr(plain, truth[high])),
+            "ssim": mean(ssim(ours, truth[high])),
+            "ssim_bicubic": mean(ssim(plain, truth[high])),
+            "sharpness": ratio(sharpness(ours), sharpness(truth[high])),
+            "sharpness_bicubic": ratio(sharpness(plain), sharpness(truth[high])),
+        }
+        results[name] = found
+        lines.append([name, *found.values()])
+        shown.append(_strip(f"{name}: true, bicubic, enlarged", truth[high], plain, ours, texts))
+        from_drawn = _enlarged(bench, f"upsampled-drawn-{low}-{high}", [f"drawn {n}" for n in range(len(drawn))], drawn, high)
+        enlarged = resize(drawn * 2 - 1, high).clamp(-1, 1) / 2 + 0.5
+        true_sharpness = sharpness(truth[high]).mean()
+        found = {
+            "consistency": mean(psnr(F.avg_pool2d(from_drawn, high // low), drawn)),
+            "sharpness": mean(sharpness(from_drawn) / true_sharpness),
+            "sharpness_bicubic": mean(sharpness(enlarged) / true_sharpness),
+        }
+        results[f"{name}, drawn"] = found
+        generated.append([name, *found.values()])
+        drawn = from_drawn
+    note = f"{len(rows)} icons of held-out concepts; low resolutions are area means. Sharpness: of the steepest twentieth, over the true."
+    columns = ["px", "PSNR", "PSNR bicubic", "gain", "SSIM", "SSIM bicubic", "sharpness", "sharpness bicubic"]
+    first = Table("From true low-resolution renders", columns, lines, note)
+    columns = ["px", "PSNR made small again", "sharpness", "sharpness bicubic"]
+    second = Table(
+        "From drawn ones", columns, generated, "Made small again, against what was enlarged. Sharpness beside real renders'."
+    )
+    return Part("upsamplers", results, [first, second, *shown])
+
+
+def _enlarged(bench: Bench, name: str, texts: list[str], low: Tensor, size: int) -> Tensor:
+    """Pictures [N, 3, s, s] in [0, 1] through the model's upsampler, [N, 3, size, size]."""
+
+    def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+        return bench.pipe.upsample(low[list(chunk)], size, generators)
+
+    return bench.drawn(name, texts, batch, batch=4).float() / 255
+
+
+def _render(svg: str, size: int) -> Tensor:
+    return torch.from_numpy(flatten(render_svg(svg, size))).permute(2, 0, 1)
+
+
+def _strip(title: str, true: Tensor, plain: Tensor, ours: Tensor, texts: list[str], count: int = 4) -> Sheet:
+    """Middle parts of the first few pictures, three ways side by side."""
+    side, size = 192, true.shape[-1]
+    left = (size - side) // 2
+    rows = torch.stack([true[:count], plain[:count], ours[:count]], 1).flatten(0, 1)
+    crops = (rows[..., left : left + side, left : left + side] * 255).round().byte()
+    labels = [f"{t}, {how}" for t in texts[:count] for how in ("true", "bicubic", "enlarged")]
+    return Sheet(title, crops, labels, side=192)

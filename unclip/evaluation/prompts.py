@@ -1,0 +1,136 @@
+"""What a model is asked to draw, and what its judge is asked of the picture. dev and test share no prompt."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..data.emoji import STYLES
+from ..data.scenes import IconSet, Plan, Scene, SceneSampler, everyday_prompts, split_of_concept, split_of_icon
+from ..objectives.judge import KINDS, caption, changed
+
+SPLITS = {"dev": "validation", "test": "test"}  # of the evaluation: the data's split that its combinations are held out in
+SEED = 20_261
+PER_KIND = 100
+DISTRACTORS = 99
+TRIES = 4_000
+ATTRIBUTE = {"colour": "colour", "count": "number", "relation": "place", "background": "ground", "style": "style"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sentence to draw, a scene that shows it truly, and what it asks for.
+
+    `right` are the concepts that answer it, `plan` what a composition shows; `known` is False where the model never saw
+    the concept.
+    """
+
+    text: str
+    truth: Scene
+    right: tuple[str, ...]
+    plan: Plan | None = None
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which of `options` does the picture show? Chance is 1 / len(options)."""
+
+    about: str
+    options: tuple[str, ...]
+    answer: int
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split must be dev or test, got {split!r}")
+
+
+def recognition(icons: IconSet, split: str) -> list[Prompt]:
+    """Single concepts by their names, half of all in each split, in an order of no meaning."""
+    check_split(split)
+    sampler = SceneSampler(icons, "all", SEED, tones=0.0)
+    chosen = [c for c in icons.recognisable if _digest("half", c) % 2 == list(SPLITS).index(split)]
+    found = []
+    for concept in sorted(chosen, key=lambda c: _digest("order", c)):
+        truth = _single(sampler, concept)
+        found.append(Prompt(concept, truth, (concept,), known=split_of_concept(concept) == "train"))
+    return found
+
+
+def everyday(icons: IconSet, split: str) -> list[Prompt]:
+    """Everyday English: every other prompt of unclip/data/everyday.yaml, as far as these icons can answer."""
+    check_split(split)
+    sampler = SceneSampler(icons, "all", SEED, tones=0.0)
+    found = []
+    for text, concepts in list(everyday_prompts().items())[list(SPLITS).index(split) :: 2]:
+        right = tuple(c for c in concepts if c in icons.by_concept)
+        if right:
+            found.append(Prompt(text, _single(sampler, right[0]), right))
+    return found
+
+
+def composition(icons: IconSet, split: str, per_kind: int = PER_KIND) -> dict[str, list[Prompt]]:
+    """For each kind, prompts whose combination was held out of training while each part of it was in it."""
+    check_split(split)
+    return {kind: list(_held_out(icons, split, kind, per_kind)) for kind in (*KINDS, "style")}
+
+
+def scenes(icons: IconSet, split: str, count: int, first: int = 0) -> list[Prompt]:
+    """Held-out scenes of every kind as they come, for distances between sets."""
+    check_split(split)
+    sampler = SceneSampler(icons, SPLITS[split], SEED + 1)
+    drawn = [sampler.scene(n) for n in range(first, first + count)]
+    return [Prompt(s.caption, s, ()) for s in drawn]
+
+
+def questions(prompt: Prompt, icons: IconSet) -> list[Question]:
+    """What is asked of a composition: each object among 100, and what the prompt says of it among all that it could say."""
+    plan, style = prompt.plan, prompt.plan.style if prompt.plan.kind == "single" else None
+    rng = np.random.default_rng(_digest("distractors", prompt.text) % 2**63)
+    known = set(icons.recognisable)
+    pool = [c for c in icons.objects if c in known and c not in plan.concepts]
+    found = []
+    for place in range(len(plan.concepts)):
+        others = [pool[n] for n in rng.permutation(len(pool))[:DISTRACTORS]]
+        plans = [plan] + [
+            replace(plan, concepts=tuple(o if n == place else c for n, c in enumerate(plan.concepts))) for o in others
+        ]
+        name = "object" if len(plan.concepts) == 1 else ("first object", "second object")[place]
+        found.append(Question(name, tuple(caption(p, style) for p in plans), 0))
+    if style is not None:
+        found.append(Question("style", tuple(caption(plan, s) for s in STYLES), STYLES.index(style)))
+    elif plan.kind in ATTRIBUTE:
+        found.append(Question(ATTRIBUTE[plan.kind], tuple(caption(p) for p in [plan, *changed(plan)]), 0))
+    return found
+
+
+def _held_out(icons: IconSet, split: str, kind: str, count: int) -> Iterator[Prompt]:
+    sampler = SceneSampler(icons, SPLITS[split], SEED, kinds=("single" if kind == "style" else kind,), tones=0.0)
+    known, seen = set(icons.recognisable), set()
+    for index in range(TRIES):
+        try:
+            plan = sampler.plan(index)
+        except ValueError:  # these icons allow no such scene
+            return
+        parts = {split_of_concept(c) if kind == "style" else split_of_icon(c, plan.style) for c in plan.concepts}
+        text = caption(plan, plan.style if kind == "style" else None)
+        if parts != {"train"} or not known.issuperset(plan.concepts) or plan.relation == "on top" or text in seen:
+            continue
+        seen.add(text)
+        truth = sampler.lay_out(plan, np.random.default_rng([SEED, 1, index]))
+        yield Prompt(text, truth, plan.concepts, plan)
+        if len(seen) == count:
+            return
+
+
+def _single(sampler: SceneSampler, concept: str) -> Scene:
+    styles = list(sampler.icons.by_concept[concept])
+    number = _digest("style", concept)
+    plan = Plan("single", (concept,), styles[number % len(styles)])
+    return sampler.lay_out(plan, np.random.default_rng([SEED, number % 2**32]))
+
+
+def _digest(*words: str) -> int:
+    return int.from_bytes(hashlib.sha256("|".join(("evaluation", *words)).encode()).digest()[:8], "big")

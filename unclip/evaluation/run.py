@@ -1,0 +1,197 @@
+"""One evaluation from beginning to end; interrupted, it goes on where it was."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..checkpoints import resolve
+from ..config import nearest
+from ..data.scenes import IconSet
+from ..judge import Judge
+from ..pipelines import UnCLIPPipeline
+from ..pipelines.base import DEFAULTS
+from . import parts
+from .drawing import Gallery
+from .parts import Bench
+from .prompts import check_split
+from .report import Part, Table, write
+
+PARTS: dict[str, Callable[[Bench], Part]] = {
+    "judge": parts.judge,
+    "recognition": parts.recognition,
+    "everyday": parts.everyday,
+    "composition": parts.composition,
+    "fidelity": parts.fidelity,
+    "prior": parts.prior,
+    "sweeps": parts.sweeps,
+    "upsamplers": parts.upsamplers,
+}
+
+
+@dataclass
+class Settings:
+    """What is evaluated and how. `sampling` replaces the model's own settings; `limit` caps the pictures of each kind."""
+
+    model: str = "emoji"
+    split: str = "dev"
+    out: Path = Path("report")
+    only: list[str] = field(default_factory=list)
+    limit: int | None = None
+    data: str = "data/emoji"
+    judge: str | None = None
+    seed: int = 0
+    sampling: dict[str, Any] = field(default_factory=dict)
+    force: bool = False
+
+    def __post_init__(self):
+        check_split(self.split)
+        for name in self.only:
+            if name not in PARTS:
+                raise ValueError(f"unknown part {name!r}{nearest(name, PARTS)}; choose from {', '.join(PARTS)}")
+        if self.limit is not None and self.limit < 8:
+            raise ValueError(f"limit must be at least 8, got {self.limit}")
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"seed must be from 0 to 2^62, got {self.seed}")
+        self.sampling = {k: v for k, v in self.sampling.items() if v is not None}
+
+
+def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command: str) -> tuple[Path, Path]:
+    """Run the parts asked for and write the report; -> its JSON and its page.
+
+    Pictures are kept in `out/pictures`: run again, also with other parts, another judge or a larger limit, only what is
+    missing is drawn. Raises ValueError where `out` holds something else, FileNotFoundError without the data.
+    """
+    began = time.monotonic()
+    judge = Judge.load(settings.judge or settings.split)
+    icons = IconSet.load(settings.data)
+    pipe = load(settings.model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe._prepare()
+    drawn = _drawn_with(settings, pipe)
+    gallery = _open(settings, drawn)
+    bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling)
+    chosen = [name for name in PARTS if name in settings.only or not settings.only]
+    found: list[Part] = []
+    left_out: dict[str, str] = {}
+    for number, name in enumerate(chosen, 1):
+        print(f"part {number} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
+        try:
+            found.append(PARTS[name](bench))
+        except parts.Impossible as reason:
+            if name in settings.only:
+                raise
+            left_out[name] = str(reason)
+            print(f"left out: {reason}", file=sys.stderr)
+    protocol = drawn | {
+        "model": settings.model,
+        "judge": {"is": str(settings.judge or settings.split), "fingerprint": judge.fingerprint},
+        "limit": settings.limit,
+        "left_out": left_out,
+        "seeds": f"picture n of each kind has the seed {settings.seed} + n",
+        "resize": "the judge sees 64 px pictures as drawn, in 8 bits; low-resolution renders are area means of larger ones",
+        "names": len(icons.recognisable),
+        "intervals": "95%: percentile bootstrap over prompts, 1000 resamples; distances between sets: delete-a-group jackknife",
+    }
+    return write(settings.out, command, protocol, _summary(settings, found), found, time.monotonic() - began)
+
+
+def _drawn_with(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
+    """All that decides what the pictures look like: another one of these is another evaluation."""
+    folder, data = resolve(settings.model), Path(settings.data) / "icons.json.gz"
+    return {
+        "version": __version__,
+        "weights": _hash(sorted(folder.rglob("*.safetensors"))),
+        "data": _hash([data]) if data.is_file() else str(settings.data),
+        "split": settings.split,
+        "seed": settings.seed,
+        "sampling": DEFAULTS | (pipe.config.defaults or {}) | settings.sampling,
+        "dtype": str(pipe.decoder.dtype).removeprefix("torch."),
+    }
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
+    """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for any other."""
+    out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed)
+    noted = out / "drawn_with.json"
+    if settings.force:
+        gallery.forget()
+    elif noted.is_file():
+        before = json.loads(noted.read_text())
+        for key, value in drawn.items():
+            if before.get(key) != value:
+                raise ValueError(
+                    f"{out} holds an evaluation with another {key} ({before.get(key)}, now {value}); choose another folder, "
+                    "or pass --force to draw anew"
+                )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is no evaluation; choose another folder, or pass --force to write into it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        noted.write_text(json.dumps(drawn, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+    return gallery
+
+
+def _summary(settings: Settings, found: list[Part]) -> Table:
+    """The project's targets (for the emoji model) and where this model stands."""
+    results = {part.name: part.results for part in found}
+
+    def at(*keys: str) -> Any:
+        value: Any = results
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    rows: list[list[Any]] = []
+
+    def add(what: str, value: Any, target: str, met: bool | None) -> None:
+        if value is not None:
+            rows.append([what, value, target, "" if met is None else "yes" if met else "no"])
+
+    for what, keys, least in (
+        ("judge's R@1 on damaged renders", ("judge", "damaged"), 0.85),
+        ("recognition R@1, of real renders'", ("recognition", "all", "share_of_real"), 0.85),
+        ("everyday English R@1, of real renders'", ("everyday", "all", "share_of_real"), None),
+        ("colour and object both right, of real's", ("composition", "colour", "all of it", "share_of_real"), 0.75),
+        ("two objects, both present, of real's", ("composition", "pair", "all of it", "share_of_real"), 0.70),
+        ("two objects in the stated places, of real's", ("composition", "relation", "all of it", "share_of_real"), 0.60),
+    ):
+        value = at(*keys)
+        add(what, value, f"at least {least}" if least else "", value.value >= least if value and least else None)
+    distance, floor = at("fidelity", "frechet_distance"), at("fidelity", "frechet_distance_floor")
+    if distance is not None:
+        times = distance.value / max(floor.value, 1e-12)
+        add("Fréchet distance, times the floor", times, "at most 3", times <= 3)
+    for name in ("64 to 256", "256 to 1024"):
+        gain = at("upsamplers", name, "gain")
+        add(f"upsampler {name}, dB over bicubic", gain, "at least 4", gain.value >= 4 if gain else None)
+    prior, text = at("prior", "prior"), at("prior", "text embedding")
+    if prior is not None:
+        ahead = {
+            "recognition": prior["r1"].low > text["r1"].high,
+            "Fréchet distance": prior["frechet_distance"].high < text["frechet_distance"].low,
+        }
+        where = ", ".join(name for name, yes in ahead.items() if yes) or "neither"
+        add("prior ahead of the text embedding in", where, "recognition and Fréchet, intervals apart", all(ahead.values()))
+    weights = sum(p.stat().st_size for p in resolve(settings.model).rglob("*.safetensors")) / 1e6
+    add("weights, MB", weights, "at most 150", weights <= 150)
+    note = f"split {settings.split}" + (
+        f"; a quick look: at most {settings.limit} pictures of each kind" if settings.limit else ""
+    )
+    return Table(f"{settings.model}", ["what", "found", "target", "met"], rows, note)
