@@ -2,10 +2,7 @@
 
 # N pictures, T captions, D embedding dimension
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip import CLIP
 from ..data.distort import DISTORTIONS
+from ..data.judged import damaged, renders
 from ..data.render import flatten, render_svg
 from ..data.scenes import IconSet, split_of_concept, split_of_icon
-from ..judge import Judge
-from ..objectives.judge import damaged, renders
 from ..objectives.upsampler import resize
-from ..pipelines import UnCLIPPipeline, UnCLIPPriorPipeline
+from ..pipelines import UnCLIPPriorPipeline
 from . import prompts as ask
-from .drawing import Draw, Gallery
+from .bench import Bench, Impossible
 from .metrics import (
     Estimate,
     frechet,
@@ -32,7 +27,6 @@ from .metrics import (
     precision_recall,
     psnr,
     ratio,
-    recalled,
     sharpness,
     ssim,
 )
@@ -45,84 +39,10 @@ NAMED = 200  # recognition prompts, where several ways to draw are compared
 SWEPT = 64
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 STEPS = (5, 10, 20, 40)
-ENLARGED = 48
+ENLARGED = 32
 CHECKED = 500
 COPY = 0.06  # RMS difference at 16x16 px, of the range [0, 1], below which a picture repeats a training render
 SHOWN = 48
-
-
-class Impossible(ValueError):
-    """A part that this model or these icons do not allow."""
-
-
-@dataclass
-class Bench:
-    """What every part works with. `limit` caps the pictures of each kind, for a quick look."""
-
-    pipe: UnCLIPPipeline
-    judge: Judge
-    icons: IconSet
-    gallery: Gallery
-    split: str
-    limit: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def cut(self, items: Sequence, most: int | None = None) -> list:
-        return list(items)[: min((n for n in (self.limit, most) if n is not None), default=None)]
-
-    def count(self, most: int) -> int:
-        return most if self.limit is None else min(most, self.limit)
-
-    def draw(self, name: str, prompts: list[Prompt], embeds: Tensor | None = None, **changes: Any) -> Tensor:
-        """The prompts' pictures at the decoder's size, uint8 [N, 3, S, S]; `embeds` [N, D] in place of the prior's."""
-        settings = self.settings | changes
-
-        def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-            given = {} if embeds is None else {"image_embeds": embeds[list(chunk)]}
-            texts = [prompts[n].text for n in chunk]
-            return self.pipe(texts, generator=generators, size=self.pipe.sizes[0], output_type="pt", **settings, **given).images
-
-        return self.drawn(name, [p.text for p in prompts], batch)
-
-    def drawn(self, name: str, texts: list[str], draw: Draw, batch: int | None = None) -> Tensor:
-        """The gallery's pictures `name`, after a check that those there already are of these texts."""
-        listed = self.gallery.folder / name / "prompts.json"
-        before = json.loads(listed.read_text()) if listed.is_file() else []
-        if any(old != new for old, new in zip(before, texts, strict=False)):
-            raise ValueError(f"{listed.parent} holds pictures of other prompts; choose another folder or pass --force")
-        listed.parent.mkdir(parents=True, exist_ok=True)
-        listed.write_text(json.dumps(max(before, texts, key=len), indent=0, ensure_ascii=False))
-        return self.gallery.pictures(name, len(texts), draw, batch)
-
-    def truths(self, prompts: list[Prompt]) -> Tensor:
-        """Real renders of the prompts, uint8 [N, 3, 64, 64]."""
-        pictures = np.stack([self.icons.pixels(p.truth) for p in prompts])
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-
-    @cached_property
-    def names(self) -> Tensor:
-        """The judge's embeddings [T, D] of all concepts' names."""
-        return self.judge.read(self.icons.recognisable)
-
-    def right(self, prompts: list[Prompt]) -> Tensor:
-        """Which names answer each prompt, bool [N, T]."""
-        number = {c: n for n, c in enumerate(self.icons.recognisable)}
-        table = torch.zeros(len(prompts), len(number), dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            table[row, [number[c] for c in prompt.right if c in number]] = True
-        return table
-
-    def named(self, pictures: Tensor, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
-        """Whether the judge's first, and one of its first five names for each picture is right; float [N] each."""
-        scores, right = self.judge.see(pictures)[0] @ self.names.T, self.right(prompts)
-        return recalled(scores, right, 1), recalled(scores, right, 5)
-
-    @cached_property
-    def clip(self) -> CLIP:
-        """The model's own CLIP: what its prior aims at. Raises Impossible where the model has no image tower."""
-        if self.pipe.image_encoder is None or self.pipe.feature_extractor is None:
-            raise Impossible("this model has no image_encoder and feature_extractor, which the part prior needs")
-        return CLIP(self.pipe.text_encoder, self.pipe.tokenizer, self.pipe.image_encoder, self.pipe.feature_extractor)
 
 
 # ---------------------------------------------------------------------------------------------- the judge itself
@@ -422,31 +342,32 @@ def upsamplers(bench: Bench) -> Part:
     for low, high in zip(sizes, sizes[1:], strict=False):
         name = f"{low} to {high}"
         ours = _enlarged(bench, f"upsampled-{low}-{high}", texts, truth[low], high)
-        plain = resize(truth[low] * 2 - 1, high).clamp(-1, 1) / 2 + 0.5
+        plain = resize(truth[low], high).clamp(0, 1)
+        ours_psnr, plain_psnr = _each(psnr, ours, truth[high]), _each(psnr, plain, truth[high])
+        true_sharpness = _each(sharpness, truth[high])
         found = {
-            "psnr": mean(psnr(ours, truth[high])),
-            "psnr_bicubic": mean(psnr(plain, truth[high])),
-            "gain": mean(psnr(ours, truth[high]) - psnr(plain, truth[high])),
-            "ssim": mean(ssim(ours, truth[high])),
-            "ssim_bicubic": mean(ssim(plain, truth[high])),
-            "sharpness": ratio(sharpness(ours), sharpness(truth[high])),
-            "sharpness_bicubic": ratio(sharpness(plain), sharpness(truth[high])),
+            "psnr": mean(ours_psnr),
+            "psnr_bicubic": mean(plain_psnr),
+            "gain": mean(ours_psnr - plain_psnr),
+            "ssim": mean(_each(ssim, ours, truth[high])),
+            "ssim_bicubic": mean(_each(ssim, plain, truth[high])),
+            "sharpness": ratio(_each(sharpness, ours), true_sharpness),
+            "sharpness_bicubic": ratio(_each(sharpness, plain), true_sharpness),
         }
         results[name] = found
         lines.append([name, *found.values()])
         shown.append(_strip(f"{name}: true, bicubic, enlarged", truth[high], plain, ours, texts))
         from_drawn = _enlarged(bench, f"upsampled-drawn-{low}-{high}", [f"drawn {n}" for n in range(len(drawn))], drawn, high)
-        enlarged = resize(drawn * 2 - 1, high).clamp(-1, 1) / 2 + 0.5
-        true_sharpness = sharpness(truth[high]).mean()
+        enlarged = resize(drawn, high).clamp(0, 1)
         found = {
-            "consistency": mean(psnr(F.avg_pool2d(from_drawn, high // low), drawn)),
-            "sharpness": mean(sharpness(from_drawn) / true_sharpness),
-            "sharpness_bicubic": mean(sharpness(enlarged) / true_sharpness),
+            "consistency": mean(_each(psnr, F.avg_pool2d(from_drawn, high // low), drawn)),
+            "sharpness": mean(_each(sharpness, from_drawn) / true_sharpness.mean()),
+            "sharpness_bicubic": mean(_each(sharpness, enlarged) / true_sharpness.mean()),
         }
         results[f"{name}, drawn"] = found
         generated.append([name, *found.values()])
         drawn = from_drawn
-    note = f"{len(rows)} icons of held-out concepts; low resolutions are area means. Sharpness: of the steepest twentieth, over the true."
+    note = f"{len(rows)} icons of held-out concepts. Sharpness: of the steepest twentieth of the pixels, over the true one."
     columns = ["px", "PSNR", "PSNR bicubic", "gain", "SSIM", "SSIM bicubic", "sharpness", "sharpness bicubic"]
     first = Table("From true low-resolution renders", columns, lines, note)
     columns = ["px", "PSNR made small again", "sharpness", "sharpness bicubic"]
@@ -454,6 +375,11 @@ def upsamplers(bench: Bench) -> Part:
         "From drawn ones", columns, generated, "Made small again, against what was enlarged. Sharpness beside real renders'."
     )
     return Part("upsamplers", results, [first, second, *shown])
+
+
+def _each(metric: Callable[..., Tensor], *pictures: Tensor) -> Tensor:
+    """A metric [N] of pictures [N, 3, H, W], a few at a time: at 1024 px its intermediate steps are large."""
+    return torch.cat([metric(*chunk) for chunk in zip(*(p.split(4) for p in pictures), strict=True)])
 
 
 def _enlarged(bench: Bench, name: str, texts: list[str], low: Tensor, size: int) -> Tensor:

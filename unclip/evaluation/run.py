@@ -17,8 +17,8 @@ from ..judge import Judge
 from ..pipelines import UnCLIPPipeline
 from ..pipelines.base import DEFAULTS
 from . import parts
+from .bench import Bench, Impossible
 from .drawing import Gallery
-from .parts import Bench
 from .prompts import check_split
 from .report import Part, Table, write
 
@@ -83,7 +83,7 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
         print(f"part {number} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
         try:
             found.append(PARTS[name](bench))
-        except parts.Impossible as reason:
+        except Impossible as reason:
             if name in settings.only:
                 raise
             left_out[name] = str(reason)

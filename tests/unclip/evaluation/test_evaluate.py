@@ -14,8 +14,9 @@ from unclip.checkpoints import save_components
 from unclip.config import load_config
 from unclip.data.scenes import IconSet
 from unclip.evaluation import prompts as ask
+from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
-from unclip.evaluation.parts import COPY, Bench, answered, nearest_render, training_renders
+from unclip.evaluation.parts import COPY, answered, nearest_render, training_renders
 from unclip.objectives import create
 
 
@@ -57,11 +58,13 @@ def test_real_renders_under_an_oracle_are_all_right_and_shuffled_ones_are_at_cha
 
 
 def test_compositions_under_an_oracle_are_all_right_and_shuffled_ones_are_at_chance(icons, tmp_path):
-    for prompts in ask.composition(icons, "test", 40).values():
+    for prompts in filter(None, ask.composition(icons, "test", 40).values()):
         made, pictures = bench(icons, tmp_path, prompts)
         hits, chance = answered(made, pictures, prompts)
         assert hits and all(h.all() and len(h) == len(prompts) for h in hits.values())
-        shuffled, _ = answered(made, pictures.roll(7, 0), prompts)
+        if len(prompts) < 8:
+            continue
+        shuffled, _ = answered(made, pictures.roll(1, 0), prompts)
         for about, h in shuffled.items():
             error = max((chance[about] * (1 - chance[about]) / len(h)) ** 0.5, 0.02)
             assert abs(h.mean().item() - chance[about]) < 5 * error, about
@@ -146,7 +149,8 @@ def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, 
         > found["results"]["fidelity"]["frechet_distance_floor"]["value"]
     )
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 16 and "http" not in page and "Protocol" in page
+    assert page.count("data:image/png;base64,") >= 16 and "Protocol" in page
+    assert not any(word in page for word in ("http:", "https:", "<script", "<link")), "it needs nothing beside it"
     drawn = {p: p.read_bytes() for p in sorted(out.rglob("*.png"))}
     assert len(drawn) == 16
 

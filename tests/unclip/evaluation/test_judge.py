@@ -8,9 +8,9 @@ from torch.utils.data import default_collate
 from unclip.checkpoints import save_components
 from unclip.config import load_config
 from unclip.data.distort import DISTORTIONS, distort
+from unclip.data.judged import compare
 from unclip.judge import Judge, JudgeImageTower
 from unclip.objectives import create
-from unclip.objectives.judge import compare
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY_DEFAULTS, seeds, tiny_networks
 from PIL import Image
 
-from unclip import UnCLIPPipeline
+from unclip import UnCLIPPipeline, UnCLIPPriorPipeline
 
 
 def test_batch_equals_one_by_one(tiny):
@@ -129,3 +129,29 @@ def test_a_long_prompt_warns_of_what_was_cut(tiny, caplog):
 def test_unknown_defaults_are_refused():
     with pytest.raises(ValueError, match="prior_stepz"):
         UnCLIPPipeline(**tiny_networks(), defaults={"prior_stepz": 3})
+
+
+def test_given_embeddings_take_the_priors_place(tiny):
+    tiny.to(torch.float64)
+    embeds = UnCLIPPriorPipeline.from_pipe(tiny)("a star", generator=seeds(0)).image_embeds
+    start = torch.randn(1, 3, 64, 64, generator=seeds(1)[0])
+    settings = {"decoder_latents": start, "size": 64, "output_type": "pt"}
+    own = tiny("a star", generator=seeds(0), **settings).images
+    torch.testing.assert_close(tiny("a star", image_embeds=embeds, **settings).images, own, rtol=0, atol=1e-9)
+    other = tiny("a star", image_embeds=-embeds, **settings).images
+    assert (other - own).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"image_embeds must be \[1, 32\], got \[2, 32\]"):
+        tiny("a star", image_embeds=embeds.repeat(2, 1), **settings)
+
+
+def test_upsampling_a_drawn_picture_is_drawing_it_large(tiny):
+    tiny.to(torch.float64)
+    whole = tiny("a star", generator=seeds(0), output_type="pt", size=1024).images
+    stream = seeds(0)
+    small = tiny("a star", generator=stream, output_type="pt", size=64).images
+    middle = tiny.upsample(small, 256, stream)
+    assert middle.shape == (1, 3, 256, 256)
+    torch.testing.assert_close(tiny.upsample(middle, 1024, stream), whole, rtol=0, atol=1e-7)
+    for wrong, size in ((small, 64), (small[:, :, :32], 256), (small, 100)):
+        with pytest.raises(ValueError, match="got"):
+            tiny.upsample(wrong, size)

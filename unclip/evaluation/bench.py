@@ -1,0 +1,95 @@
+"""What every part of an evaluation works with: the model, the judge, the icons, and the pictures that were drawn."""
+
+# N pictures, T captions, D embedding dimension
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..clip import CLIP
+from ..data.scenes import IconSet
+from ..judge import Judge
+from ..pipelines import UnCLIPPipeline
+from .drawing import Draw, Gallery
+from .metrics import recalled
+from .prompts import Prompt
+
+
+class Impossible(ValueError):
+    """A part that this model or these icons do not allow."""
+
+
+@dataclass
+class Bench:
+    """What every part works with. `limit` caps the pictures of each kind, for a quick look."""
+
+    pipe: UnCLIPPipeline
+    judge: Judge
+    icons: IconSet
+    gallery: Gallery
+    split: str
+    limit: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def cut(self, items: Sequence, most: int | None = None) -> list:
+        return list(items)[: min((n for n in (self.limit, most) if n is not None), default=None)]
+
+    def count(self, most: int) -> int:
+        return most if self.limit is None else min(most, self.limit)
+
+    def draw(self, name: str, prompts: list[Prompt], embeds: Tensor | None = None, **changes: Any) -> Tensor:
+        """The prompts' pictures at the decoder's size, uint8 [N, 3, S, S]; `embeds` [N, D] in place of the prior's."""
+        settings = self.settings | changes
+
+        def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+            given = {} if embeds is None else {"image_embeds": embeds[list(chunk)]}
+            texts = [prompts[n].text for n in chunk]
+            return self.pipe(texts, generator=generators, size=self.pipe.sizes[0], output_type="pt", **settings, **given).images
+
+        return self.drawn(name, [p.text for p in prompts], batch)
+
+    def drawn(self, name: str, texts: list[str], draw: Draw, batch: int | None = None) -> Tensor:
+        """The gallery's pictures `name`, after a check that those there already are of these texts."""
+        listed = self.gallery.folder / name / "prompts.json"
+        before = json.loads(listed.read_text()) if listed.is_file() else []
+        if any(old != new for old, new in zip(before, texts, strict=False)):
+            raise ValueError(f"{listed.parent} holds pictures of other prompts; choose another folder or pass --force")
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text(json.dumps(max(before, texts, key=len), indent=0, ensure_ascii=False))
+        return self.gallery.pictures(name, len(texts), draw, batch)
+
+    def truths(self, prompts: list[Prompt]) -> Tensor:
+        """Real renders of the prompts, uint8 [N, 3, 64, 64]."""
+        pictures = np.stack([self.icons.pixels(p.truth) for p in prompts])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+    @cached_property
+    def names(self) -> Tensor:
+        """The judge's embeddings [T, D] of all concepts' names."""
+        return self.judge.read(self.icons.recognisable)
+
+    def right(self, prompts: list[Prompt]) -> Tensor:
+        """Which names answer each prompt, bool [N, T]."""
+        number = {c: n for n, c in enumerate(self.icons.recognisable)}
+        table = torch.zeros(len(prompts), len(number), dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            table[row, [number[c] for c in prompt.right if c in number]] = True
+        return table
+
+    def named(self, pictures: Tensor, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+        """Whether the judge's first, and one of its first five names for each picture is right; float [N] each."""
+        scores, right = self.judge.see(pictures)[0] @ self.names.T, self.right(prompts)
+        return recalled(scores, right, 1), recalled(scores, right, 5)
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """The model's own CLIP: what its prior aims at. Raises Impossible where the model has no image tower."""
+        if self.pipe.image_encoder is None or self.pipe.feature_extractor is None:
+            raise Impossible("this model has no image_encoder and feature_extractor, which the part prior needs")
+        return CLIP(self.pipe.text_encoder, self.pipe.tokenizer, self.pipe.image_encoder, self.pipe.feature_extractor)
