@@ -9,7 +9,7 @@ from unclip.checkpoints import save_components
 from unclip.config import load_config
 from unclip.data.distort import DISTORTIONS, distort
 from unclip.data.judged import compare
-from unclip.judge import Judge, JudgeImageTower
+from unclip.judge import SHIPPED, Judge, JudgeImageTower
 from unclip.objectives import create
 
 
@@ -124,3 +124,11 @@ def test_the_tiny_judge_learns_to_name_shapes(run, tmp_path):
     out = tmp_path / "judge"
     assert run("-m", "unclip", "export", tmp_path, out).returncode == 0
     assert Judge.load(out).fingerprint == Judge.load(tmp_path).fingerprint
+
+
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no judge is shipped yet")
+def test_the_shipped_judges_are_two_and_small():
+    assert sum(p.stat().st_size for p in SHIPPED.rglob("*") if p.is_file()) <= 15e6
+    dev, test = Judge.load("dev"), Judge.load("test")
+    assert dev.fingerprint != test.fingerprint
+    assert not torch.equal(dev.read(["a star"]), test.read(["a star"]))
