@@ -14,7 +14,7 @@ SPLITS = {"dev": "validation", "test": "test"}  # of the evaluation: the data's 
 SEED = 20_261
 PER_KIND = 100
 DISTRACTORS = 99
-TRIES = 4_000
+TRIES = 40  # scenes looked through for each prompt that is wanted
 ATTRIBUTE = {"colour": "colour", "count": "number", "relation": "place", "background": "ground", "style": "style"}
 
 
@@ -109,7 +109,7 @@ def questions(prompt: Prompt, icons: IconSet) -> list[Question]:
 def _held_out(icons: IconSet, split: str, kind: str, count: int) -> Iterator[Prompt]:
     sampler = SceneSampler(icons, SPLITS[split], SEED, kinds=("single" if kind == "style" else kind,), tones=0.0)
     known, seen = set(icons.recognisable), set()
-    for index in range(TRIES):
+    for index in range(TRIES * count):
         try:
             plan = sampler.plan(index)
         except ValueError:  # these icons allow no such scene

@@ -33,6 +33,8 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
     "upsamplers": parts.upsamplers,
 }
 
+DRAWN_WITH = "drawn_with.json"
+
 
 @dataclass
 class Settings:
@@ -68,6 +70,7 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
     missing is drawn. Raises ValueError where `out` holds something else, FileNotFoundError without the data.
     """
     began = time.monotonic()
+    _check_folder(settings)
     judge = Judge.load(settings.judge or settings.split)
     icons = IconSet.load(settings.data)
     pipe = load(settings.model)
@@ -124,10 +127,18 @@ def _hash(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check_folder(settings: Settings) -> None:
+    """Raises ValueError, before anything is loaded, where `out` holds something that is no evaluation."""
+    out = settings.out
+    if out.exists() and not (out.is_dir() and (settings.force or (out / DRAWN_WITH).is_file() or not any(out.iterdir()))):
+        hint = ", or pass --force to write into it" if out.is_dir() else ""
+        raise ValueError(f"{out} exists and is no evaluation; choose another folder{hint}")
+
+
 def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
-    """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for any other."""
+    """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for another one."""
     out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed)
-    noted = out / "drawn_with.json"
+    noted = out / DRAWN_WITH
     if settings.force:
         gallery.forget()
     elif noted.is_file():
@@ -138,8 +149,6 @@ def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
                     f"{out} holds an evaluation with another {key} ({before.get(key)}, now {value}); choose another folder, "
                     "or pass --force to draw anew"
                 )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no evaluation; choose another folder, or pass --force to write into it")
     try:
         out.mkdir(parents=True, exist_ok=True)
         noted.write_text(json.dumps(drawn, indent=1) + "\n")
