@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisionModelOutput
 
 from decoder.blocks import ChannelNorm
-from prior.blocks import Attention
+from prior.blocks import Block
 
 from .checkpoints import components_folder, load_components
 from .clip import CLIP
@@ -104,18 +104,7 @@ class JudgeTextTower(ModelMixin, ConfigMixin):
         self.words = nn.Embedding(vocab_size, width)
         self.position = nn.Parameter(torch.randn(context_length, width) * 0.1)
         nn.init.normal_(self.words.weight, std=0.5)
-        self.stack = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm": nn.LayerNorm(width),
-                    "attention": Attention(width, head_dim),
-                    "feed_forward": nn.Sequential(
-                        nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-                    ),
-                }
-            )
-            for _ in range(layers)
-        )
+        self.stack = nn.ModuleList(Block(width, head_dim, dropout=0.0) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embedding_dim, bias=False)
 
@@ -125,9 +114,8 @@ class JudgeTextTower(ModelMixin, ConfigMixin):
             attention_mask = torch.ones_like(input_ids)
         hidden = self.words(input_ids) + self.position[: input_ids.shape[1]]  # [B, N, C]
         attend = attention_mask.bool()[:, None, None, :]  # [B, 1, 1, N]
-        for layer in self.stack:
-            hidden = hidden + layer["attention"](layer["norm"](hidden), mask=attend)
-            hidden = hidden + layer["feed_forward"](hidden)
+        for block in self.stack:
+            hidden = block(hidden, attend)
         hidden = self.norm(hidden)
         weight = attention_mask.to(hidden.dtype)[..., None]  # [B, N, 1]
         pooled = (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)  # [B, C]

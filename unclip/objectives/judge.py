@@ -31,7 +31,7 @@ class JudgeObjective(Objective):
     true of a picture without saying all of it ("a cat" of two cats) count neither way.
     """
 
-    def __init__(self, model: dict, data: dict, seed: int, names: int = 384, temperature: float = 0.07, augment: float = 1.0):
+    def __init__(self, model: dict, data: dict, seed: int, names: int = 320, temperature: float = 0.07, augment: float = 1.0):
         super().__init__()
         if not (data or {}).get("path"):
             raise ConfigError("data.path is missing: a dataset built by `unclip data emoji`, or shapes")
