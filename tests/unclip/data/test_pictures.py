@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -233,23 +231,21 @@ def test_shards_that_lack_a_caption_or_are_cut_off_are_named(tmp_path):
         captioned_examples({"path": str(tmp_path / "set" / "0.tar")})
 
 
-def test_ones_own_pictures_through_all_five_stages_to_a_sample(tmp_path):
+def test_ones_own_pictures_through_all_five_stages_to_a_sample(command, tmp_path):
     """As the README says it: train on a folder, put the stages together, draw."""
     for n in range(24):
         paint(tmp_path / "mine" / f"{n}.png", n, (280, 270) if n % 4 else (1040, 1030))
         (tmp_path / "mine" / f"{n}.txt").write_text(caption(n))
 
-    def unclip(*words) -> str:
-        command = [sys.executable, "-m", "unclip", *map(str, words)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        return result.stderr
+    def unclip(*words) -> None:
+        code, _, error = command(*words)
+        assert code == 0, error
 
     runs = []
     for stage in ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024"):
         words = [f"data.path={tmp_path / 'mine'}", f"output_dir={tmp_path / stage}", "max_steps=2", "validate_every=2"]
         words += [f"objective.clip={tmp_path / 'clip'}"] if stage in ("prior", "decoder") else []
-        unclip("train", f"configs/tiny/{stage}.yaml", *words, "batch_size=4", "sample_every=0", "log_every=1")
+        unclip("train", ROOT / f"configs/tiny/{stage}.yaml", *words, "batch_size=4", "sample_every=0", "log_every=1")
         runs.append(tmp_path / stage)
     row = [json.loads(line) for line in (tmp_path / "clip" / "log.jsonl").read_text().splitlines()][-1]
     assert row["kind"] == "validation" and 0 <= row["held_out_r1"] <= row["held_out_r5"] <= 1
