@@ -138,6 +138,8 @@ def plan(
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     kind = "gpu" if gpus else "cpu"
     notes, unknown = [], False
+    if gpus > 1:
+        notes.append("FSDP is reckoned, not run: this package's loop trains under DDP so far")
     if sections["objective"].get("lora"):
         notes.append("objective.lora is not reckoned with: this is the plan of training all weights")
     with FakeTensorMode():
