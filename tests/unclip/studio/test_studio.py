@@ -6,17 +6,19 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import gradio as gr
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from unclip.images import png_facts
-from unclip.studio.drawing import Step, Studio
-from unclip.studio.page import MAX_SEED, between, restored, to_repaint, whole
+from unclip.studio.drawing import OWN, Step, Studio
+from unclip.studio.page import MAX_SEED, Page, between, restored, to_repaint, whole
 
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.text(max_size=5), st.floats(), st.integers(), st.lists(st.integers(), max_size=2)
@@ -125,3 +127,63 @@ def test_the_mounted_page_reads_no_other_files_and_fetches_no_urls(studio_addres
     thread.join()
     bait.close()
     assert not reached
+
+
+@pytest.fixture
+def page(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    page = Page(Studio(tiny_model, "tiny"))
+    yield page
+    page.studio.worker.close(5)
+
+
+def last(shown) -> tuple[Image.Image, dict]:
+    """The first picture of a handler's last gallery, and its facts."""
+    gallery = [step[0] for step in shown if isinstance(step[0], list)][-1]
+    picture = Image.open(gallery[0][0])
+    picture.load()
+    return picture, picture.text
+
+
+def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
+    file = tmp_path / "red.png"
+    Image.new("RGB", (64, 64), "red").save(file)
+    me = SimpleNamespace(session_hash="me")
+    drawn, facts = last(page.on_draw("a star", "a ring", 2, 3, True, 64, 2.0, 2, "ddim", True, None, me))
+    assert drawn.mode == "RGBA" and facts["sampler"] == "ddim" and facts["negative_prompt"] == "a ring"
+    _, facts = last(page.on_vary(str(file), 1, 0.5, 64, [], me))
+    assert facts["variation_of"] == "an upload"
+    steps = list(page.on_blend(str(file), "", None, "a ring", 3, 64, [], me))
+    assert last(steps)[1]["to"] == "a ring" and len(steps[-1][4]) == 3, "the way, for the slider"
+    _, facts = last(page.on_edit(str(file), "a star", "a ring", 0.3, 64, [], me))
+    assert facts["from"] == "a star" and facts["to"] == "a ring"
+
+    layer = Image.new("RGBA", (64, 64))
+    layer.paste((255, 255, 255, 255), (0, 0, 20, 64))
+    editor = {"background": Image.open(file), "layers": [layer], "composite": None}
+    nothing = (0, 0, 0, 0)
+    drawn, facts = last(page.on_paint(editor, "a star", *nothing, *nothing, 64, [], me))
+    pixels = np.array(drawn)
+    assert (pixels[:, 20:] == (255, 0, 0)).all() and (pixels[:, :20] != (255, 0, 0)).any()
+    drawn, _ = last(page.on_paint(editor | {"layers": []}, "a star", 50, 0, 50, 100, *nothing, 64, [], me))
+    assert (np.array(drawn)[:, :32] == (255, 0, 0)).all()
+    *_, (_, _, candidates, film, stages) = page.on_explore("a star", me)
+    assert len(candidates) == 4 and film and [p.width for p, _ in stages] == [64, 256, 1024]
+    assert page.studio._jobs == {}
+
+
+def test_mistakes_on_the_page_are_one_line(page):
+    me = SimpleNamespace(session_hash="me")
+    for steps in (
+        page.on_draw(" ", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me),
+        page.on_draw("a" * 1001, "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me),
+        page.on_draw("a star", "", 9, 0, True, 64, 2.0, 2, OWN, False, None, me),
+        page.on_draw("a star", "", 1, 0, True, 65, 2.0, 2, OWN, False, None, me),
+        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, "magic", False, None, me),
+        page.on_vary(None, 1, 1, 64, None, me),
+        page.on_paint(None, "a star", *[0] * 8, 64, None, me),
+        page.on_explore("", me),
+    ):
+        with pytest.raises(gr.Error) as caught:
+            list(steps)
+        assert "\n" not in caught.value.message
