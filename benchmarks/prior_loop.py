@@ -1,6 +1,6 @@
 """The prior's sampling loop at Karlo's width beside diffusers' `PriorTransformer` called as its pipelines call it.
 
-    python benchmarks/prior.py [--layers 6] [--batch 1 8] [--rounds 5] [--tokens 77]
+    python benchmarks/prior_loop.py [--layers 6] [--batch 1 8] [--rounds 5] [--tokens 77]
 
 Both run the same random weights, in turn, after a warm-up: 25 steps, guidance, float32, medians. `--tokens` is the length of
 the text; what is padding on top of it, up to 77, only the uncached loop has to carry.
