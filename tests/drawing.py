@@ -27,15 +27,13 @@ KINDS = [
     ("karlo", UnCLIPImageVariationPipeline),
 ]
 OTHERS = [
-    (networks, kind)
-    for networks in ("ours", "karlo")
-    for kind in (
-        UnCLIPPriorPipeline,
-        UnCLIPInterpolationPipeline,
-        UnCLIPTextDiffPipeline,
-        UnCLIPInpaintPipeline,
-        UnCLIPPCAPipeline,
-    )
+    ("ours", UnCLIPPriorPipeline),
+    ("ours", UnCLIPInterpolationPipeline),
+    ("ours", UnCLIPTextDiffPipeline),
+    ("ours", UnCLIPInpaintPipeline),
+    ("ours", UnCLIPPCAPipeline),
+    ("karlo", UnCLIPTextDiffPipeline),
+    ("karlo", UnCLIPInpaintPipeline),
 ]
 STEPS = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 2}
 

@@ -7,10 +7,10 @@ from PIL import Image
 from unclip import __version__
 
 
-def test_generate_writes_pictures_and_prints_only_their_names(run, tiny_folder, tmp_path):
+def test_generate_writes_pictures_and_prints_only_their_names(run, command, tiny_folder, tmp_path):
     out = tmp_path / "new" / "ring.png"
-    command = ["-m", "unclip", "generate", "a ring", "--model", tiny_folder, "--out", out, "--seed", 5]
-    first = run(*command)
+    words = ["generate", "a ring", "--model", tiny_folder, "--out", out, "--seed", 5]
+    first = run("-m", "unclip", *words)
     assert first.returncode == 0, first.stderr
     assert first.stdout == f"{out}\n"
     bars = [line for line in first.stderr.replace("\r", "\n").splitlines() if line]
@@ -21,9 +21,9 @@ def test_generate_writes_pictures_and_prints_only_their_names(run, tiny_folder, 
         facts = {"prompt": "a ring", "seed": "5", "model": str(tiny_folder), "version": __version__}
         assert image.text == facts
         before = image.tobytes()
-    again = run(*command)
-    assert again.returncode == 2 and "--force" in again.stderr and len(again.stderr.splitlines()) == 1
-    assert run(*command, "--force").returncode == 0
+    code, said, error = command(*words)
+    assert code == 2 and said == "" and "--force" in error and len(error.splitlines()) == 1
+    assert command(*words, "--force")[0] == 0
     with Image.open(out) as image:
         assert image.tobytes() == before
 
@@ -99,20 +99,19 @@ def test_a_mistake_in_a_process_shows_no_traceback(run, tmp_path):
     assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
 
 
-def test_export_makes_a_pipeline_of_components(run, tiny_folder, tmp_path):
+def test_export_makes_a_pipeline_of_components(command, tiny_folder, tmp_path):
     from unclip import UnCLIPPipeline
 
     out = tmp_path / "pipe"
-    result = run("-m", "unclip", "export", tiny_folder, out)
-    assert result.returncode == 0, result.stderr
+    code, said, error = command("export", tiny_folder, out)
+    assert code == 0 and said == f"{out}\n", error
     weights = out / "decoder" / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_size < 0.6 * (tiny_folder / "decoder" / weights.name).stat().st_size  # fp16
     ours, theirs = (UnCLIPPipeline.from_pretrained(f, dtype=torch.float32) for f in (out, tiny_folder))
     assert ours.config.defaults == theirs.config.defaults
     for name, value in ours.decoder.state_dict().items():
         assert torch.equal(value, theirs.decoder.state_dict()[name].half().float())
-    assert run("-m", "unclip", "export", tiny_folder, out).returncode == 2
-    again = run("-m", "unclip", "export", out, out, "--force", "--default", "decoder_guidance_scale=1.5")
-    assert again.returncode == 0, again.stderr
+    assert command("export", tiny_folder, out)[0] == 2
+    assert command("export", out, out, "--force", "--default", "decoder_guidance_scale=1.5")[0] == 0
     changed = UnCLIPPipeline.from_pretrained(out).config.defaults
     assert changed == theirs.config.defaults | {"decoder_guidance_scale": 1.5}

@@ -169,7 +169,7 @@ def repository(tmp_path):
     return {"path": f"hub:{folder}", "image_column": "photo", "caption_column": "words"}
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_hub_dataset_by_its_columns(repository, streaming, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     data = repository | {"streaming": streaming}
