@@ -26,13 +26,6 @@ ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no GPU here"))
-
-
 def randomise(network: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> torch.nn.Module:
     """Random weights everywhere: a fresh network's zeros would make it answer with a constant."""
     generator = torch.Generator().manual_seed(seed)

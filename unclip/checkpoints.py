@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,17 @@ class DiskFull(OSError):
     """There is no room for a file; the message is one line that says how much is missing."""
 
 
+def write_beside(path: Path, save: Callable[[Path], None]) -> None:
+    """Have a file written beside its place and moved there when it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save(partial)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Write `{name}.safetensors` for each entry and a manifest, beside; read them back; then rename the folder into place.
 
@@ -41,7 +52,8 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], s
     needed = sum(v.nbytes for content in tensors.values() for v in content.values()) + len(tensors) * 2**16
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
-        raise DiskFull(f"{folder} needs {_size(needed)} and {_size(free)} are free: {_size(needed - free)} are missing")
+        size = readable_size
+        raise DiskFull(f"{folder} needs {size(needed)} and {size(free)} are free: {size(needed - free)} are missing")
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir()
     hashes = {}
@@ -62,8 +74,8 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], s
             raise
         written = sum(p.stat().st_size for p in partial.iterdir())
         shutil.rmtree(partial)
-        missing = _size(max(needed - written, 0))
-        raise DiskFull(f"{folder} needs {_size(needed)}: {reason}, {missing} are missing") from None
+        missing = readable_size(max(needed - written, 0))
+        raise DiskFull(f"{folder} needs {readable_size(needed)}: {reason}, {missing} are missing") from None
     _sync(partial)
     if folder.exists():
         remove_checkpoint(folder)
@@ -127,7 +139,7 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
 
 
-def _size(count: int) -> str:
+def readable_size(count: int) -> str:
     """A number of bytes for people: "1.5 MB"."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -198,7 +210,7 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
         configs = [p for p in part.glob("*.json") if not p.name.endswith(".index.json")]
         if not configs:
             raise ValueError(f"{part} holds no configuration (.json)")
-        is_network = (part / "config.json").is_file() and not (part / "tokenizer_config.json").is_file()
+        is_network = holds_network(part)
         weights = sorted(part.glob("*.safetensors"))
         if is_network and not weights:
             pickles = sorted(p.name for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth") for p in part.glob(pattern))
@@ -216,6 +228,11 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
         if lost:
             raise ValueError(f"{weights[0]} lacks {lost[0]}, a statistic of CLIP's embeddings that the prior cannot do without")
     return index
+
+
+def holds_network(part: Path) -> bool:
+    """Whether a component's folder is a network's: schedulers, tokenizers and preprocessors have no weights."""
+    return (part / "config.json").is_file() and not (part / "tokenizer_config.json").is_file()
 
 
 def components_folder(run: str | Path) -> Path:
@@ -288,10 +305,12 @@ def load_components(model: str | Path, names: Sequence[str], dtype: torch.dtype 
     return {name: load_component(folder / name, *index[name], dtype=dtype) for name in names}
 
 
-def load_component(folder: Path, library: str, class_name: str, dtype: torch.dtype | None = None) -> Any:
+def load_component(
+    folder: Path, library: str, class_name: str, dtype: torch.dtype | None = None, variant: str | None = None
+) -> Any:
     """One component from its folder; networks come in evaluation mode, from safetensors only."""
     component = getattr(importlib.import_module(library), class_name)
     if not issubclass(component, torch.nn.Module):
         return component.from_pretrained(folder)
-    asked = {"dtype": dtype} if dtype is not None else {}
+    asked = {k: v for k, v in (("dtype", dtype), ("variant", variant)) if v is not None}
     return component.from_pretrained(folder, use_safetensors=True, **asked).eval()

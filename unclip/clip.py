@@ -25,6 +25,14 @@ from prior.blocks import Attention, Checkpointed
 
 from .images import on_white
 
+PARTS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")  # of a CLIP, by their names in a pipeline
+
+
+def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean [B, C] of `hidden` [B, N, C] over the tokens that `mask` [B, N] counts (1)."""
+    weight = mask.to(hidden.dtype)[..., None]  # [B, N, 1]
+    return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+
 
 class TextTower(ModelMixin, ConfigMixin):
     """A BERT encoder, mean-pooled over its tokens and projected to a unit vector.
@@ -68,9 +76,7 @@ class TextTower(ModelMixin, ConfigMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state  # [B, N, C]
-        weight = attention_mask.to(hidden.dtype)[..., None]  # [B, N, 1]
-        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)  # [B, C]
-        embeds = F.normalize(self.projection(pooled), dim=-1)  # [B, D]
+        embeds = F.normalize(self.projection(mean_over_tokens(hidden, attention_mask)), dim=-1)  # [B, D]
         if not return_dict:
             return embeds, hidden
         return CLIPTextModelOutput(text_embeds=embeds, last_hidden_state=hidden)
@@ -150,18 +156,12 @@ class CLIP:
                 raise ValueError(f"{folder} is no CLIP: it has a text tower only")
             return cls(**parts).to(**kwargs)
 
-        names = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
-        return cls(**load_components(folder, names, **kwargs))
+        return cls(**load_components(folder, PARTS, **kwargs))
 
     @property
     def components(self) -> dict[str, object]:
         """The four parts, by their names in a pipeline."""
-        return {
-            "text_encoder": self.text_encoder,
-            "tokenizer": self.tokenizer,
-            "image_encoder": self.image_encoder,
-            "feature_extractor": self.feature_extractor,
-        }
+        return {name: getattr(self, name) for name in PARTS}
 
     def save_pretrained(self, folder) -> None:
         """Write the four parts as sub-folders of `folder`, in the layout of a pipeline."""

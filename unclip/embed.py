@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoints import check_safetensors
+from .checkpoints import check_safetensors, write_beside
 from .data.embeddings import EMPTY, MANIFEST, data_fingerprint, shard_name
 from .data.pictures import pixels
 from .data.reading import Captioned
@@ -106,12 +106,8 @@ def _begin(out: Path, manifest: dict, force: bool) -> None:
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no embeddings; give a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(manifest, indent=1) + "\n")
-    partial.replace(path)
+    write_beside(path, lambda partial: partial.write_text(json.dumps(manifest, indent=1) + "\n"))
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial)
-    partial.replace(path)
+    write_beside(path, lambda partial: save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial))

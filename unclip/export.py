@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve, save_components
+from .clip import PARTS
 from .latents import AXES_FILE, PrincipalAxes
 from .pipelines import UnCLIPPipeline
-
-TOWERS = {"text_encoder", "tokenizer", "image_encoder", "feature_extractor"}
 
 
 def export_pipeline(
@@ -37,7 +36,7 @@ def export_pipeline(
         kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
         axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes
-    if set(components) == TOWERS:
+    if set(components) == set(PARTS):
         with new_folder(out, force) as folder:
             save_components(folder, components)
         return out

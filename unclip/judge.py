@@ -23,10 +23,9 @@ from decoder.blocks import ChannelNorm
 from prior.blocks import Block
 
 from .checkpoints import components_folder, load_components
-from .clip import CLIP
+from .clip import CLIP, PARTS, mean_over_tokens
 
 SHIPPED = Path(__file__).parent / "pretrained_judge"
-PARTS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
 
 
 class DepthwiseBlock(nn.Module):
@@ -117,9 +116,7 @@ class JudgeTextTower(ModelMixin, ConfigMixin):
         for block in self.stack:
             hidden = block(hidden, attend)
         hidden = self.norm(hidden)
-        weight = attention_mask.to(hidden.dtype)[..., None]  # [B, N, 1]
-        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)  # [B, C]
-        embeds = F.normalize(self.projection(pooled), dim=-1)  # [B, D]
+        embeds = F.normalize(self.projection(mean_over_tokens(hidden, attention_mask)), dim=-1)  # [B, D]
         if not return_dict:
             return embeds, hidden
         return CLIPTextModelOutput(text_embeds=embeds, last_hidden_state=hidden)

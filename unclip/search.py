@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoints import check_safetensors, resolve
+from .checkpoints import check_safetensors, resolve, write_beside
 from .clip import CLIP
 from .images import SUFFIXES, open_image
 from .latents import AXES_FILE, PrincipalAxes
@@ -86,9 +86,8 @@ class Index:
 
     def _write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        save_file({"embeddings": self.embeddings.contiguous()}, partial, {"stamps": json.dumps(self.stamps)})
-        partial.replace(self.file)
+        tensors, stamps = {"embeddings": self.embeddings.contiguous()}, {"stamps": json.dumps(self.stamps)}
+        write_beside(self.file, lambda path: save_file(tensors, path, stamps))
 
     def search(self, query: str | Image.Image, top: int = 10) -> list[tuple[float, str]]:
         """The `top` pictures nearest to a sentence or a picture: (cosine, path within the folder), best first."""

@@ -37,6 +37,7 @@ from .checkpoints import (
     resolve,
     save_checkpoint,
     set_aside,
+    write_beside,
 )
 from .config import ConfigError, construct, load_config, nearest
 from .objectives import Objective, create
@@ -537,9 +538,8 @@ class Loop:
         if not self.main or not path.is_file():
             return
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step))
-        partial.replace(path)
+        kept = "".join(line for line in whole if json.loads(line)["step"] <= self.step)
+        write_beside(path, lambda partial: partial.write_text(kept))
 
     def _start_trackers(self) -> None:
         if self.run.report_to:

@@ -92,4 +92,4 @@ class Bench:
         """The model's own CLIP: what its prior aims at. Raises Impossible where the model has no image tower."""
         if self.pipe.image_encoder is None or self.pipe.feature_extractor is None:
             raise Impossible("this model has no image_encoder and feature_extractor, which the part prior needs")
-        return CLIP(self.pipe.text_encoder, self.pipe.tokenizer, self.pipe.image_encoder, self.pipe.feature_extractor)
+        return self.pipe.clip

@@ -1,6 +1,5 @@
 """Pictures on disk: drawn in batches, each with its own seed, and drawn once, however often the work is interrupted."""
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from ..checkpoints import write_beside
 
 BATCH = 16
 
@@ -50,9 +51,7 @@ class Gallery:
 
 
 def _write(path: Path, picture: Tensor) -> None:
-    partial = path.with_suffix(".partial")
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, "PNG")
-    os.replace(partial, path)
+    write_beside(path, lambda partial: Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, "PNG"))
 
 
 def read(files: Sequence[Path]) -> Tensor:
