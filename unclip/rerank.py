@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from .clip import CLIP
 from .pipelines import UnCLIPPipeline
 
 
@@ -29,13 +28,13 @@ def rerank(
         raise ValueError(f"keep must be from 1 to the number of candidates ({candidates}), got {keep}")
     if pipe.image_encoder is None or pipe.feature_extractor is None:
         raise ValueError("this checkpoint has no image_encoder and feature_extractor to rank with")
-    clip = CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor)
     wanted, best = None, []
     for start in progress(range(0, candidates, batch)):
         seeds = [seed + n for n in range(start, min(start + batch, candidates))]
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         drawn = pipe([prompt] * len(seeds), generator=generators, size=pipe.sizes[0], output_type="pt", **settings).images
-        if wanted is None:  # after the first call, which chooses the dtype
+        clip = pipe.clip  # after the first call, which chooses the dtype
+        if wanted is None:
             wanted = clip.encode_text(prompt)[0]
         scores = (clip.encode_image(drawn.float()) @ wanted).tolist()
         best = heapq.nlargest(keep, [*best, *zip(scores, seeds, strict=True)])

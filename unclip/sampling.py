@@ -1,6 +1,7 @@
 """THE denoising loop: prior, decoder and upsamplers, text to image and every manipulation, run through it."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -8,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 Generators = torch.Generator | list[torch.Generator] | None
-# (latents, timestep) -> prediction; under guidance the latents arrive doubled, unconditional half first
+# (latents, timestep) -> prediction; where it is guided the latents arrive doubled, unconditional half first
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -19,6 +20,7 @@ def denoise(
     steps: int,
     *,
     guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, math.inf),
     generator: Generators = None,
     eta: float = 0.0,
     progress: Callable[[Iterable], Iterable] = iter,
@@ -31,7 +33,8 @@ def denoise(
 
     `guidance` w other than 1 asks `predict` for an unconditional and a conditional half and follows uncond + w (cond - uncond)
     (classifier-free guidance, arXiv 2207.12598, equation 6); predictions with twice the channels carry a variance,
-    which is taken from the conditional half. `eta` is DDIM's share of fresh noise (arXiv 2010.02502, equation 16), where
+    which is taken from the conditional half. At timesteps outside `interval` there is no guidance, and `predict` is asked for
+    the conditional half alone (arXiv 2404.07724). `eta` is DDIM's share of fresh noise (arXiv 2010.02502, equation 16), where
     the scheduler knows of one. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
     replace the latents after a step; once `stopped()` is true the remaining steps are left out.
     With `resample` above 1 every step but the last is taken that often, from `renoise(i, latents)` back at its own noise
@@ -43,8 +46,8 @@ def denoise(
     timesteps = scheduler.timesteps
     takes = inspect.signature(scheduler.step).parameters
     latents = latents * scheduler.init_noise_sigma
-    guided = guidance != 1
     for i, t in enumerate(progress(timesteps)):
+        guided = guidance != 1 and interval[0] <= t <= interval[1]
         for again in range(resample if i + 1 < len(timesteps) else 1):
             if stopped():
                 return latents

@@ -1,5 +1,6 @@
 """The command line, in processes of its own."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -42,6 +43,19 @@ def test_several_prompts_and_seeds_go_to_a_folder(run, tiny_folder, tmp_path):
     assert {Image.open(tmp_path / n).mode for n in names} == {"RGBA"}
 
 
+def test_a_profile_is_a_table_and_the_pictures_are_the_same(command, tiny_folder, tmp_path):
+    words = ("generate", "a ring", "--size", 256, "--model", tiny_folder, "--guidance-interval", 0.1, 0.9)
+    assert command(*words, "--out", tmp_path / "plain.png")[0] == 0
+    code, said, error = command(*words, "--low-memory", "--profile", "--out", tmp_path / "watched.png")
+    assert code == 0 and said == f"{tmp_path / 'watched.png'}\n"
+    watched, plain = (np.array(Image.open(tmp_path / name)).astype(int) for name in ("watched.png", "plain.png"))
+    assert abs(watched - plain).max() <= 1
+    lines = error.splitlines()
+    rows = lines[next(n for n, line in enumerate(lines) if line.startswith("stage ")) + 1 :]
+    assert [row.split()[0] for row in rows] == ["text_encoder", "prior", "decoder", "upsampler_256", "all", "peak:"]
+    assert all(float(row.split()[1]) > 0 and row.endswith("%") for row in rows[:-1]) and "GFLOP/s in float32" in rows[-1]
+
+
 def test_version(run):
     result = run("-m", "unclip", "--version")
     assert result.returncode == 0 and result.stdout.strip() == __version__
@@ -55,6 +69,8 @@ BAD = [
     (["generate", "a ring", "--steps", "0"], "got 0"),
     (["generate", "a ring", "--guidance", "-2"], "got -2.0"),
     (["generate", "a ring", "--guidance", "nan"], "got nan"),
+    (["generate", "a ring", "--guidance-interval", "0.9", "0.1"], "got (0.9, 0.1)"),
+    (["generate", "--prompts", "{file}", "--profile"], "--profile goes with PROMPT"),
     (["generate", "a ring", "--num-images", "0"], "got 1 x 0"),
     (["generate", "a ring", "--num-images", "10001"], "got 1 x 10001"),
     (["generate", "a ring", "--seed", "-1"], "got -1"),

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .batch import draw_all, read_prompts
-from .options import Device, Dtype, Force, Model, Sampler, Seed, Size, Steps, Transparent
+from .options import Device, Dtype, Force, LowMemory, Model, Sampler, Seed, Size, Steps, Transparent
 from .pictures import load, output_files, save, slug
 
 
@@ -29,6 +30,10 @@ def generate(
     seed: Seed = 0,
     num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Guide the decoder at these shares of its noise levels only, as 0 0.8."),
+    ] = None,
     steps: Steps = None,
     sampler: Sampler = None,
     prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
@@ -37,6 +42,10 @@ def generate(
     ] = 0.0,
     prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
     transparent: Transparent = False,
+    low_memory: LowMemory = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what each stage costs: the pictures are drawn twice, to count and to time.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = "auto",
     model: Model = "emoji",
@@ -47,9 +56,12 @@ def generate(
 
     from ..images import cut_out
     from ..pipelines.base import BATCH, MAX_IMAGES
+    from ..profiling import Profile, measured_peak, table
 
     if (not prompts) == (prompts_file is None):
         raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
+    if prompts_file is not None and profile:
+        raise ValueError("--profile goes with PROMPT, not with --prompts FILE")
     if prompts_file is not None:
         prompts = read_prompts(prompts_file)
     if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
@@ -63,6 +75,7 @@ def generate(
     settings = {
         "size": size,
         "decoder_guidance_scale": guidance,
+        "decoder_guidance_interval": guidance_interval,
         "decoder_num_inference_steps": steps,
         "sampler": sampler,
         "prior_guidance_scale": prior_guidance,
@@ -76,7 +89,7 @@ def generate(
         return [cut_out(image) for image in images] if transparent else images
 
     def prepare(place: str | None = None) -> tuple:
-        pipe = load(model, device or place, dtype)
+        pipe = load(model, device or place, dtype, low_memory)
         return pipe, BATCH.get(size or pipe.sizes[-1], 4)
 
     if prompts_file is not None:
@@ -93,14 +106,24 @@ def generate(
         return
     files = output_files(out, [f"{slug(prompt)}-{number}" for prompt, number in jobs], force)
     pipe, batch = prepare()
+    timed, counted = Profile(pipe.device), Profile(pipe.device, count=True)
+    if profile:
+        with counted.watch(pipe):  # and warms up
+            draw(jobs[:batch], pipe)
     for start in range(0, len(jobs), batch):
         if len(jobs) > batch:
             print(f"pictures {start + 1} to {min(start + batch, len(jobs))} of {len(jobs)}", file=sys.stderr)
         chunk = jobs[start : start + batch]
-        images = draw(chunk, pipe)
+        with timed.watch(pipe) if profile and start == 0 else nullcontext():
+            images = draw(chunk, pipe)
         for image, (prompt, number), path in zip(images, chunk, files[start : start + batch], strict=True):
             save(image, path, {"prompt": prompt, "seed": str(number), "model": model})
             print(path)
+    if profile:
+        peak = measured_peak(pipe.device, pipe.decoder.dtype)
+        print(table(timed, counted, peak), file=sys.stderr)
+        what = f"{peak / 1e9:.0f} GFLOP/s in {str(pipe.decoder.dtype).removeprefix('torch.')}"
+        print(f"peak: {what}, measured; pictures at once: {min(batch, len(jobs))}", file=sys.stderr)
 
 
 def rerank(

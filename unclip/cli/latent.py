@@ -121,7 +121,6 @@ def pca(
     """Draw what the first principal components of a picture's embedding hold, ever more of them."""
     import torch
 
-    from ..clip import CLIP
     from ..images import open_image
     from ..pipelines import UnCLIPPCAPipeline
     from ..pipelines.pca import COUNTS
@@ -129,8 +128,7 @@ def pca(
 
     picture = open_image(image)
     pipe = UnCLIPPCAPipeline.from_pipe(load(model, device, dtype))
-    clip = CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor)
-    axes = axes_of(model, clip, of, embedding_bar)
+    axes = axes_of(model, pipe.clip, of, embedding_bar)
     counts = counts or sorted({min(k, len(axes.axes)) for k in COUNTS})
     files = [out / f"{k:03d}.png" for k in counts] + [out / "grid.png"] + ([save_axes] if save_axes else [])
     check_free(files, force)

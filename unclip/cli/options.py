@@ -17,4 +17,7 @@ Sampler = Annotated[
 ]
 DecoderSteps = Annotated[int | None, typer.Option("--decoder-steps", help="Denoising steps of the decoder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of score, tab and name.")]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="Read each network's weights when its stage begins, and let them go after it.")
+]
 Transparent = Annotated[bool, typer.Option("--transparent", help="Cut the white background out, for stickers.")]

@@ -9,7 +9,7 @@ from pathlib import Path
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def load(model: str, device: str | None, dtype: str):
+def load(model: str, device: str | None, dtype: str, low_memory: bool = False):
     """The pipeline of a model on a device. Raises ValueError for one that is not there."""
     import diffusers
     import torch
@@ -26,7 +26,7 @@ def load(model: str, device: str | None, dtype: str):
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
     diffusers.utils.logging.disable_progress_bar()
     kwargs = {} if dtype == "auto" else {"dtype": getattr(torch, DTYPES[dtype])}
-    return UnCLIPPipeline.from_pretrained(model, **kwargs).to(where)
+    return UnCLIPPipeline.from_pretrained(model, low_memory=low_memory, **kwargs).to(where)
 
 
 def need(*modules: str) -> None:
@@ -107,11 +107,10 @@ def save(image, path: Path, facts: dict[str, str], transparent: bool = False) ->
 
 
 def write(path: Path, save_to: Callable[[Path], None]) -> None:
-    """Have a file written beside its place and moved there when it is whole."""
-    partial = path.with_name(path.name + ".partial")
+    """Have a file written beside its place and moved there when it is whole. Raises ValueError where that fails."""
+    from ..checkpoints import write_beside
+
     try:
-        save_to(partial)
-        partial.replace(path)
+        write_beside(path, save_to)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None

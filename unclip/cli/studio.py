@@ -31,7 +31,6 @@ def app(
 
 def page(pipe, model: str, search: Path | None, worker=None, content_filter=None):
     """The page over a loaded pipeline, and over a folder's index, brought up to date."""
-    from ..clip import CLIP
     from ..search import Index
     from ..studio.drawing import Studio
     from ..studio.page import build
@@ -40,6 +39,6 @@ def page(pipe, model: str, search: Path | None, worker=None, content_filter=None
     if search is not None:
         if not studio.has_image_tower:
             raise ValueError(f"the model {model} has no image tower: it cannot search pictures")
-        index = Index(search, CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor))
+        index = Index(search, pipe.clip)
         index.update(embedding_bar)
     return build(studio, index)

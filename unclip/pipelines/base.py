@@ -1,13 +1,12 @@
-"""What the pipelines share: loading, the stages of the cascade, and diffusers' conventions."""
+"""What the pipelines share: the stages of the cascade, and diffusers' conventions around them."""
 
 # B pictures, K candidates a picture, D embedding dimension, N text tokens, H height, W width
 
-import inspect
 import logging
 import math
-import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,16 +28,17 @@ from tqdm import tqdm
 from prior.cache import predictor
 
 from .. import attention
-from ..checkpoints import check_folder, import_own_modules, resolve
-from ..clip import CLIP
+from ..clip import CLIP, PARTS
 from ..config import nearest
 from ..diffusion import clean_from, shifted
 from ..images import on_white
+from ..memory import out_of_memory
 from ..precision import fast_dtype, working_dtype
+from ..profiling import Profile
 from ..sampling import Generators, Predict, denoise, noise
 from ..scheduler import UnCLIPScheduler, own
 from ..tiling import tiled
-from .lora import LoRAMixin
+from .loading import Loading
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,11 @@ DEFAULTS = {
     "upsampler_1024_num_inference_steps": 2,
     "prior_guidance_scale": 4.0,
     "decoder_guidance_scale": 8.0,
+    "decoder_guidance_interval": [0.0, 1.0],
     "prior_candidates": 1,
 }
 MAX_IMAGES = 10_000
+STAGES = ("text_encoder", "image_encoder", "prior", "inversion", "decoder", "upsampler_256", "upsampler_1024")
 # The decoder's samplers with the fewest steps that each can take: DPM-Solver++ of second and third order (arXiv 2211.01095),
 # DDIM (arXiv 2010.02502), and ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
 SAMPLERS = {"dpmsolver++2m": 2, "dpmsolver++3m": 3, "ddim": 1, "ancestral": 1}
@@ -61,8 +63,6 @@ BATCH = {64: 16, 256: 8, 1024: 4}  # size: pictures that are best drawn at once,
 TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
 # Both directions of DDIM take the same steps, and clip nothing on the way: what is clipped cannot be undone.
 _DDIM = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
-# Where an older model_index.json finds what this package has now.
-_MOVED = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.scheduler"}
 Callback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -113,7 +113,7 @@ class Call:
         return self.settings[f"{stage}_guidance_scale"] if self.guided else 1.0
 
 
-class UnCLIPBase(LoRAMixin, DiffusionPipeline):
+class UnCLIPBase(Loading):
     """Prompt -> text embedding -> image embedding -> 64 px -> 256 px -> 1024 px, with diffusers' conventions around it."""
 
     _exclude_from_cpu_offload = ["prior"]
@@ -137,97 +137,8 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         self._interrupt = False
         self._callback: Callback | None = None
         self._callback_inputs: list[str] = []
+        self._profile: Profile | None = None
         self.set_attention("auto")
-
-    # ------------------------------------------------------------------------------------------ loading
-
-    @classmethod
-    def component_names(cls) -> list[str]:
-        """The names of a pipeline's parts, in the order of the data."""
-        return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "defaults")]
-
-    @classmethod
-    def required_components(cls) -> list[str]:
-        """The names of the parts without which there is no pipeline."""
-        parameters = inspect.signature(cls.__init__).parameters
-        return [
-            n
-            for n in cls.component_names()
-            if parameters[n].default is inspect.Parameter.empty and n not in cls._optional_components
-        ]
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike = "emoji", *, attention: str = "auto", **kwargs
-    ) -> "UnCLIPBase":
-        """The shipped model ("emoji"), a folder, or a Hub id (its safetensors and configurations only).
-
-        `attention` is "auto", "xformers", "sdpa" or "math". Raises ValueError, in one line, for an unknown name and for
-        a folder with a missing, truncated or pickled file.
-        """
-        folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None))
-        given = {n for n in kwargs if n in cls.component_names()}
-        index = check_folder(folder, given, kwargs.get("variant"))
-        missing = [n for n in cls.required_components() if index.get(n, [None])[0] is None and n not in kwargs]
-        if missing:
-            raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}, and {cls.__name__} needs one")
-        import_own_modules(cls._moved(index))
-        kwargs.setdefault("use_safetensors", True)
-        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)  # diffusers' new name and its old one
-        pipe = super().from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
-        pipe._dtype_chosen = dtype is not None
-        if attention != "auto":
-            pipe.set_attention(attention)
-        return pipe
-
-    @classmethod
-    def download(cls, pretrained_model_name: str | os.PathLike, revision: str | None = None, **kwargs) -> str:
-        """Fetch a model's configurations and safetensors, nothing else; -> the folder."""
-        return str(resolve(pretrained_model_name, revision))
-
-    @classmethod
-    def load_config(cls, *args, **kwargs):
-        """As diffusers', with the parts that moved, or that only another pipeline has, told apart."""
-        found = super().load_config(*args, **kwargs)
-        return (cls._moved(found[0]), *found[1:]) if isinstance(found, tuple) else cls._moved(found)
-
-    @classmethod
-    def _moved(cls, index: dict) -> dict:
-        known = {*cls.component_names(), "defaults"}
-        index = {k: v for k, v in index.items() if k.startswith("_") or k in known}
-        return {k: [_MOVED.get(v[1], v[0]), v[1]] if isinstance(v, list | tuple) else v for k, v in index.items()}
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "UnCLIPBase":
-        """This kind of pipeline over another one's networks, which are shared, not copied.
-
-        `kwargs` give or replace parts, and may set `dtype`. Raises ValueError for a part that `pipeline` lacks.
-        """
-        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
-        parts = {n: kwargs.pop(n, getattr(pipeline, n, None)) for n in cls.component_names()}
-        missing = [n for n in cls.required_components() if parts[n] is None]
-        if missing:
-            raise ValueError(f"{cls.__name__} needs a {missing[0]}, and {type(pipeline).__name__} has none")
-        defaults = kwargs.pop("defaults", pipeline.config.get("defaults"))
-        if kwargs:
-            raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
-        pipe = cls(**parts, defaults=defaults)
-        pipe._dtype_chosen = getattr(pipeline, "_dtype_chosen", True)
-        pipe._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
-        return pipe.to(dtype) if dtype else pipe
-
-    def to(self, *args, **kwargs) -> "UnCLIPBase":
-        """As `DiffusionPipeline.to`; a dtype given here is kept, otherwise the first call takes the machine's fastest."""
-        dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), None)
-        models = logging.getLogger("diffusers.models.modeling_utils")
-        level = models.level
-        models.setLevel(logging.ERROR)  # it warns of layers to keep in float32 for every network, also those without any
-        try:
-            super().to(*args, **kwargs)
-        finally:
-            models.setLevel(level)
-        self._dtype_chosen = self._dtype_chosen or dtype is not None
-        return self
 
     def set_attention(self, backend: str) -> None:
         """Run the prior's and the decoder's attention through "auto", "xformers", "sdpa" or "math".
@@ -264,9 +175,46 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         return [int(n.config.sample_size) for n in self._networks("decoder", "super_res_first", "upsampler_1024")]
 
     @property
+    def clip(self) -> CLIP:
+        """The checkpoint's CLIP: its towers, tokenizer and preprocessor as one encoder.
+
+        With `low_memory` the towers' weights come now, and leave when the pipeline next draws.
+        """
+        self._have(*PARTS)
+        return self._clip()
+
+    def _clip(self) -> CLIP:
+        return CLIP(**{name: getattr(self, name) for name in PARTS})
+
+    @property
     def stage(self) -> str | None:
-        """The stage that is running: "prior", "decoder", "upsampler_256", "upsampler_1024" or "inversion"; None between."""
+        """The stage that is running, one of `STAGES`; None between."""
         return self._stage
+
+    @contextmanager
+    def _working(self, stage: str, *networks: str) -> Iterator[None]:
+        """While a stage runs: its name is known, its networks have their weights, and a watching `Profile` sees its costs.
+
+        Raises MemoryError, in one line, where memory does not suffice; the pipeline stays usable.
+        """
+        self._stage = stage
+        try:
+            with self._profile.of(stage) if self._profile is not None else nullcontext():
+                self._have(*networks)
+                yield
+        except RuntimeError as error:
+            lacking = out_of_memory(error)
+            if lacking is None:
+                raise
+            advice = "draw fewer pictures at once, a smaller size, or load the model with low_memory"
+            raise MemoryError(f"out of memory in the stage {stage}, which needed {lacking} more: {advice}") from None
+        finally:
+            self._stage = None
+
+    def maybe_free_model_hooks(self) -> None:
+        """At the end of a call: weights that came for it leave (with `low_memory`, or under diffusers' offloading)."""
+        self._have()
+        super().maybe_free_model_hooks()
 
     @property
     def num_timesteps(self) -> int:
@@ -293,7 +241,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
     ) -> Call:
         """Check what every pipeline is asked for, and get ready to run. Raises ValueError naming the value."""
         settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
-        settings = {k: v for k, v in settings.items() if k in given}
+        settings = {k: v for k, v in settings.items() if k in given or k == "decoder_guidance_interval"}
         if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
             raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count} prompts x {num_images!r}")
         if isinstance(generator, list) and len(generator) != count * num_images:
@@ -304,6 +252,10 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             if name.endswith("scale"):
                 if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                     raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+            elif name.endswith("interval"):
+                numbers = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+                if not numbers or not 0 <= value[0] < value[1] <= 1:
+                    raise ValueError(f"{name} must be (low, high) with 0 <= low < high <= 1, got {value!r}")
             elif not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         callback_inputs = getattr(callback, "tensor_inputs", callback_inputs)  # diffusers' callback objects say it themselves
@@ -358,7 +310,6 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
 
     def _denoise(
         self,
-        stage: str,
         predict: Predict,
         start: Tensor,
         scheduler: Any,
@@ -367,26 +318,23 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         guidance: float = 1.0,
         eta: float = 0.0,
         on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
-        **resampling: Any,
+        **more: Any,
     ) -> Tensor:
         """THE denoising loop, with this pipeline's progress bar, callback and interrupt."""
-        self._stage, self._num_timesteps = stage, steps
-        try:
-            return denoise(
-                predict,
-                start,
-                scheduler,
-                steps,
-                guidance=guidance,
-                generator=call.generator,
-                eta=eta,
-                progress=self._bar(stage.replace("_", " ")),
-                on_step=self._on_step if on_step is None else lambda i, t, x: self._on_step(i, t, on_step(i, t, x)),
-                stopped=lambda: self._interrupt,
-                **resampling,
-            )
-        finally:
-            self._stage = None
+        self._num_timesteps = steps
+        return denoise(
+            predict,
+            start,
+            scheduler,
+            steps,
+            guidance=guidance,
+            generator=call.generator,
+            eta=eta,
+            progress=self._bar(self._stage.replace("_", " ")),
+            on_step=self._on_step if on_step is None else lambda i, t, x: self._on_step(i, t, on_step(i, t, x)),
+            stopped=lambda: self._interrupt,
+            **more,
+        )
 
     # ------------------------------------------------------------------------------------------ stages
 
@@ -400,7 +348,8 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
                 everything = self.tokenizer.decode(whole, skip_special_tokens=True)
                 logger.warning("the prompt is longer than %d tokens; cut off: %r", length, everything[len(kept) :].strip())
         tokens = tokens.to(self._execution_device)
-        output = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        with self._working("text_encoder", "text_encoder"):
+            output = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         return output.text_embeds, output.last_hidden_state, tokens.attention_mask.bool()
 
     def _count_prompts(self, prompt: Any, text_model_output: Any, text_attention_mask: Tensor | None) -> int:
@@ -451,7 +400,8 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         if not isinstance(image, Tensor):
             pictures = [image] if isinstance(image, Image.Image) else image
             image = self.feature_extractor(images=[on_white(p) for p in pictures], return_tensors="pt").pixel_values
-        return self.image_encoder(image.to(self._execution_device, self.image_encoder.dtype)).image_embeds
+        with self._working("image_encoder", "image_encoder"):
+            return self.image_encoder(image.to(self._execution_device, self.image_encoder.dtype)).image_embeds
 
     def _pictures(self, image: Image.Image | list[Image.Image], call: Call) -> Tensor:
         """Pictures as the decoder would draw them: [B, 3, H, W] in [-1, 1], the middle at the decoder's size."""
@@ -469,38 +419,35 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         if isinstance(generator, list):
             generator = [g for g in generator for _ in range(candidates)]
         call = replace(call, generator=generator)
-        if draws_itself(self.prior):
-            if latents is not None:
-                raise ValueError("prior_latents: an autoregressive prior starts from no noise")
-            conditions = [v.repeat_interleave(candidates, 0) for v in (embeds, encodings, mask)]
-            return self._nearest(self._draw_tokens(conditions, call, guidance), text, candidates)
-        answer = predictor(self.prior, embeds, encodings, mask, candidates)
-        start = self._start((rows, dim), self.prior, generator, latents)
+        with self._working("prior", "prior"):
+            if draws_itself(self.prior):
+                if latents is not None:
+                    raise ValueError("prior_latents: an autoregressive prior starts from no noise")
+                conditions = [v.repeat_interleave(candidates, 0) for v in (embeds, encodings, mask)]
+                return self._nearest(self._draw_tokens(conditions, call, guidance), text, candidates)
+            answer = predictor(self.prior, embeds, encodings, mask, candidates)
+            start = self._start((rows, dim), self.prior, generator, latents)
 
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            return answer(x.to(self.prior.dtype), t).to(x.dtype)
+            def predict(x: Tensor, t: Tensor) -> Tensor:
+                return answer(x.to(self.prior.dtype), t).to(x.dtype)
 
-        steps = call.settings["prior_num_inference_steps"]
-        drawn = self._denoise("prior", predict, start, self.prior_scheduler, steps, call, guidance)
-        return self._nearest(self.prior.post_process_latents(drawn), text, candidates)
+            steps = call.settings["prior_num_inference_steps"]
+            drawn = self._denoise(predict, start, self.prior_scheduler, steps, call, guidance)
+            return self._nearest(self.prior.post_process_latents(drawn), text, candidates)
 
     def _draw_tokens(self, conditions: list[Tensor], call: Call, guidance: float) -> Tensor:
         """Image embeddings [B, D] of a prior that draws them itself; a callback sees its tokens as the latents.
 
         `conditions` are text embeddings, encodings and mask, under guidance those without text first.
         """
-        self._stage = "prior"
-        try:
-            return self.prior.draw(
-                *conditions,
-                guidance,
-                call.generator,
-                progress=self._bar("prior"),
-                on_token=lambda number, tokens: self._on_step(number, torch.tensor(number), tokens),
-                stopped=lambda: self._interrupt,
-            )
-        finally:
-            self._stage = None
+        return self.prior.draw(
+            *conditions,
+            guidance,
+            call.generator,
+            progress=self._bar("prior"),
+            on_token=lambda number, tokens: self._on_step(number, torch.tensor(number), tokens),
+            stopped=lambda: self._interrupt,
+        )
 
     def _nearest(self, drawn: Tensor, text: TextCondition, candidates: int) -> Tensor:
         """Of each picture's candidates [B * K, D] the one nearest to its text: [B, D] (paper, section 2.2)."""
@@ -523,12 +470,19 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size; `scheduler` in place of the decoder's own."""
         guidance = call.guidance("decoder")
         shape = (len(embedding), 3, call.height, call.width)
-        start = self._start(shape, self.decoder, call.generator, latents)
-        predict = self._decoder_prediction(text, embedding, guidance)
         scheduler, steps = scheduler or self.decoder_scheduler, call.settings["decoder_num_inference_steps"]
-        if clip_guidance:
-            predict = self._clip_guided(predict, text.embeds, scheduler, guidance, clip_guidance)
-        return self._denoise("decoder", predict, start, scheduler, steps, call, guidance, eta).clamp(-1, 1)
+        with self._working("decoder", "text_proj", "decoder", *(["image_encoder"] if clip_guidance else [])):
+            start = self._start(shape, self.decoder, call.generator, latents)
+            predict = self._decoder_prediction(text, embedding, guidance)
+            if clip_guidance:
+                predict = self._clip_guided(predict, text.embeds, scheduler, guidance, clip_guidance)
+            within = self._guided_timesteps(call, scheduler)
+            return self._denoise(predict, start, scheduler, steps, call, guidance, eta, interval=within).clamp(-1, 1)
+
+    def _guided_timesteps(self, call: Call, scheduler: Any) -> tuple[float, float]:
+        """The lowest and the highest timestep at which the decoder is guided."""
+        low, high = call.settings["decoder_guidance_interval"]
+        return low * scheduler.config.num_train_timesteps, high * scheduler.config.num_train_timesteps
 
     def _clip_guided(self, predict: Predict, wanted: Tensor, scheduler: Any, guidance: float, strength: float) -> Predict:
         """`predict` with its clean picture moved towards the text, as CLIP sees it (GLIDE, arXiv 2112.10741, section 2.4).
@@ -536,7 +490,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
         The direction is the gradient of the cosine through the decoder's estimate of the clean picture, at unit root mean
         square; `strength` is how far it is followed, in units of the noise that is left.
         """
-        clip = CLIP(self.text_encoder, self.tokenizer, self.image_encoder, self.feature_extractor)
+        clip = self._clip()
         wanted = F.normalize(wanted.float(), dim=-1)  # [B, D]
 
         def moved(x: Tensor, t: Tensor) -> Tensor:
@@ -545,7 +499,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
                 prediction = predict(x, t)
                 rows = len(wanted)
                 plain = prediction[:, : x.shape[1]]
-                if guidance != 1:
+                if len(x) > rows:
                     plain = plain[:rows] + guidance * (plain[rows:] - plain[:rows])
                 clean = clean_from(scheduler, plain, x[-rows:], t.reshape(1).expand(rows))
                 pixels = clip.preprocess((clean.float() / 2 + 0.5).clamp(0, 1))
@@ -563,9 +517,10 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
     def _invert(self, picture: Tensor, text: TextCondition, embedding: Tensor, call: Call) -> Tensor:
         """The noise [B, 3, H, W] from which unguided DDIM draws `picture` [B, 3, H, W] in [-1, 1] (paper, section 3)."""
         scheduler = DDIMInverseScheduler.from_config(self._levels, **_DDIM)
-        start = self._start(tuple(picture.shape), self.decoder, None, picture)
-        predict = self._decoder_prediction(text, embedding, 1.0)
-        return self._denoise("inversion", predict, start, scheduler, call.settings["decoder_num_inference_steps"], call)
+        with self._working("inversion", "text_proj", "decoder"):
+            start = self._start(tuple(picture.shape), self.decoder, None, picture)
+            predict = self._decoder_prediction(text, embedding, 1.0)
+            return self._denoise(predict, start, scheduler, call.settings["decoder_num_inference_steps"], call)
 
     def _ddim(self, clip: bool = False) -> DDIMScheduler:
         """The deterministic sampler whose way back is `_invert`; with `clip`, estimates of the picture stay in [-1, 1].
@@ -605,7 +560,7 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
     def _decoder_prediction(
         self, text: TextCondition, embedding: Tensor, guidance: float, known: Tensor | None = None
     ) -> Predict:
-        """The decoder as a function of the noised picture and the timestep; doubled where it is guided.
+        """The decoder as a function of the noised picture and the timestep; under guidance of both halves, or the second.
 
         `known` [1, 4, H, W] is for a decoder that was trained to inpaint: pixels outside a hole, and the hole's mask;
         without it the hole is everything.
@@ -629,9 +584,9 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             answer = self.decoder(
                 sample=seen.to(self.decoder.dtype),
                 timestep=t,
-                encoder_hidden_states=context,
-                class_labels=added,
-                attention_mask=mask,
+                encoder_hidden_states=context[-len(x) :],
+                class_labels=added[-len(x) :],
+                attention_mask=mask[-len(x) :],
             )
             return answer.sample.to(x.dtype)
 
@@ -640,31 +595,24 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
     def _upsample(self, picture: Tensor, call: Call, latents: Tensor | None) -> Tensor:
         """64 px to 256 px. Karlo's last step has a network of its own."""
         steps = call.settings["super_res_num_inference_steps"]
-        first, last = self.super_res_first, self.super_res_last or self.super_res_first
-        return self._enlarge("upsampler_256", picture, [first] * (steps - 1) + [last], self.super_res_scheduler, call, latents)
+        names = ["super_res_first"] * (steps - 1) + ["super_res_first" if self.super_res_last is None else "super_res_last"]
+        return self._enlarge("upsampler_256", picture, names, self.super_res_scheduler, call, latents)
 
     def _upsample_1024(self, picture: Tensor, call: Call) -> Tensor:
         """256 px to 1024 px."""
-        networks = [self.upsampler_1024] * call.settings["upsampler_1024_num_inference_steps"]
-        return self._enlarge("upsampler_1024", picture, networks, self.upsampler_1024_scheduler, call, None)
+        names = ["upsampler_1024"] * call.settings["upsampler_1024_num_inference_steps"]
+        return self._enlarge("upsampler_1024", picture, names, self.upsampler_1024_scheduler, call, None)
 
     def _enlarge(
-        self, stage: str, picture: Tensor, networks: list[nn.Module], scheduler: Any, call: Call, latents: Tensor | None
+        self, stage: str, picture: Tensor, names: list[str], scheduler: Any, call: Call, latents: Tensor | None
     ) -> Tensor:
-        """Pictures [B, 3, h, w] in [-1, 1] enlarged; `networks` holds the one for each step. Skipped once interrupted."""
+        """Pictures [B, 3, h, w] in [-1, 1] enlarged; `names` says each step's network. Skipped once interrupted."""
         if self._interrupt:
             return picture
+        networks = [getattr(self, name) for name in names]
         tile = int(networks[0].config.sample_size)
         scale = tile // self.sizes[0]
         height, width = call.height * scale, call.width * scale
-        low = F.interpolate(
-            picture if picture.dtype == torch.float64 else picture.float(),
-            (height, width),
-            mode="bicubic",
-            align_corners=False,
-            antialias=True,
-        )
-        start = self._start((len(picture), picture.shape[1], height, width), networks[0], call.generator, latents)
         remaining = iter(networks)
         overlap = int(tile * TILE_OVERLAP)
 
@@ -674,7 +622,16 @@ class UnCLIPBase(LoRAMixin, DiffusionPipeline):
             answer = tiled(lambda part: network(sample=part, timestep=t).sample, whole, tile, overlap, stride(network))
             return answer.to(x.dtype)
 
-        return self._denoise(stage, predict, start, scheduler, len(networks), call).clamp(-1, 1)
+        with self._working(stage, *names):
+            low = F.interpolate(
+                picture if picture.dtype == torch.float64 else picture.float(),
+                (height, width),
+                mode="bicubic",
+                align_corners=False,
+                antialias=True,
+            )
+            start = self._start((len(picture), picture.shape[1], height, width), networks[0], call.generator, latents)
+            return self._denoise(predict, start, scheduler, len(networks), call).clamp(-1, 1)
 
     def _finish(self, picture: Tensor, call: Call, latents: Tensor | None, output_type: str, return_dict: bool):
         """The stages after the decoder, and the answer of a call."""

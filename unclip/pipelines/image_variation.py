@@ -78,6 +78,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         eta: float | None = None,
+        decoder_guidance_interval: tuple[float, float] | None = None,
         sampler: str | None = None,
         size: int | None = None,
         height: int | None = None,
@@ -92,7 +93,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
             image: PIL pictures, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
                 None when `image_embeddings` [B, D] are given, which go before it.
             prompt: a text to steer by, one for all pictures or one for each; default: none.
-            sampler: as `UnCLIPPipeline`'s; with `eta` it is always DDIM.
+            decoder_guidance_interval, sampler: as `UnCLIPPipeline`'s; with `eta` it is always DDIM.
             eta: None draws from fresh noise. Otherwise the picture is first inverted by DDIM to the noise that would draw it
                 (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the picture back,
                 1 departs farthest. Then 50 decoder steps and no guidance are the defaults, because guidance departs too.
@@ -117,6 +118,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
             "super_res_num_inference_steps": super_res_num_inference_steps,
             "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
             "decoder_guidance_scale": decoder_guidance_scale,
+            "decoder_guidance_interval": decoder_guidance_interval,
         }
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
         call = self._begin(count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs)

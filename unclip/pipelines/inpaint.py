@@ -135,9 +135,11 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
             return step.sqrt() * x + (1 - step).sqrt() * fresh()
 
         guidance = call.guidance("decoder")
-        predict = self._decoder_prediction(text, embedding, guidance, torch.cat([small * (1 - hole), hole], 1))
         start, more = fresh(), {"on_step": keep, "resample": resample, "renoise": renoise}
-        return self._denoise("decoder", predict, start, scheduler, steps, call, guidance, 1.0, **more).clamp(-1, 1)
+        more["interval"] = self._guided_timesteps(call, scheduler)
+        with self._working("decoder", "text_proj", "decoder"):
+            predict = self._decoder_prediction(text, embedding, guidance, torch.cat([small * (1 - hole), hole], 1))
+            return self._denoise(predict, start, scheduler, steps, call, guidance, 1.0, **more).clamp(-1, 1)
 
 
 def _keep(picture: Tensor, known: Tensor, mask: Tensor) -> Tensor:

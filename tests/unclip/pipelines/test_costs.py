@@ -1,0 +1,139 @@
+"""Memory and work: what is in memory when, what a stage costs, and what is not done at all."""
+
+import time
+
+import pytest
+import torch
+from drawing import answer, close, draw
+
+from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
+from unclip.profiling import Profile, measured_peak, peak_memory
+
+
+def networks(pipe) -> dict[str, torch.nn.Module]:
+    return {n: c for n, c in pipe.components.items() if isinstance(c, torch.nn.Module)}
+
+
+def present(pipe) -> set[str]:
+    """The networks whose weights are in memory."""
+    return {n for n, c in networks(pipe).items() if all(p.device.type != "meta" for p in c.parameters())}
+
+
+def first(output) -> torch.Tensor:
+    return next(iter(output.values()))
+
+
+def test_low_memory_draws_the_same_with_the_working_stage_in_memory(every, tmp_path):
+    every.save_pretrained(tmp_path / "saved")
+    resident = type(every).from_pretrained(tmp_path / "saved", dtype=torch.float64)
+    frugal = type(every).from_pretrained(tmp_path / "saved", dtype=torch.float64, low_memory=True)
+    for pipe in (resident, frugal):
+        pipe.set_progress_bar_config(disable=True)
+    assert present(frugal) == set() and present(resident) == set(networks(resident))
+    seen = {}
+
+    def note(pipe, step, timestep, given):
+        seen.setdefault(pipe.stage, present(pipe))
+        return {}
+
+    drawn = first(answer(frugal, callback_on_step_end=note))
+    close(drawn, first(answer(resident)))
+    assert present(frugal) == set(), "what came for a call leaves with it"
+    work = {
+        "prior": {"prior"},
+        "inversion": {"text_proj", "decoder"},
+        "decoder": {"text_proj", "decoder"},
+        "upsampler_256": {"super_res_first"} | ({"super_res_last"} & set(networks(frugal))),
+    }
+    assert seen == {stage: work[stage] for stage in seen} and seen
+    frugal.save_pretrained(tmp_path / "again")
+    again = type(every).from_pretrained(tmp_path / "again", dtype=torch.float64)
+    again.set_progress_bar_config(disable=True)
+    close(first(answer(again)), drawn)
+
+
+def test_low_memory_is_shared_and_takes_a_dtype(tiny_folder):
+    frugal = UnCLIPPipeline.from_pretrained(tiny_folder, low_memory=True).to(torch.float64)
+    frugal.set_progress_bar_config(disable=True)
+    resident = UnCLIPPipeline.from_pretrained(tiny_folder, dtype=torch.float64)
+    resident.set_progress_bar_config(disable=True)
+    assert {c.dtype for c in networks(frugal).values()} == {torch.float64} and frugal.device == torch.device("cpu")
+    close(draw(frugal), draw(resident))
+    picture = frugal("a star", size=64, output_type="pil").images[0]
+    variations = UnCLIPImageVariationPipeline.from_pipe(frugal)
+    assert variations(picture, size=64, output_type="pt").images.isfinite().all() and present(variations) == set()
+    seen = frugal.clip.encode_image([picture])
+    assert present(frugal) == {"text_encoder", "image_encoder"} and seen.isfinite().all()
+
+
+@pytest.mark.parametrize("what", ["load_lora_weights", "enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_what_needs_the_weights_is_refused_under_low_memory(what, tiny_folder):
+    pipe = UnCLIPPipeline.from_pretrained(tiny_folder, low_memory=True)
+    with pytest.raises(ValueError, match="without low_memory"):
+        getattr(pipe, what)({})
+
+
+def test_out_of_memory_is_one_line_and_the_pipeline_stays_usable(tiny):
+    before = draw(tiny)
+    with pytest.raises(MemoryError, match=r"stage decoder, which needed 5.278e\+04 GB more: draw fewer") as error:
+        tiny("a star", size=64, height=2**21, width=2**21)
+    assert len(str(error.value).splitlines()) == 1 and tiny.stage is None
+    assert torch.equal(draw(tiny), before)
+
+
+def test_a_profile_counts_and_times_each_stage(tiny):
+    single, double = Profile(count=True), Profile(count=True)
+    with single.watch(tiny):
+        draw(tiny, 1)
+    with double.watch(tiny):
+        draw(tiny, 2)
+    draw(tiny, 4)  # unwatched
+    assert list(single.costs) == ["text_encoder", "prior", "decoder", "upsampler_256"]
+    for stage in ("decoder", "upsampler_256"):
+        assert double.costs[stage].flops == 2 * single.costs[stage].flops > 0
+    assert all(c.seconds > 0 and c.memory > 0 for c in single.costs.values())
+
+
+def test_peak_memory_sees_what_came_and_went():
+    with peak_memory() as idle:
+        pass
+    with peak_memory() as peak:
+        block = torch.ones(2**24)  # 64 MiB
+        time.sleep(0.02)
+        del block
+    assert peak[0] - idle[0] > 60 * 2**20
+
+
+def test_the_peak_of_the_machine_is_above_a_small_products_rate():
+    small = torch.ones(8, 8)
+    start = time.perf_counter()
+    for _ in range(100):
+        small @ small
+    rate = 100 * 2 * 8**3 / (time.perf_counter() - start)
+    assert measured_peak() > rate
+
+
+def test_guidance_on_an_interval_asks_for_one_half_outside_it(pipe):
+    seen = []
+
+    def note(module, arguments, kwargs):
+        seen.append((int(kwargs["timestep"]), len(kwargs["sample"])))
+
+    handle = pipe.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    more = {"decoder_num_inference_steps": 6, "decoder_guidance_scale": 3.0}
+    everywhere = draw(pipe, **more)
+    timesteps = [t for t, _ in seen]
+    assert {rows for _, rows in seen} == {2}
+    seen.clear()
+    assert torch.equal(draw(pipe, decoder_guidance_interval=(0.0, 1.0), **more), everywhere)
+    seen.clear()
+    partly = draw(pipe, decoder_guidance_interval=(0.3, 0.7), **more)
+    assert seen == [(t, 2 if 300 <= t <= 700 else 1) for t in timesteps] and {rows for _, rows in seen} == {1, 2}
+    handle.remove()
+    never = draw(pipe, decoder_guidance_interval=(0.9995, 1.0), **more)  # above the highest timestep
+    plain = draw(pipe, **(more | {"decoder_guidance_scale": 1.0, "decoder_guidance_interval": (0.0, 1.0)}))
+    torch.testing.assert_close(never, plain, atol=1e-5, rtol=0)
+    assert not torch.allclose(partly, plain, atol=1e-4) and not torch.allclose(partly, everywhere, atol=1e-4)
+    for wrong in ((0.5, 0.5), (-0.1, 1), (0.2, 1.1), (0.2,), "0.2"):
+        with pytest.raises(ValueError, match=r"decoder_guidance_interval must be \(low, high\)"):
+            draw(pipe, decoder_guidance_interval=wrong)

@@ -1,0 +1,167 @@
+"""How pipelines come into being: from folders and the Hub, and from each other."""
+
+import inspect
+import logging
+import os
+from typing import Self
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..checkpoints import check_folder, holds_network, import_own_modules, resolve
+from ..memory import Residency
+from .lora import LoRAMixin
+
+# Where an older model_index.json finds what this package has now.
+_MOVED = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.scheduler"}
+
+
+class Loading(LoRAMixin, DiffusionPipeline):
+    """`from_pretrained`, `from_pipe`, `to` and what they rest on."""
+
+    _residency: Residency | None = None  # with `low_memory`: which networks' weights are in memory
+
+    @classmethod
+    def component_names(cls) -> list[str]:
+        """The names of a pipeline's parts, in the order of the data."""
+        return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "defaults")]
+
+    @classmethod
+    def required_components(cls) -> list[str]:
+        """The names of the parts without which there is no pipeline."""
+        parameters = inspect.signature(cls.__init__).parameters
+        return [
+            n
+            for n in cls.component_names()
+            if parameters[n].default is inspect.Parameter.empty and n not in cls._optional_components
+        ]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike = "emoji",
+        *,
+        attention: str = "auto",
+        low_memory: bool = False,
+        **kwargs,
+    ) -> Self:
+        """The shipped model ("emoji"), a folder, or a Hub id (its safetensors and configurations only).
+
+        `attention` is "auto", "xformers", "sdpa" or "math". With `low_memory` each network's weights are read from its file
+        when its stage begins, and let go when the next begins. Raises ValueError, in one line, for an unknown name and
+        for a folder with a missing, truncated or pickled file.
+        """
+        folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None))
+        given = {n for n in kwargs if n in cls.component_names()}
+        index = check_folder(folder, given, kwargs.get("variant"))
+        missing = [n for n in cls.required_components() if index.get(n, [None])[0] is None and n not in kwargs]
+        if missing:
+            raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}, and {cls.__name__} needs one")
+        index = cls._moved(index)
+        import_own_modules(index)
+        kwargs.setdefault("use_safetensors", True)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)  # diffusers' new name and its old one
+        residency = None
+        if low_memory:
+            parts = {n: index[n] for n in cls.component_names() if n not in given and holds_network(folder / n)}
+            residency = Residency(folder, parts, dtype, kwargs.get("variant"))
+            kwargs |= residency.networks
+        pipe = super().from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
+        pipe._dtype_chosen, pipe._residency = dtype is not None, residency
+        if attention != "auto":
+            pipe.set_attention(attention)
+        return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | os.PathLike, revision: str | None = None, **kwargs) -> str:
+        """Fetch a model's configurations and safetensors, nothing else; -> the folder."""
+        return str(resolve(pretrained_model_name, revision))
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """As diffusers', with the parts that moved, or that only another pipeline has, told apart."""
+        found = super().load_config(*args, **kwargs)
+        return (cls._moved(found[0]), *found[1:]) if isinstance(found, tuple) else cls._moved(found)
+
+    @classmethod
+    def _moved(cls, index: dict) -> dict:
+        known = {*cls.component_names(), "defaults"}
+        index = {k: v for k, v in index.items() if k.startswith("_") or k in known}
+        return {k: [_MOVED.get(v[1], v[0]), v[1]] if isinstance(v, list | tuple) else v for k, v in index.items()}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> Self:
+        """This kind of pipeline over another one's networks, which are shared, not copied.
+
+        `kwargs` give or replace parts, and may set `dtype`. Raises ValueError for a part that `pipeline` lacks.
+        """
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        parts = {n: kwargs.pop(n, getattr(pipeline, n, None)) for n in cls.component_names()}
+        missing = [n for n in cls.required_components() if parts[n] is None]
+        if missing:
+            raise ValueError(f"{cls.__name__} needs a {missing[0]}, and {type(pipeline).__name__} has none")
+        defaults = kwargs.pop("defaults", pipeline.config.get("defaults"))
+        if kwargs:
+            raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
+        pipe = cls(**parts, defaults=defaults)
+        pipe._dtype_chosen = getattr(pipeline, "_dtype_chosen", True)
+        pipe._residency = getattr(pipeline, "_residency", None)
+        pipe._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
+        return pipe.to(dtype) if dtype else pipe
+
+    def to(self, *args, **kwargs) -> Self:
+        """As `DiffusionPipeline.to`; a dtype given here is kept, otherwise the first call takes the machine's fastest."""
+        dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), None)
+        models = logging.getLogger("diffusers.models.modeling_utils")
+        level = models.level
+        models.setLevel(logging.ERROR)  # it warns of layers to keep in float32 for every network, also those without any
+        try:
+            if self._residency is None:
+                super().to(*args, **kwargs)
+            else:
+                self._to_of_shells(*args, **kwargs)
+        finally:
+            models.setLevel(level)
+        self._dtype_chosen = self._dtype_chosen or dtype is not None
+        return self
+
+    def _to_of_shells(self, *args, **kwargs) -> None:
+        """`to` under `low_memory`: weights come to the device when they are read."""
+        kwargs.pop("silence_dtype_warnings", None)
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        self._residency.only()
+        self._residency.device = device or self._residency.device
+        for name, part in self.components.items():
+            if isinstance(part, torch.nn.Module):
+                part.to(dtype=dtype, device=None if name in self._residency.networks else device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs."""
+        return super().device if self._residency is None else self._residency.device
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As `DiffusionPipeline.save_pretrained`."""
+        self._have(*self.components)
+        super().save_pretrained(*args, **kwargs)
+
+    def _have(self, *names: str) -> None:
+        """Under `low_memory`: have these networks' weights in memory, and no others'."""
+        if self._residency is not None:
+            self._residency.only(*names)
+
+    def _in_memory(self, what: str) -> None:
+        if self._residency is not None:
+            raise ValueError(f"{what} needs the weights to stay in memory: load the model without low_memory")
+
+    def load_lora_weights(self, *args, **kwargs) -> None:
+        self._in_memory("a LoRA adapter")
+        super().load_lora_weights(*args, **kwargs)
+
+    def enable_model_cpu_offload(self, *args, **kwargs) -> None:
+        self._in_memory("model offload")
+        super().enable_model_cpu_offload(*args, **kwargs)
+
+    def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
+        self._in_memory("sequential offload")
+        super().enable_sequential_cpu_offload(*args, **kwargs)

@@ -1,0 +1,135 @@
+"""What a pipeline's stages cost, and what the machine could do at best."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+INTERVAL = 0.002  # seconds between two looks at a process's memory
+
+
+@dataclass
+class Cost:
+    """Of one stage: wall time in seconds, peak memory in bytes, floating-point operations (0 where they weren't counted).
+
+    On a CUDA device the memory is what torch had allocated there, else the process's resident memory, all that was there
+    before included.
+    """
+
+    stage: str
+    seconds: float = 0.0
+    memory: int = 0
+    flops: int = 0
+
+
+class Profile:
+    """The costs of a pipeline's stages while `watch` is open; a stage that runs twice is one entry.
+
+    Counting operations slows small ones down: count and time in two runs.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", count: bool = False):
+        self.device, self.count = torch.device(device), count
+        self.costs: dict[str, Cost] = {}
+
+    @contextmanager
+    def watch(self, pipe) -> Iterator["Profile"]:
+        """Note what `pipe` does in here."""
+        pipe._profile = self
+        try:
+            yield self
+        finally:
+            pipe._profile = None
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Add what happens in here to the costs of `stage`."""
+        cost = self.costs.setdefault(stage, Cost(stage))
+        counter = FlopCounterMode(display=False) if self.count else None
+        with peak_memory(self.device) as peak, counter or nullcontext():
+            start = time.perf_counter()
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            cost.seconds += time.perf_counter() - start
+        cost.memory = max(cost.memory, peak[0])
+        cost.flops += counter.get_total_flops() if counter else 0
+
+
+@contextmanager
+def peak_memory(device: torch.device | str = "cpu") -> Iterator[list[int]]:
+    """Yields a list whose only entry is, afterwards, the most memory in bytes that was in use (see `Cost`)."""
+    device, peak = torch.device(device), [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    process, done = psutil.Process(os.getpid()), threading.Event()
+
+    def look() -> None:
+        while True:
+            peak[0] = max(peak[0], process.memory_info().rss)
+            if done.wait(INTERVAL):
+                return
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+        peak[0] = max(peak[0], process.memory_info().rss)
+
+
+def measured_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """The most floating-point operations a second that a device reached on a large convolution or matrix product.
+
+    The convolution is 3x3 over 256 channels in channels_last; each is taken five times and the fastest counts. Takes about
+    a second.
+    """
+    device = torch.device(device)
+    batch = 64 if device.type == "cuda" else 2
+    x = torch.ones(batch, 256, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    kernel = torch.ones(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    side = 8192 if device.type == "cuda" else 1024
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    works = (
+        (lambda: F.conv2d(x, kernel, padding=1), 2 * 9 * 256 * 256 * batch * 64 * 64),
+        (lambda: matrix @ matrix, 2 * side**3),
+    )
+    return max(flops / _fastest(work, device) for work, flops in works)
+
+
+@torch.no_grad()
+def _fastest(work, device: torch.device, times: int = 5) -> float:
+    """Seconds of the fastest of `times` runs, after one that doesn't count."""
+    taken = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
+
+
+def table(timed: Profile, counted: Profile, peak: float) -> str:
+    """A stage a line: seconds and peak memory of one run, operations of another, and the share of `peak` (FLOP/s)."""
+    costs = [Cost(n, c.seconds, c.memory, counted.costs[n].flops) for n, c in timed.costs.items()]
+    whole = Cost("all", sum(c.seconds for c in costs), max(c.memory for c in costs), sum(c.flops for c in costs))
+    lines = [f"{'stage':<16}{'seconds':>9}{'peak MB':>9}{'GFLOP':>9}{'GFLOP/s':>9}{'of peak':>9}"]
+    for cost in (*costs, whole):
+        giga, rate = cost.flops / 1e9, cost.flops / cost.seconds
+        lines.append(
+            f"{cost.stage:<16}{cost.seconds:>9.3f}{cost.memory / 1e6:>9.0f}{giga:>9.2f}{rate / 1e9:>9.1f}{rate / peak:>9.0%}"
+        )
+    return "\n".join(lines)
