@@ -53,8 +53,10 @@ class Index:
             logger.warning("the index %s is damaged and is made anew: %s", self.file, error)
             self.stamps, self.embeddings = {}, self.embeddings[:0]
 
-    def update(self, progress: Callable[[Iterable], Iterable] = iter) -> list[str]:
-        """Bring the index up to date; -> the files that could not be read."""
+    def update(self, progress: Callable[[Iterable], Iterable] = iter, anew: bool = False) -> list[str]:
+        """Bring the index up to date, or make it `anew`; -> the files that could not be read."""
+        if anew:
+            self.stamps, self.embeddings = {}, self.embeddings[:0]
         found = {}
         for path in sorted(self.folder.rglob("*")):
             if path.suffix.lower() in SUFFIXES and path.is_file():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, Model
+from .options import IdleSeed, IdleSize, Json, Model
 from .pictures import embedding_bar
 
 
@@ -16,6 +16,9 @@ def classify(
     labels: Annotated[list[str], typer.Argument(metavar="LABEL...", help="What it may show.")],
     model: Model = "emoji",
     as_json: Json = False,
+    size: IdleSize = None,
+    seed: IdleSeed = 0,
+    force: Annotated[bool, typer.Option("--force", help="As for drawing; nothing is written here.")] = False,
 ) -> None:
     """Say which of the labels a picture shows, without having been trained on them; best first."""
     from ..clip import CLIP
@@ -33,6 +36,9 @@ def search(
     top: Annotated[int, typer.Option(help="How many to list.")] = 10,
     model: Model = "emoji",
     as_json: Json = False,
+    size: IdleSize = None,
+    seed: IdleSeed = 0,
+    force: Annotated[bool, typer.Option("--force", help="Make the index anew.")] = False,
 ) -> None:
     """List a folder's pictures that come nearest to a sentence or a picture; the index is kept for the next time."""
     from ..clip import CLIP
@@ -45,7 +51,7 @@ def search(
     if isinstance(wanted, str) and not wanted.strip():
         raise ValueError(f"query is empty: {query!r}")
     index = Index(folder, CLIP.from_pretrained(model))
-    unreadable = index.update(embedding_bar)
+    unreadable = index.update(embedding_bar, anew=force)
     if unreadable:
         print(f"{len(unreadable)} files could not be read", file=sys.stderr)
     for score, name in index.search(wanted, top):

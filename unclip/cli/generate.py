@@ -36,6 +36,10 @@ def generate(
     ] = None,
     steps: Steps = None,
     sampler: Sampler = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="diffusion or autoregressive: which the model must have; none: the decoder hears text alone."),
+    ] = None,
     prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
     clip_guidance: Annotated[
         float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")
@@ -78,6 +82,7 @@ def generate(
         "decoder_guidance_interval": guidance_interval,
         "decoder_num_inference_steps": steps,
         "sampler": sampler,
+        "prior": prior,
         "prior_guidance_scale": prior_guidance,
         "prior_num_inference_steps": prior_steps,
         "clip_guidance": clip_guidance,

@@ -9,8 +9,11 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor, nn
 
+from ..config import nearest
 from ..sampling import Generators
-from .base import Callback, TextCondition, UnCLIPBase
+from .base import Callback, TextCondition, UnCLIPBase, draws_itself
+
+PRIORS = ("diffusion", "autoregressive", "none")
 
 
 class UnCLIPPipeline(UnCLIPBase):
@@ -94,6 +97,7 @@ class UnCLIPPipeline(UnCLIPBase):
         size: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        prior: str | None = None,
         prior_candidates: int | None = None,
         upsampler_1024_num_inference_steps: int | None = None,
         clip_guidance: float = 0.0,
@@ -121,6 +125,8 @@ class UnCLIPPipeline(UnCLIPBase):
             size: the side of the pictures in pixels, one of `sizes`; stages past it don't run.
             height, width: of the pictures in pixels, where they are not `size` by `size`. A picture larger than its
                 upsampler was made for is enlarged in overlapping tiles.
+            prior: where image embeddings come from: "diffusion" or "autoregressive" says which prior the checkpoint must have,
+                "none" leaves them out, and the decoder hears the text alone (paper, section 5.1); default: the checkpoint's.
             prior_candidates: image embeddings drawn for each picture; the nearest to the text is kept (paper, section 2.2).
             clip_guidance: how strongly the decoder is pulled to where CLIP sees the prompt in its picture, beside its own
                 guidance; 0 is not at all, 0.1 a little. Takes about three times as long.
@@ -134,6 +140,7 @@ class UnCLIPPipeline(UnCLIPBase):
             ValueError: for an argument out of range, naming its value.
         """
         count = self._count_prompts(prompt, text_model_output, text_attention_mask)
+        self._check_prior(prior, image_embeds)
         if not isinstance(clip_guidance, int | float) or not 0 <= clip_guidance < math.inf:
             raise ValueError(f"clip_guidance must be a number of at least 0, got {clip_guidance!r}")
         if clip_guidance and (self.image_encoder is None or self.feature_extractor is None):
@@ -153,7 +160,10 @@ class UnCLIPPipeline(UnCLIPBase):
         scheduler = self._sampler(sampler, call.settings["decoder_num_inference_steps"])
 
         text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
-        embedding = self._draw_embedding(text, call, prior_latents) if image_embeds is None else self._given(image_embeds, text)
+        if image_embeds is not None:
+            embedding = self._given(image_embeds, text)
+        else:
+            embedding = self._no_embedding(text) if prior == "none" else self._draw_embedding(text, call, prior_latents)
         if self.interrupt:
             picture = embedding.new_zeros(0, 3, call.height, call.width)
         else:
@@ -166,6 +176,22 @@ class UnCLIPPipeline(UnCLIPBase):
         self.maybe_free_model_hooks()
         images = self._output(picture, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_prior(self, prior: str | None, image_embeds: Tensor | None) -> None:
+        """Raises ValueError for an unknown kind of prior, and for one that this checkpoint's is not."""
+        if prior not in (None, *PRIORS):
+            raise ValueError(f"unknown prior {prior!r}{nearest(str(prior), PRIORS)}; choose from {', '.join(PRIORS)}")
+        if prior is not None and image_embeds is not None:
+            raise ValueError(f"image_embeds take the prior's place: give them, or prior {prior!r}")
+        own = "autoregressive" if draws_itself(self.prior) else "diffusion"
+        if prior not in (None, "none", own):
+            raise ValueError(f"this checkpoint's prior is {own}, not {prior}")
+
+    def _no_embedding(self, text: TextCondition) -> Tensor:
+        """What the decoder learned to hear where there is no image embedding, for each picture: [B, D]."""
+        with self._working("prior", "text_proj"):
+            null = self.text_proj.learned_classifier_free_guidance_embeddings
+            return null.detach().expand(len(text.embeds), -1).clone()
 
     def _given(self, image_embeds: Tensor, text: TextCondition) -> Tensor:
         """Embeddings in place of the prior's, checked. Raises ValueError, naming the shape, for some that don't fit."""
