@@ -148,7 +148,7 @@ def test_without_a_prior_the_decoder_hears_the_text_alone(tiny):
     settings = {"output_type": "pt", "size": 64}
     alone = tiny("a ring", generator=seeds(0), prior="none", **settings).images
     null = tiny.text_proj.learned_classifier_free_guidance_embeddings.detach()
-    assert torch.equal(alone, tiny("a ring", generator=seeds(0), image_embeds=null, **settings).images)
+    assert torch.equal(alone, tiny("a ring", generator=seeds(0), image_embeds=null[None], **settings).images)
     assert not torch.allclose(alone, tiny("a star", generator=seeds(0), prior="none", **settings).images, atol=1e-3)
     drawn = tiny("a ring", generator=seeds(0), prior="diffusion", **settings).images
     assert torch.equal(drawn, tiny("a ring", generator=seeds(0), **settings).images) and not torch.equal(drawn, alone)
@@ -156,7 +156,7 @@ def test_without_a_prior_the_decoder_hears_the_text_alone(tiny):
         with pytest.raises(ValueError, match=message):
             tiny("a ring", prior=prior)
     with pytest.raises(ValueError, match="take the prior's place"):
-        tiny("a ring", prior="none", image_embeds=null)
+        tiny("a ring", prior="none", image_embeds=null[None])
 
 
 def test_upsampling_a_drawn_picture_is_drawing_it_large(tiny):
