@@ -109,6 +109,16 @@ def measured_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch
     return max(flops / _fastest(work, device) for work, flops in works)
 
 
+def slowdown(dtype: torch.dtype) -> float:
+    """How many times as long as in float32 a small convolution takes on this CPU in `dtype`; measured in a moment."""
+
+    def taken(dtype: torch.dtype) -> float:
+        x, kernel = torch.ones(1, 64, 32, 32, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+        return _fastest(lambda: F.conv2d(x, kernel, padding=1), x.device)
+
+    return taken(dtype) / taken(torch.float32)
+
+
 @torch.no_grad()
 def _fastest(work, device: torch.device, times: int = 5) -> float:
     """Seconds of the fastest of `times` runs, after one that doesn't count."""

@@ -40,6 +40,7 @@ def draw_all(
     allows to replace it, for a picture of another job in a job's place.
     """
     from accelerate import PartialState
+    from accelerate.utils import gather_object
     from tqdm import tqdm
 
     rows = [
@@ -47,12 +48,12 @@ def draw_all(
         for number, (prompt, seed) in enumerate(jobs)
     ]
     check_free([out / MANIFEST], force=True)
-    kept = [_is_there(out / row["file"], row | facts, force) for row in rows]
     state = PartialState()
     numbers = range(state.process_index, len(jobs), state.num_processes)
-    mine = [n for n in numbers if not kept[n]]
-    if state.is_main_process and any(kept):
-        print(f"{sum(kept)} of {len(jobs)} pictures are there already", file=sys.stderr)
+    mine = [n for n in numbers if not _is_there(out / rows[n]["file"], rows[n] | facts, force)]
+    kept = sum(gather_object([len(numbers) - len(mine)]))
+    if state.is_main_process and kept:
+        print(f"{kept} of {len(jobs)} pictures are there already", file=sys.stderr)
     if mine:
         pipe, batch = prepare(str(state.device) if state.num_processes > 1 else None)
         bar = tqdm(total=len(mine), desc="pictures", file=sys.stderr, disable=not state.is_main_process)

@@ -127,6 +127,7 @@ def pca(
     from ..search import axes_of
 
     picture = open_image(image)
+    check_free([out / "grid.png"] + ([save_axes] if save_axes else []), force)
     pipe = UnCLIPPCAPipeline.from_pipe(load(model, device, dtype))
     axes = axes_of(model, pipe.clip, of, embedding_bar)
     counts = counts or sorted({min(k, len(axes.axes)) for k in COUNTS})

@@ -34,7 +34,7 @@ from ..diffusion import clean_from, shifted
 from ..images import on_white
 from ..memory import out_of_memory
 from ..precision import fast_dtype, working_dtype
-from ..profiling import Profile
+from ..profiling import Profile, slowdown
 from ..sampling import Generators, Predict, denoise, noise
 from ..scheduler import UnCLIPScheduler, own
 from ..tiling import tiled
@@ -54,6 +54,7 @@ DEFAULTS = {
     "prior_candidates": 1,
 }
 MAX_IMAGES = 10_000
+SLOW = 1.5  # times as long as float32: a dtype that was asked for and is slower than that is warned of
 STAGES = ("text_encoder", "image_encoder", "prior", "inversion", "decoder", "upsampler_256", "upsampler_1024")
 # The decoder's samplers with the fewest steps that each can take: DPM-Solver++ of second and third order (arXiv 2211.01095),
 # DDIM (arXiv 2010.02502), and ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
@@ -131,7 +132,7 @@ class UnCLIPBase(Loading):
             raise ValueError(f"a {type(prior).__name__} is a diffusion prior and needs a prior_scheduler")
         self.register_modules(**components)
         self.register_to_config(defaults=defaults)
-        self._dtype_chosen = False
+        self._dtype_chosen = self._dtype_judged = False
         self._stage: str | None = None
         self._num_timesteps = 0
         self._interrupt = False
@@ -162,6 +163,11 @@ class UnCLIPBase(Loading):
                 if isinstance(network, nn.Module):
                     nn.Module.to(network, dtype)  # ModelMixin's own `to` warns of modules that there aren't
             self._dtype_chosen = True
+        elif not self._dtype_judged and self._execution_device.type == "cpu":
+            for dtype in {n.dtype for n in self._networks("prior", "decoder")} & {torch.bfloat16, torch.float16}:
+                if (factor := slowdown(dtype)) > SLOW:
+                    logger.warning("%s takes %.1f times as long as float32 on this CPU", dtype, factor)
+        self._dtype_judged = True
         on_gpu = self._execution_device.type == "cuda"
         for network in self._networks("decoder", "super_res_first", "super_res_last", "upsampler_1024"):
             if on_gpu or not attention.is_stock(network):  # diffusers' GroupNorms are slow in this layout on a CPU

@@ -7,7 +7,7 @@ import torch
 from drawing import answer, close, draw
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
-from unclip.profiling import Profile, measured_peak, peak_memory
+from unclip.profiling import Profile, measured_peak, peak_memory, slowdown
 
 
 def networks(pipe) -> dict[str, torch.nn.Module]:
@@ -111,6 +111,22 @@ def test_the_peak_of_the_machine_is_above_a_small_products_rate():
         small @ small
     rate = 100 * 2 * 8**3 / (time.perf_counter() - start)
     assert measured_peak() > rate
+
+
+def test_a_slow_dtype_is_warned_of_once_with_its_factor(tiny, caplog, monkeypatch):
+    asked = []
+    monkeypatch.setattr("unclip.pipelines.base.slowdown", lambda dtype: asked.append(dtype) or 7.25)
+    draw(tiny)
+    assert caplog.text == "", "float32 is what the others are measured by"
+    pipe = UnCLIPPipeline.from_pipe(tiny, dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    draw(pipe)
+    draw(pipe)
+    assert caplog.text.count("torch.bfloat16 takes 7.2 times as long as float32 on this CPU") == 1 and len(asked) == 1
+
+
+def test_a_dtype_is_timed_beside_float32():
+    assert slowdown(torch.float64) > 0.5 and 0.2 < slowdown(torch.float32) < 5
 
 
 def test_guidance_on_an_interval_asks_for_one_half_outside_it(pipe):
