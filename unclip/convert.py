@@ -6,6 +6,7 @@ shapes; only the width of an attention head cannot be, and is 64 in every one of
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,12 +72,15 @@ def read_pickle(path: str | Path):
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle's protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         wanted = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.\w+)", str(error))
         if wanted:
             raise ValueError(f"{path} is refused: it holds more than tensors ({wanted[1]})") from None
-        raise ValueError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0]}") from None
+        why = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # what stands before it advises to load it unsafely
+        raise ValueError(f"{path} is no PyTorch checkpoint: {why[1] if why else str(error).splitlines()[0]}") from None
 
 
 def read_states(path: str | Path, *prefixes: str) -> list[State]:

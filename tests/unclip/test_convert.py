@@ -1,6 +1,7 @@
 """Checkpoints with the original key names, through the command line, to pipelines that draw."""
 
 import os
+import pickle
 import shutil
 
 import karlo
@@ -123,6 +124,7 @@ def originals(tmp_path_factory):
     torch.save({"state_dict": first.state | last.state}, folder / "sr.ckpt")
     torch.save((torch.full((DIM,), 0.2), torch.full((DIM,), 0.7)), folder / "stats.th")
     torch.save(torch.nn.Linear(2, 2), folder / "evil.ckpt")
+    (folder / "plain.ckpt").write_bytes(pickle.dumps({"state_dict": {}}, protocol=4))
     parts = karlo.parts(folder, dim=DIM)
     for name in ("text_encoder", "image_encoder"):
         parts[name].save_pretrained(folder / "clip")
@@ -243,6 +245,7 @@ def test_a_kandinsky_prior_predicts_embeddings(originals, tmp_path, command):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
+        ({"prior": "plain.ckpt"}, "plain.ckpt is no PyTorch checkpoint: Unsupported operand"),
         ({"prior": "evil.ckpt"}, "evil.ckpt is refused: it holds more than tensors (torch.nn.modules.linear.Linear)"),
         ({"prior": "none.ckpt"}, "none.ckpt is not a file"),
         ({"prior": "decoder.ckpt"}, "decoder.ckpt lacks clip_img_proj.weight; is it the checkpoint of another stage?"),
