@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
 import torch
@@ -109,6 +110,7 @@ def measured_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch
     return max(flops / _fastest(work, device) for work, flops in works)
 
 
+@cache
 def slowdown(dtype: torch.dtype) -> float:
     """How many times as long as in float32 a small convolution takes on this CPU in `dtype`; measured in a moment."""
 

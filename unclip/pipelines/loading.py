@@ -143,7 +143,10 @@ class Loading(LoRAMixin, DiffusionPipeline):
     def save_pretrained(self, *args, **kwargs) -> None:
         """As `DiffusionPipeline.save_pretrained`."""
         self._have(*self.components)
-        super().save_pretrained(*args, **kwargs)
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self._have()
 
     def _have(self, *names: str) -> None:
         """Under `low_memory`: have these networks' weights in memory, and no others'."""

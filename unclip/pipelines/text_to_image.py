@@ -168,14 +168,7 @@ class UnCLIPPipeline(UnCLIPBase):
             picture = embedding.new_zeros(0, 3, call.height, call.width)
         else:
             picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, clip_guidance=clip_guidance)
-        if call.last >= 1:
-            picture = self._upsample(picture, call, super_res_latents)
-        if call.last >= 2:
-            picture = self._upsample_1024(picture, call)
-
-        self.maybe_free_model_hooks()
-        images = self._output(picture, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self._finish(picture, call, super_res_latents, output_type, return_dict)
 
     def _check_prior(self, prior: str | None, image_embeds: Tensor | None) -> None:
         """Raises ValueError for an unknown kind of prior, and for one that this checkpoint's is not."""
@@ -232,4 +225,5 @@ class UnCLIPPipeline(UnCLIPBase):
             picture = self._upsample(picture, call, None)
         if call.last >= 2:
             picture = self._upsample_1024(picture, call)
+        self.maybe_free_model_hooks()
         return self._output(picture, "pt")

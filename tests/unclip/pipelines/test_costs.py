@@ -47,6 +47,7 @@ def test_low_memory_draws_the_same_with_the_working_stage_in_memory(every, tmp_p
     }
     assert seen == {stage: work[stage] for stage in seen} and seen
     frugal.save_pretrained(tmp_path / "again")
+    assert present(frugal) == set()
     again = type(every).from_pretrained(tmp_path / "again", dtype=torch.float64)
     again.set_progress_bar_config(disable=True)
     close(first(answer(again)), drawn)
@@ -62,6 +63,7 @@ def test_low_memory_is_shared_and_takes_a_dtype(tiny_folder):
     picture = frugal("a star", size=64, output_type="pil").images[0]
     variations = UnCLIPImageVariationPipeline.from_pipe(frugal)
     assert variations(picture, size=64, output_type="pt").images.isfinite().all() and present(variations) == set()
+    assert frugal.upsample(draw(frugal, size=64).float(), 256).shape[-1] == 256 and present(frugal) == set()
     seen = frugal.clip.encode_image([picture])
     assert present(frugal) == {"text_encoder", "image_encoder"} and seen.isfinite().all()
 
