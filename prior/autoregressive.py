@@ -103,7 +103,7 @@ class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixi
     def dequantise(self, tokens: Tensor) -> Tensor:
         """Tokens [B, K] -> embeddings [B, D] at the middle of their buckets, unit vectors when `normalize` is set."""
         scores = ((tokens + 0.5) / self.config.buckets * 2 - 1) * self.config.reach * self.clip_std
-        embeddings = scores @ self.clip_components + self.clip_mean
+        embeddings = scores @ self.clip_components.to(scores.dtype) + self.clip_mean
         return F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings
 
     def dot_tokens(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:

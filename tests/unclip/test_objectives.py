@@ -177,7 +177,7 @@ def test_an_adapter_is_trained_resumed_and_loaded_into_a_pipeline(clip, plain, t
     assert all("lora_" in name for name in one), "a checkpoint holds the adapter alone"
 
     networks = tiny_networks() | {stage: component(base, stage)}
-    pipe = UnCLIPPipeline(**networks)
+    pipe = UnCLIPPipeline(**networks).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def draw():

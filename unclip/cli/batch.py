@@ -43,12 +43,14 @@ def draw_all(
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
+    from ..precision import best_device
+
     rows = [
         {"file": f"{number:06d}-{slug(prompt)}.png", "prompt": prompt, "seed": str(seed)}
         for number, (prompt, seed) in enumerate(jobs)
     ]
     check_free([out / MANIFEST], force=True)
-    state = PartialState()
+    state = PartialState(cpu=best_device().type == "cpu")  # it would not look for other processes on a CPU by itself
     numbers = range(state.process_index, len(jobs), state.num_processes)
     mine = [n for n in numbers if not _is_there(out / rows[n]["file"], rows[n] | facts, force)]
     kept = sum(gather_object([len(numbers) - len(mine)]))

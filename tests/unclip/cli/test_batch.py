@@ -67,7 +67,7 @@ def test_killed_and_on_two_processes(words, tmp_path, command):
     first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(out.glob("*.png")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+        time.sleep(0.0002)
     first.send_signal(signal.SIGKILL)
     first.wait()
     kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")}
@@ -77,6 +77,9 @@ def test_killed_and_on_two_processes(words, tmp_path, command):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     second = subprocess.run(command_line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert second.returncode == 0, second.stderr
+    left = [n for n in range(8) if not any(name.startswith(f"{n:06d}") for name in kept)]
+    drawn_by_the_first = sum(n % 2 == 0 for n in left)
+    assert f"{drawn_by_the_first}/{drawn_by_the_first}" in second.stderr, "each process draws its share, and no more"
     assert same(pixels(out), pixels(tmp_path / "whole"))
     assert (out / "manifest.jsonl").read_text() == (tmp_path / "whole" / "manifest.jsonl").read_text()
     assert {n: (out / n).stat().st_mtime_ns for n in kept} == kept

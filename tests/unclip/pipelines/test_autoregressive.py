@@ -1,5 +1,7 @@
 """Pipelines whose prior draws its embeddings token by token, without a scheduler."""
 
+import copy
+
 import pytest
 import torch
 from conftest import TINY_DEFAULTS, randomise, seeds, tiny_networks
@@ -43,6 +45,16 @@ def test_a_batch_is_its_prompts_one_by_one_and_two_candidates_come_nearer(pipe):
     scores = [float((embeds(pipe, "a star", 5, prior_candidates=k) * text).sum()) for k in (1, 2, 8)]
     assert scores == sorted(scores) and scores[0] < scores[-1]
     assert not torch.allclose(embeds(pipe, "a star", 1, prior_guidance_scale=1.0), whole[:1])
+
+
+def test_it_draws_in_half_precision(pipe):
+    """As it does by itself on a CPU that is fast in bfloat16."""
+    parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
+    half = UnCLIPPipeline(**parts, defaults=TINY_DEFAULTS).to(torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    drawn, exact = (embeds(p, ["a star"] * 2, 3, 4, prior_candidates=1).double() for p in (half, pipe))
+    assert torch.cosine_similarity(drawn, exact).min() > 0.5, "a token or two may round to another bucket"
+    assert torch.isfinite(half("a star", generator=seeds(3), size=64, output_type="pt").images).all()
 
 
 def test_a_callback_sees_every_token_and_may_end_it(pipe):
