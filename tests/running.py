@@ -42,8 +42,9 @@ def run_here(stage: str, folder: Path, *settings: str, stop_at: int | None = Non
 
 
 def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[subprocess.Popen]:
-    """The same in processes of their own, that know of each other as torchrun's do."""
-    command = [sys.executable, "train.py", f"configs/tiny/{stage}.yaml", *QUIET, *settings, f"output_dir={folder}"]
+    """The same, or a script in place of a stage, in processes of their own, that know of each other as torchrun's do."""
+    script = [stage] if stage.endswith(".py") else ["train.py", f"configs/tiny/{stage}.yaml"]
+    command = [sys.executable, *script, *QUIET, *settings, f"output_dir={folder}"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

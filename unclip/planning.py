@@ -139,7 +139,7 @@ def plan(
     kind = "gpu" if gpus else "cpu"
     notes, unknown = [], False
     if gpus > 1:
-        notes.append("FSDP is reckoned, not run: this package's loop trains under DDP so far")
+        notes.append("FSDP is sharding=zero3")
     if sections["objective"].get("lora"):
         notes.append("objective.lora is not reckoned with: this is the plan of training all weights")
     with FakeTensorMode():

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import signal
@@ -11,7 +10,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,8 @@ from .checkpoints import (
 from .config import ConfigError, construct, load_config, nearest
 from .objectives import Objective, create
 from .precision import fast_dtype
+from .sharding import STAGES as SHARDINGS
+from .sharding import Shards, launched, own_part, whole
 
 logger = logging.getLogger("unclip.training")
 
@@ -66,6 +67,7 @@ class Run:
     ema_decay: float = 0.0  # above 0: a constant decay in place of that width (the paper's Table 3)
     precision: str = "auto"  # "auto", "no", "bf16" or "fp16"
     compile: bool = False
+    sharding: str = "none"  # or ZeRO's stage 2 or 3 (arXiv 1910.02054): what the processes hold in parts
     seed: int = 0
     workers: int = 1
     log_every: int = 50
@@ -93,6 +95,8 @@ class Run:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.precision not in ("auto", "no", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, no, bf16 or fp16, got {self.precision!r}")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"sharding must be {', '.join(SHARDINGS[:-1])} or {SHARDINGS[-1]}, got {self.sharding!r}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown must be in [0, 1], got {self.cooldown}")
 
@@ -172,7 +176,7 @@ class Loop:
         precision = run.precision
         if precision == "auto":
             precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
-        refuse_sharding()
+        sharding = launched() if run.sharding == "none" else run.sharding
         self.accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_steps=run.gradient_accumulation,
@@ -181,6 +185,7 @@ class Loop:
         )
         self.main = self.accelerator.is_main_process
         self._say(f"processes: {self.accelerator.num_processes}, device: {self.accelerator.device.type}, dtype: {precision}")
+        self.sharding = self._shardable(sharding, precision)
         set_seed(run.seed)
         self.objective: Objective = create(run.stage, sections, run.seed)
         self.step, self.seconds = 0, 0.0
@@ -207,11 +212,14 @@ class Loop:
         elif found is None:
             objective.prepare()
         objective.adapt()
-        objective.to(self.accelerator.device)
-        for network in objective.trained.children():
-            network.to(memory_format=torch.channels_last)
+        if found is not None:
+            self._restore_weights(*found)
         if run.gradient_checkpointing:
             objective.checkpoint_activations()
+        self.shards = Shards(objective, self.accelerator.device, self.sharding, self.main) if self.sharding else None
+        objective.to(self.accelerator.device)
+        for network in objective.trained.children() if not self.shards else ():  # FSDP2 takes no other layout than contiguous
+            network.to(memory_format=torch.channels_last)
         groups = [{"params": list(named.values()), "factor": factor} for named, factor in objective.parameter_groups()]
         self.optimizer = torch.optim.AdamW(
             groups, lr=run.learning_rate, betas=run.betas, eps=run.eps, weight_decay=run.weight_decay, fused=True
@@ -221,7 +229,23 @@ class Loop:
             self._restore(*found)
         if run.compile:
             objective.compile_networks()
-        self.wrapped, self.prepared = self.accelerator.prepare(objective, self.optimizer)
+        if self.shards:
+            self.wrapped = self.accelerator.prepare_model(objective, device_placement=False, evaluation_mode=True)  # no DDP
+            self.prepared = self.accelerator.prepare(self.optimizer)
+        else:
+            self.wrapped, self.prepared = self.accelerator.prepare(objective, self.optimizer)
+
+    def _shardable(self, sharding: str, precision: str) -> str | None:
+        """What is shared out, or None. Raises ConfigError for what has not been made to work in parts."""
+        if sharding == "none":
+            return None
+        if self.accelerator.num_processes == 1:
+            raise ConfigError(f"sharding {sharding} needs several processes: start with torchrun or accelerate launch")
+        if precision == "fp16":
+            raise ConfigError(f"sharding {sharding} does not go with precision fp16: choose bf16 or no")
+        if self.run.compile:
+            raise ConfigError(f"sharding {sharding} does not go with compile=true")
+        return sharding
 
     def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest checkpoint that is whole: the main process looks for it, and all of them read it."""
@@ -248,26 +272,32 @@ class Loop:
             _fill(network, self.objective.starting(name, state), f"init_from: {folder / name}")
         self._say(f"initialised from {folder}")
 
+    def _restore_weights(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        where, trained = self._origin(state), self.objective.trained
+        weights = tensors["weights"]
+        if self.objective.lora:
+            if state["init_from"] != self.run.init_from:
+                raise ConfigError(f"{where} adapts {state['init_from']!r}, not init_from={self.run.init_from}")
+            adapter = self._parameters()
+            weights = {k: v for k, v in trained.state_dict().items() if k not in adapter} | weights
+        _fill(trained, weights, where)
+
+    def _origin(self, state: dict[str, Any]) -> str:
+        return f"the checkpoint of step {state['step']} in {self.folder}"
+
     @torch.no_grad()
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        run, parameters, where = self.run, self._parameters(), f"the checkpoint of step {state['step']} in {self.folder}"
-        if self.objective.lora:
-            if state["init_from"] != run.init_from:
-                raise ConfigError(f"{where} adapts {state['init_from']!r}, not init_from={run.init_from}")
-            kept = self.objective.trained.state_dict()
-            _fill(self.objective.trained, {k: v for k, v in kept.items() if k not in parameters} | tensors["weights"], where)
-        else:
-            _fill(self.objective.trained, tensors["weights"], where)
+        """The average, the moments and the step; the weights are there already."""
+        parameters, where = self._parameters(), self._origin(state)
         if self.ema:
             if tensors.get("ema", {}).keys() != self.ema.shadow.keys():
                 raise ConfigError(f"{where} has no average of these weights: ema or what is trained was set otherwise then")
-            for name, shadow in self.ema.shadow.items():
-                shadow.copy_(tensors["ema"][name])
+            self.ema.shadow = {name: own_part(tensors["ema"][name], shadow) for name, shadow in self.ema.shadow.items()}
         moments = tensors["optimizer"]
         for name, parameter in parameters.items():
             if f"{name}.step" in moments:
                 # in the parameter's own memory layout: the fused optimiser walks through both side by side
-                restored = {p: torch.empty_like(parameter).copy_(moments[f"{name}.{p}"]) for p in ("exp_avg", "exp_avg_sq")}
+                restored = {p: own_part(moments[f"{name}.{p}"], parameter) for p in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = restored | {"step": moments[f"{name}.step"].to(parameter.device)}
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -279,28 +309,41 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint, unless this step's is there; prune; write `latest/`. DiskFull ends every process."""
+        if self.saved == self.step:
+            return
+        tensors = self._state() if self.main or self.shards else {}
+        state = {"step": self.step, "seconds": self.seconds, "samples": self.step * self._samples_per_step()}
+        state["init_from"] = self.run.init_from
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+
+        def save() -> None:
+            save_checkpoint(self._checkpoint(self.step), tensors, state)
+            for old in checkpoints(self.folder)[self.run.keep :]:
+                remove_checkpoint(old)
+
+        self._on_main(save)
+        self._write("latest")
+        self.saved = self.step
+
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds. Where the networks are in parts, all processes gather it and the main one has it."""
+        optimizer = {
+            f"{name}.{part}": value
+            for name, parameter in self._parameters().items()
+            for part, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        tensors = {"weights": self._weights(), "optimizer": optimizer} | ({"ema": self.ema.shadow} if self.ema else {})
+        return {kind: {name: whole(v, self.main) for name, v in content.items()} for kind, content in tensors.items()}
+
+    def _on_main(self, action: Callable[[], None]) -> None:
+        """Have the main process do something with files. What it could not write ends every process."""
         failure = None
-        if self.main and self.saved != self.step:
-            optimizer = {
-                f"{name}.{part}": value
-                for name, parameter in self._parameters().items()
-                for part, value in self.optimizer.state.get(parameter, {}).items()
-            }
-            tensors = {"weights": self._weights(), "optimizer": optimizer}
-            if self.ema:
-                tensors["ema"] = self.ema.shadow
-            state = {"step": self.step, "seconds": self.seconds, "samples": self.step * self._samples_per_step()}
-            state["init_from"] = self.run.init_from
-            if self.accelerator.scaler is not None:
-                state["scaler"] = self.accelerator.scaler.state_dict()
+        if self.main:
             try:
-                save_checkpoint(self._checkpoint(self.step), tensors, state)
-                for old in checkpoints(self.folder)[self.run.keep :]:
-                    remove_checkpoint(old)
-                self._write("latest")
+                action()
             except (OSError, SafetensorError) as error:
                 failure = error
-        self.saved = self.step
         if any(self._agree(failure is not None)):
             raise failure or SystemExit(1)
 
@@ -380,7 +423,7 @@ class Loop:
         self._save()
         if self.step < run.max_steps:
             self._say(f"stopped at step {self.step}; the same command goes on from here")
-        elif self.main:
+        else:
             self._finish()
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Tensor]]:
@@ -396,13 +439,15 @@ class Loop:
             # dropout's own numbers for every pass: they are the same after a resume
             number = (self.step * run.gradient_accumulation + part) * accelerator.num_processes + accelerator.process_index
             torch.manual_seed((run.seed * 1_000_003 + number) % 2**63)
+            if self.shards:
+                self.objective.set_requires_gradient_sync(part == run.gradient_accumulation - 1)
             with accelerator.accumulate(self.wrapped):
                 loss, metrics = self.wrapped(_to_device(next(batches), accelerator.device))
                 accelerator.backward(loss)
                 passes.append({"loss": loss.detach()} | {k: v.detach() for k, v in metrics.items()})
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.objective.trained.parameters(), run.clip_norm)
-                    self._check([float(p["loss"]) for p in passes], float(norm))
+                    self._check([float(p["loss"]) for p in passes], float(whole(norm)))
                 self.prepared.step()
                 self.prepared.zero_grad()
         self.step += 1
@@ -454,8 +499,12 @@ class Loop:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the trained ones' place, on the main process."""
         self.objective.eval()
-        if self.ema:
+        if self.shards:
+            with self.shards.whole(self.ema.shadow if self.ema else self._parameters()):
+                yield
+        elif self.ema and self.main:
             with self.ema.applied(self._parameters()):
                 yield
         else:
@@ -464,31 +513,35 @@ class Loop:
 
     def _evaluate(self, validate: bool) -> None:
         """Metrics or a picture of the averaged weights, on the main process."""
-        if self.main:
-            with self._averaged(), self.accelerator.autocast():
-                if validate:
-                    metrics = self.objective.validate()
-                    if metrics:
-                        self._log("validation", metrics)
-                else:
-                    picture = self.objective.sample()
-                    if picture is not None:
-                        (self.folder / "samples").mkdir(exist_ok=True)
-                        picture.save(self.folder / "samples" / f"{self.step:08d}.png")
+        with self._averaged(), self.accelerator.autocast():
+            if self.main and validate:
+                metrics = self.objective.validate()
+                if metrics:
+                    self._log("validation", metrics)
+            elif self.main:
+                picture = self.objective.sample()
+                if picture is not None:
+                    (self.folder / "samples").mkdir(exist_ok=True)
+                    picture.save(self.folder / "samples" / f"{self.step:08d}.png")
         self.accelerator.wait_for_everyone()
 
     def _write(self, name: str) -> None:
         """The averaged weights for a pipeline, in `latest/` while the run goes on and `final/` at its end."""
         partial, target = self.folder / f"{name}.partial", self.folder / name
-        shutil.rmtree(partial, ignore_errors=True)
-        with self._averaged():
+
+        def write() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
             self.objective.write(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+
+        with self._averaged():
+            self._on_main(write)
 
     def _finish(self) -> None:
         self._write("final")
-        shutil.rmtree(self.folder / "latest", ignore_errors=True)
+        if self.main:
+            shutil.rmtree(self.folder / "latest", ignore_errors=True)
         self._say(f"finished: {self.folder / 'final'}")
 
     # -- telling and stopping
@@ -546,13 +599,6 @@ class Loop:
             settings = {k: str(v) for k, v in {**vars(self.run), **self.sections}.items()}
             more = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
             self.accelerator.init_trackers("unclip", settings, more)
-
-
-def refuse_sharding() -> None:
-    """Raises ConfigError where a launcher asks for sharded training: a checkpoint would hold only one process's part."""
-    for variable, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(variable, "false").lower() == "true":
-            raise ConfigError(f"training under {what} is not supported: use configs/accelerate/ddp.yaml")
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:

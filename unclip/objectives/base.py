@@ -21,6 +21,7 @@ class Objective(nn.Module):
     examples: Dataset
     trained: nn.ModuleDict
     lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
+    shards_blocks = True  # whether a sharded block may be gathered for its own call alone
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of a batch and scalars to log."""

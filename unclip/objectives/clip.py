@@ -53,12 +53,14 @@ class ClipObjective(Objective):
         self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
-        self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
+        self.log_scale = nn.Parameter(torch.tensor([1 / temperature]).log())
         self.trained.register_parameter("log_scale", self.log_scale)
         self.text_rate, self.anchor, self.augment = text_rate, anchor, augment
         networks.freeze_below(text, text_layers)
         learned = {n: p for n, p in text.named_parameters() if p.requires_grad}
         self._start = {n: p.detach().clone() for n, p in learned.items()} if anchor else {}
+
+    shards_blocks = False  # the anchor reads the text tower's weights beside its calls
 
     @property
     def clip(self) -> CLIP:

@@ -45,7 +45,7 @@ class JudgeObjective(Objective):
         text = construct(JudgeTextTower, section, "model.text", vocab_size=len(self.tokenizer))
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
-        self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
+        self.log_scale = nn.Parameter(torch.tensor([1 / temperature]).log())
         self.trained.register_parameter("log_scale", self.log_scale)
         plans = [Plan("single", (c,), "") for c in icons.recognisable]
         self._name_facts = torch.tensor([self.examples.facts(p, None) for p in plans])
