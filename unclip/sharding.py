@@ -19,27 +19,35 @@ STAGES = ("none", "zero2", "zero3")
 
 
 def launched() -> str:
-    """The stage that a launcher's FSDP settings ask for. The training loop shards by itself, so Accelerate is not to.
+    """The ZeRO stage that a launcher's FSDP or DeepSpeed settings ask for; they leave the environment.
 
+    The training loop shards by itself, with the same code on CPUs and GPUs, so neither Accelerate nor DeepSpeed is to.
     Raises ConfigError, in one line, for settings that this package does not follow.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ConfigError(
-            "training under DeepSpeed is not supported; ZeRO is: configs/accelerate/fsdp_zero3.yaml or sharding=zero3"
-        )
-    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return "none"
 
-    def asked(name: str) -> bool:
-        return os.environ.get(name, "false").lower() == "true"
+    def asked(name: str) -> str:
+        return os.environ.get(name, "").lower()
 
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("fsdp_config.fsdp_version must be 2")
-    if asked("FSDP_OFFLOAD_PARAMS"):
-        raise ConfigError("fsdp_config.fsdp_offload_params is not supported: set it to false")
-    if asked("FSDP_ACTIVATION_CHECKPOINTING"):
-        raise ConfigError("fsdp_config.fsdp_activation_checkpointing: use gradient_checkpointing=true instead")
-    return "zero3" if asked("FSDP_RESHARD_AFTER_FORWARD") else "zero2"
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # would silently take the place of the configuration's
+    if asked("ACCELERATE_USE_DEEPSPEED") == "true":
+        for what in ("optimizer", "param"):
+            if asked(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE") not in ("", "none"):
+                raise ConfigError(f"deepspeed_config.offload_{what}_device is not supported: set it to none")
+        stage = asked("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        if stage not in ("2", "3"):
+            raise ConfigError(f"deepspeed_config.zero_stage must be 2 or 3, got {stage or 'none'}")
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
+        return f"zero{stage}"
+    if asked("ACCELERATE_USE_FSDP") == "true":
+        if asked("FSDP_VERSION") != "2":
+            raise ConfigError("fsdp_config.fsdp_version must be 2")
+        if asked("FSDP_OFFLOAD_PARAMS") == "true":
+            raise ConfigError("fsdp_config.fsdp_offload_params is not supported: set it to false")
+        if asked("FSDP_ACTIVATION_CHECKPOINTING") == "true":
+            raise ConfigError("fsdp_config.fsdp_activation_checkpointing: use gradient_checkpointing=true instead")
+        del os.environ["ACCELERATE_USE_FSDP"]
+        return "zero3" if asked("FSDP_RESHARD_AFTER_FORWARD") == "true" else "zero2"
+    return "none"
 
 
 class Shards:

@@ -176,7 +176,7 @@ class Loop:
         precision = run.precision
         if precision == "auto":
             precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
-        sharding = launched() if run.sharding == "none" else run.sharding
+        asked = launched()
         self.accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_steps=run.gradient_accumulation,
@@ -185,7 +185,7 @@ class Loop:
         )
         self.main = self.accelerator.is_main_process
         self._say(f"processes: {self.accelerator.num_processes}, device: {self.accelerator.device.type}, dtype: {precision}")
-        self.sharding = self._shardable(sharding, precision)
+        self.sharding = self._shardable(asked if run.sharding == "none" else run.sharding, precision)
         set_seed(run.seed)
         self.objective: Objective = create(run.stage, sections, run.seed)
         self.step, self.seconds = 0, 0.0
