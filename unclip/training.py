@@ -447,7 +447,8 @@ class Loop:
                 passes.append({"loss": loss.detach()} | {k: v.detach() for k, v in metrics.items()})
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.objective.trained.parameters(), run.clip_norm)
-                    self._check([float(p["loss"]) for p in passes], float(whole(norm)))
+                    norm = whole(norm)
+                    self._check([float(p["loss"]) for p in passes], float(norm))
                 self.prepared.step()
                 self.prepared.zero_grad()
         self.step += 1

@@ -225,6 +225,19 @@ STOCK = {
         "resnet_time_scale_shift": "scale_shift",
         "class_embed_type": "identity",
     },
+    "upsampler_256": {
+        "class": "UNet2DModel",
+        "sample_size": 32,
+        "in_channels": 6,
+        "out_channels": 3,
+        "layers_per_block": 1,
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "down_block_types": ["ResnetDownsampleBlock2D"] * 2,
+        "up_block_types": ["ResnetUpsampleBlock2D"] * 2,
+        "add_attention": False,
+        "resnet_time_scale_shift": "scale_shift",
+    },
 }
 
 
@@ -236,25 +249,29 @@ def stock(tmp_path_factory):
     return folder / "pipe"
 
 
-@pytest.mark.parametrize("stage", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["prior", pytest.param("decoder", marks=pytest.mark.slow), "upsampler_256"])
 def test_training_goes_on_from_karlos_networks(stock, tmp_path, stage):
     """At rate zero the networks stay what the folder holds; at a small one they all learn, and go back into a pipeline."""
     config = {"stage": stage, "max_steps": 1, "batch_size": 2, "precision": "no", "workers": 0, "data": {"path": "shapes"}}
     config |= {"model": STOCK[stage], "objective": {"clip": str(stock)}, "init_from": str(stock), "warmup_steps": 0, "ema": 0}
     if stage == "decoder":
         config["objective"] |= {"prediction_type": "epsilon", "timesteps": "uniform", "embedding_noise": 0.0}
+    name = stage
+    if stage == "upsampler_256":
+        name = "super_res_first"
+        config["objective"] = {"prediction_type": "epsilon", "loss": "mse", "edges": 0.0}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     from unclip.training import train
 
     for rate in (0.0, 1e-3):
         settings = ["validate_every=0", "sample_every=0", f"learning_rate={rate}", f"output_dir={tmp_path / str(rate)}"]
         train(tmp_path / "config.yaml", settings)
-    still, moved = component(tmp_path / "0.0", stage), component(tmp_path / "0.001", stage)
-    given = load_file(stock / stage / "diffusion_pytorch_model.safetensors")
+    still, moved = component(tmp_path / "0.0", name), component(tmp_path / "0.001", name)
+    given = load_file(stock / name / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(v, given[k]) for k, v in still.state_dict().items())
     changed = [k for k, v in moved.state_dict().items() if not torch.equal(v, given[k])]
     assert len(changed) > len(given) / 2 and not {"clip_mean", "clip_std"} & set(changed)
-    pipe = UnCLIPPipeline.from_pretrained(stock, **{stage: moved})
+    pipe = UnCLIPPipeline.from_pretrained(stock, **{name: moved})
     pipe.set_progress_bar_config(disable=True)
     steps = {f"{s}_num_inference_steps": 2 for s in ("prior", "decoder", "super_res")}
     assert torch.isfinite(pipe("a teddy", generator=seeds(0), output_type="pt", **steps).images).all()
