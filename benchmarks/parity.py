@@ -1,9 +1,9 @@
 """Our pipelines beside diffusers' deprecated ones, the tables of docs/parity.md.
 
-`PYTHONPATH=tests python benchmarks/parity.py`
+`PYTHONPATH=.:tests python benchmarks/parity.py`
 
 The first table compares toy networks in Karlo's layout in float64, pixel by pixel. The second times networks of Karlo's
-depth at a quarter of its width in the machine's own dtype, with few steps.
+depth at a quarter of its width, in float32, with few steps.
 """
 
 import tempfile
