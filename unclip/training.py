@@ -382,44 +382,40 @@ class Loop:
     def _train(self) -> None:
         run = self.run
         batches = iter(self._loader())
-        bar = tqdm(
-            total=run.max_steps, initial=self.step, desc=run.stage, disable=not self.main, mininterval=5, file=sys.stderr
-        )
         seen: dict[str, list[float]] = {}
         logged, saved_at = self.step, time.monotonic()
         logged_at = saved_at
         self.objective.train()
         stopping = False
-        while self.step < run.max_steps and not stopping:
-            try:
+        bar = tqdm(
+            total=run.max_steps, initial=self.step, desc=run.stage, disable=not self.main, mininterval=5, file=sys.stderr
+        )
+        with bar:  # closed before an error is told
+            while self.step < run.max_steps and not stopping:
                 for scalars in self._step(batches):
                     for key, value in scalars.items():
                         seen.setdefault(key, []).append(float(value))
-            except FloatingPointError:
-                bar.close()
-                raise
-            bar.update()
-            if self.step % run.log_every == 0 or self.step == 1:
-                now = time.monotonic()
-                means = {k: sum(v) / len(v) for k, v in seen.items()}
-                self.seconds += now - logged_at
-                speed = (self.step - logged) * self._samples_per_step() / (now - logged_at)
-                bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.1f}", refresh=False)
-                self._log("train", means | {"rate": run.rate(self.step - 1), "images_per_s": speed})
-                seen, logged, logged_at = {}, self.step, now
-            last = self.step == run.max_steps
-            if run.validate_every and (last or self.step % run.validate_every == 0):
-                self._evaluate(validate=True)
-                logged_at = time.monotonic()
-            if run.sample_every and (last or self.step % run.sample_every == 0):
-                self._evaluate(validate=False)
-                logged_at = time.monotonic()
-            by_time = run.save_minutes and time.monotonic() - saved_at > 60 * run.save_minutes and not run.save_every
-            stopping, by_time = self._agree(self.stopping, by_time)
-            if by_time or (run.save_every and self.step % run.save_every == 0):
-                self._save()
-                saved_at = logged_at = time.monotonic()
-        bar.close()
+                bar.update()
+                if self.step % run.log_every == 0 or self.step == 1:
+                    now = time.monotonic()
+                    means = {k: sum(v) / len(v) for k, v in seen.items()}
+                    self.seconds += now - logged_at
+                    speed = (self.step - logged) * self._samples_per_step() / (now - logged_at)
+                    bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.1f}", refresh=False)
+                    self._log("train", means | {"rate": run.rate(self.step - 1), "images_per_s": speed})
+                    seen, logged, logged_at = {}, self.step, now
+                last = self.step == run.max_steps
+                if run.validate_every and (last or self.step % run.validate_every == 0):
+                    self._evaluate(validate=True)
+                    logged_at = time.monotonic()
+                if run.sample_every and (last or self.step % run.sample_every == 0):
+                    self._evaluate(validate=False)
+                    logged_at = time.monotonic()
+                by_time = run.save_minutes and time.monotonic() - saved_at > 60 * run.save_minutes and not run.save_every
+                stopping, by_time = self._agree(self.stopping, by_time)
+                if by_time or (run.save_every and self.step % run.save_every == 0):
+                    self._save()
+                    saved_at = logged_at = time.monotonic()
         self._save()
         if self.step < run.max_steps:
             self._say(f"stopped at step {self.step}; the same command goes on from here")
