@@ -170,7 +170,8 @@ class UnCLIPBase(Loading):
         self._dtype_judged = True
         on_gpu = self._execution_device.type == "cuda"
         for network in self._networks("decoder", "super_res_first", "super_res_last", "upsampler_1024"):
-            if on_gpu or not attention.is_stock(network):  # diffusers' GroupNorms are slow in this layout on a CPU
+            # on a CPU and in float32 diffusers' GroupNorms lose in this layout what the convolutions win
+            if on_gpu or network.dtype == torch.bfloat16 or not attention.is_stock(network):
                 network.to(memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------------------------------ the state of a call

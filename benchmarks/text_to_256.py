@@ -1,0 +1,224 @@
+"""Text to 256 px through Karlo's layout at a quarter of its width: this package beside diffusers' deprecated pipeline.
+
+    python benchmarks/text_to_256.py [--rounds 5] [--steps 25 25 7]
+
+The same random checkpoint, each way in a process of its own, drawing in turn (A B C A B C ...) after a warm-up: the deprecated
+pipeline as it ships (float32), the same given bfloat16 and channels_last by hand, ours as `from_pretrained` gives it, and ours
+with low_memory. Prints medians, the ratios' spread, and each process's peak memory above its bare imports.
+"""
+
+import argparse
+import importlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WAYS = {
+    "as it ships": "deprecated, float32",
+    "by hand": "deprecated, bfloat16 and channels_last by hand",
+    "ours": "ours",
+    "ours, low memory": "ours, low_memory",
+}
+IMPORTED = {
+    "diffusers": ("PriorTransformer", "UNet2DConditionModel", "UNet2DModel"),
+    "transformers": ("CLIPTextModelWithProjection", "CLIPTokenizer"),
+}
+PROMPT = "a teddy bear wearing a red hat"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, nargs=3, default=[25, 25, 7], metavar=("PRIOR", "DECODER", "UPSAMPLER"))
+    parser.add_argument("--worker", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", metavar="FOLDER", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write:
+        write(Path(options.write))
+    elif options.worker:
+        work(*options.worker, options.steps)
+    else:
+        compare(options.rounds, options.steps)
+
+
+def compare(rounds: int, steps: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, __file__, "--write", folder], check=True)
+        command = [sys.executable, __file__, "--steps", *map(str, steps), "--worker"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers = {way: subprocess.Popen([*command, way, folder], **pipes) for way in WAYS}
+        for worker in workers.values():
+            ask(worker)  # loads and warms up
+        taken = {way: [] for way in WAYS}
+        for _ in range(rounds):
+            for way, worker in workers.items():
+                taken[way].append(ask(worker)["seconds"])
+        memory = {}
+        for way, worker in workers.items():
+            memory[way] = ask(worker, "end")["memory"]
+            worker.wait()
+    print(f"{'/'.join(map(str, steps))} steps, {rounds} rounds\n")
+    print("| way | s | its time / ours, least to largest | peak above imports, MB | of as it ships |")
+    print("|---|---|---|---|---|")
+    for way, name in WAYS.items():
+        ratios = sorted(a / b for a, b in zip(taken[way], taken["ours"], strict=True))
+        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        share = memory[way] / memory["as it ships"]
+        print(f"| {name} | {statistics.median(taken[way]):.2f} | {ratio} | {memory[way] / 1e6:.0f} | {share:.2f} |")
+
+
+def ask(worker: subprocess.Popen, what: str = "draw") -> dict:
+    worker.stdin.write(what + "\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
+
+
+def work(way: str, folder: str, steps: list[int]) -> None:
+    """Answer each line of standard input with what drawing a picture took, or at the end with the peak of memory."""
+    import torch
+
+    package = "unclip" if way.startswith("ours") else "diffusers.pipelines.deprecated.unclip"
+    for module, names in {package: ("UnCLIPPipeline",), **IMPORTED}.items():
+        for name in names:
+            getattr(importlib.import_module(module), name)  # some come only when they are named
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    names = ("prior_num_inference_steps", "decoder_num_inference_steps", "super_res_num_inference_steps")
+    pipe = None
+    for line in sys.stdin:
+        if line.strip() == "end":
+            print(json.dumps({"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) * 1024}), flush=True)
+            return
+        pipe = pipe or load(way, Path(folder))
+        start = time.perf_counter()
+        pipe(PROMPT, generator=torch.Generator().manual_seed(0), **dict(zip(names, steps, strict=True)))
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+
+
+def load(way: str, folder: Path):
+    import torch
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    if way.startswith("ours"):
+        from unclip import UnCLIPPipeline
+
+        pipe = UnCLIPPipeline.from_pretrained(folder, low_memory=way == "ours, low memory")
+    else:
+        pipe = deprecated(folder)
+        if way == "by hand":
+            by_hand(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    return pipe
+
+
+def deprecated(folder: Path):
+    """Diffusers' pipeline, part by part: it cannot load a folder by itself any more."""
+    import diffusers
+    from diffusers.pipelines.deprecated.unclip import UnCLIPPipeline
+    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    classes = {"prior": diffusers.PriorTransformer, "decoder": diffusers.UNet2DConditionModel, "text_proj": UnCLIPTextProjModel}
+    classes |= {"text_encoder": CLIPTextModelWithProjection, "tokenizer": CLIPTokenizer}
+    classes |= dict.fromkeys(("super_res_first", "super_res_last"), diffusers.UNet2DModel)
+    classes |= dict.fromkeys((f"{name}_scheduler" for name in ("prior", "decoder", "super_res")), diffusers.UnCLIPScheduler)
+    return UnCLIPPipeline(**{name: kind.from_pretrained(folder / name) for name, kind in classes.items()})
+
+
+def by_hand(pipe) -> None:
+    """What a user can do to the deprecated pipeline; its antialiased resize has no bfloat16 kernel."""
+    import torch
+    import torch.nn.functional as F
+
+    pipe.to(torch.bfloat16)
+    for name in ("decoder", "super_res_first", "super_res_last"):
+        getattr(pipe, name).to(memory_format=torch.channels_last)
+    resize = F.interpolate
+
+    def in_float32(pixels, *arguments, **settings):
+        return (
+            resize(pixels.float(), *arguments, **settings).to(pixels.dtype)
+            if settings.get("antialias")
+            else resize(pixels, *arguments, **settings)
+        )
+
+    F.interpolate = in_float32
+
+
+def write(folder: Path) -> None:
+    """A checkpoint of random weights in Karlo's layout: depth as there, a quarter of the width."""
+    import torch
+    from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from unclip import UnCLIPPipeline, UnCLIPScheduler, UnCLIPTextProjModel
+
+    words = folder / "words"
+    words.mkdir()
+    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
+    vocabulary = ["!", *letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (words / "vocab.json").write_text(json.dumps({w: n for n, w in enumerate(vocabulary)}))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=77)
+    dim, wide = 192, (80, 160, 240, 320)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=4 * dim,
+        projection_dim=dim,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    parts = {
+        "prior": PriorTransformer(num_attention_heads=8, num_layers=20, embedding_dim=dim, num_embeddings=77),
+        "decoder": UNet2DConditionModel(
+            sample_size=64,
+            layers_per_block=3,
+            block_out_channels=wide,
+            down_block_types=("ResnetDownsampleBlock2D", *("SimpleCrossAttnDownBlock2D",) * 3),
+            up_block_types=(*("SimpleCrossAttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            in_channels=3,
+            out_channels=6,
+            cross_attention_dim=384,
+            norm_num_groups=16,
+            attention_head_dim=16,
+            class_embed_type="identity",
+            resnet_time_scale_shift="scale_shift",
+        ),
+        "text_encoder": CLIPTextModelWithProjection(text),
+        "tokenizer": tokenizer,
+        "text_proj": UnCLIPTextProjModel(clip_embeddings_dim=dim, time_embed_dim=4 * wide[0], cross_attention_dim=384),
+        "prior_scheduler": UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
+        "decoder_scheduler": UnCLIPScheduler(variance_type="learned_range", prediction_type="epsilon"),
+        "super_res_scheduler": UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="epsilon"),
+    }
+    for name in ("super_res_first", "super_res_last"):
+        parts[name] = UNet2DModel(
+            sample_size=256,
+            layers_per_block=3,
+            block_out_channels=wide,
+            down_block_types=("ResnetDownsampleBlock2D",) * 4,
+            up_block_types=("ResnetUpsampleBlock2D",) * 4,
+            in_channels=6,
+            out_channels=3,
+            norm_num_groups=16,
+            add_attention=False,
+            resnet_time_scale_shift="scale_shift",
+        )
+    UnCLIPPipeline(**parts).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
