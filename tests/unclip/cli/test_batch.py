@@ -62,16 +62,19 @@ def test_a_file_of_prompts(command, words, tmp_path):
 
 def test_killed_and_on_two_processes(words, tmp_path, command):
     assert command(*words, "--out", tmp_path / "whole")[0] == 0
-    out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "unclip", *map(str, words), "--out", str(out)]
-    first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("*.png")) and time.monotonic() < deadline:
-        time.sleep(0.0002)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")}
-    assert kept and not (out / "manifest.jsonl").exists()
+    for attempt in range(10):  # the eight pictures are written within milliseconds: now and then the signal comes too late
+        out = tmp_path / f"out{attempt}"
+        arguments = [sys.executable, "-m", "unclip", *map(str, words), "--out", str(out)]
+        first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not list(out.glob("*.png")) and time.monotonic() < deadline:
+            time.sleep(0.0002)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")}
+        if len(kept) < 8:
+            break
+    assert 0 < len(kept) < 8 and not (out / "manifest.jsonl").exists()
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unclip"]
     command_line = [sys.executable, *launch, *arguments[3:]]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
