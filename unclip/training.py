@@ -39,12 +39,16 @@ from .checkpoints import (
     write_beside,
 )
 from .config import ConfigError, construct, load_config, nearest
+from .muon import Muon, hidden_matrices
 from .objectives import Objective, create
 from .precision import fast_dtype
 from .sharding import STAGES as SHARDINGS
 from .sharding import Shards, launched, own_part, whole
 
 logger = logging.getLogger("unclip.training")
+
+OPTIMIZERS = ("adamw", "muon")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what they keep of a parameter
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Run:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
+    optimizer: str = "adamw"  # or "muon": hidden layers by orthogonalised momentum (arXiv 2502.16982), the rest by AdamW
     clip_norm: float = 1.0
     gradient_accumulation: int = 1
     ema: float = 0.1  # width of the average relative to the training so far (EDM2, arXiv 2312.02696, section 3.1)
@@ -95,6 +100,11 @@ class Run:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.precision not in ("auto", "no", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, no, bf16 or fp16, got {self.precision!r}")
+        if self.optimizer not in OPTIMIZERS:
+            known = " or ".join(OPTIMIZERS)
+            raise ValueError(f"optimizer must be {known}, got {self.optimizer!r}{nearest(str(self.optimizer), OPTIMIZERS)}")
+        if self.optimizer == "muon" and self.precision == "fp16":
+            raise ValueError("optimizer muon does not go with precision fp16: choose bf16 or no")
         if self.sharding not in SHARDINGS:
             raise ValueError(f"sharding must be {', '.join(SHARDINGS[:-1])} or {SHARDINGS[-1]}, got {self.sharding!r}")
         if not 0 <= self.cooldown <= 1:
@@ -220,10 +230,7 @@ class Loop:
         objective.to(self.accelerator.device)
         for network in objective.trained.children() if not self.shards else ():  # FSDP2 takes no other layout than contiguous
             network.to(memory_format=torch.channels_last)
-        groups = [{"params": list(named.values()), "factor": factor} for named, factor in objective.parameter_groups()]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=run.learning_rate, betas=run.betas, eps=run.eps, weight_decay=run.weight_decay, fused=True
-        )
+        self.optimizer = self._optimizer()
         self.ema = PowerEMA(self._parameters(), run.ema, run.ema_decay) if run.ema or run.ema_decay else None
         if found is not None:
             self._restore(*found)
@@ -235,6 +242,21 @@ class Loop:
         else:
             self.wrapped, self.prepared = self.accelerator.prepare(objective, self.optimizer)
 
+    def _optimizer(self) -> torch.optim.AdamW:
+        run, objective = self.run, self.objective
+        settings = {"lr": run.learning_rate, "betas": run.betas, "eps": run.eps, "weight_decay": run.weight_decay}
+        settings["fused"] = True
+        hidden = set(hidden_matrices(objective.trained)) if run.optimizer == "muon" else set()
+        groups = []
+        for named, factor in objective.parameter_groups():
+            for muon in (False, True):
+                chosen = [p for n, p in named.items() if (n in hidden) == muon]
+                groups += [{"params": chosen, "factor": factor, "muon": muon}] if chosen else []
+        if run.optimizer == "adamw":
+            return torch.optim.AdamW(groups, **settings)
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        return Muon(groups, dtype, **settings)
+
     def _shardable(self, sharding: str, precision: str) -> str | None:
         """What is shared out, or None. Raises ConfigError for what has not been made to work in parts."""
         if sharding == "none":
@@ -245,6 +267,8 @@ class Loop:
             raise ConfigError(f"sharding {sharding} does not go with precision fp16: choose bf16 or no")
         if self.run.compile:
             raise ConfigError(f"sharding {sharding} does not go with compile=true")
+        if self.run.optimizer == "muon":
+            raise ConfigError(f"sharding {sharding} does not go with optimizer muon, which needs whole matrices: choose adamw")
         return sharding
 
     def _newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
@@ -294,11 +318,15 @@ class Loop:
                 raise ConfigError(f"{where} has no average of these weights: ema or what is trained was set otherwise then")
             self.ema.shadow = {name: own_part(tensors["ema"][name], shadow) for name, shadow in self.ema.shadow.items()}
         moments = tensors["optimizer"]
+        hidden = {p for group in self.optimizer.param_groups if group["muon"] for p in group["params"]}
         for name, parameter in parameters.items():
-            if f"{name}.step" in moments:
-                # in the parameter's own memory layout: the fused optimiser walks through both side by side
-                restored = {p: own_part(moments[f"{name}.{p}"], parameter) for p in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = restored | {"step": moments[f"{name}.step"].to(parameter.device)}
+            kept = {part: moments[f"{name}.{part}"] for part in MOMENTS if f"{name}.{part}" in moments}
+            if kept and ("momentum" in kept) != (parameter in hidden):
+                raise ConfigError(f"{where} was trained by another optimizer than {self.run.optimizer}")
+            # in the parameter's own memory layout: the fused optimiser walks through both side by side
+            for part, value in kept.items():
+                restored = value.to(parameter.device) if part == "step" else own_part(value, parameter)
+                self.optimizer.state[parameter][part] = restored
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.saved = state["step"], state["seconds"], state["step"]
