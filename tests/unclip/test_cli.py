@@ -82,6 +82,7 @@ BAD = [
     (["generate", "a ring", "--out", "ring.jpg"], "ring.jpg must end in .png"),
     (["generate", "a ring", "a star", "--out", "ring.png"], "2 images"),
     (["generate", "a ring", "--out", "{file}/ring.png"], "cannot write to"),
+    (["generate", "a ring", "--out", "/proc/ring.png"], "cannot write to /proc: No such file or directory"),
     (["generate", "a ring", "--model", "nonsense"], "unknown model 'nonsense'"),
     (["generate", "a ring", "--modle", "x"], "--modle"),
     (["generat"], "generat"),

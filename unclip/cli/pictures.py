@@ -1,10 +1,10 @@
 """What every command that draws needs: a pipeline, names for its files, and pictures that remember how they were made."""
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -60,11 +60,10 @@ def check_free(files: list[Path], force: bool) -> None:
     folder = files[0].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
+        with TemporaryFile(dir=folder):  # some folders that say they are writable are not
+            pass
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
-    if not writable:
-        raise ValueError(f"cannot write to {folder}: permission denied")
 
 
 def _unique(files: list[Path]) -> list[Path]:
