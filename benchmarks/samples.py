@@ -1,17 +1,17 @@
 """Draw the README's contact sheet: `python benchmarks/samples.py [--model emoji] [--out docs/samples.png]`.
 
 48 prompts, each with seed 0, nothing selected: 32 name concepts that were in training, 16 combinations that were held
-out. Prints, for the first 32, at which place the model's own CLIP ranks the right name among all.
+out. With `--data data/emoji` it prints, for the first 32, at which place the model's own CLIP ranks the right name among all.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 
 from unclip import CLIP, UnCLIPPipeline
+from unclip.data.scenes import IconSet
 
 CONCEPTS = (
     "red apple, pizza, rocket, octopus, cat face, dog face, rose, banana, guitar, soccer ball, sunflower, penguin, "
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--out", type=Path, default=Path("docs/samples.png"))
-    parser.add_argument("--names", type=Path, help="a JSON list of all concept names, to rank the pictures against")
+    parser.add_argument("--data", type=Path, help="what `unclip data emoji` built: rank the pictures against its names")
     arguments = parser.parse_args()
     concepts = [c.strip() for c in CONCEPTS.split(",")]
     prompts = concepts + HELD_OUT
@@ -55,9 +55,8 @@ def main() -> None:
         pictures += pipe(chunk, generator=generators, size=256).images
     sheet(prompts, pictures).quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
     print(arguments.out)
-    if arguments.names:
-        names = sorted(set(json.loads(arguments.names.read_text())) | set(concepts))
-        rank(concepts, pictures, names, CLIP.from_pretrained(arguments.model))
+    if arguments.data:
+        rank(concepts, pictures, IconSet.load(arguments.data).concepts, CLIP.from_pretrained(arguments.model))
 
 
 def sheet(prompts: list[str], pictures: list[Image.Image]) -> Image.Image:
