@@ -4,26 +4,38 @@ The front end checks layout, bias shape, dtype and alignment; `_check_bias_align
 """
 
 import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
+import karlo
 import torch
 import torch.nn.functional as F
+from conftest import randomise, tiny_networks
+from torch import Tensor, nn
 from xformers.ops.fmha.common import AttentionBwOpBase, AttentionFwOpBase, Context, Gradients
 from xformers.ops.fmha.cutlass import _check_bias_alignment
 
-from unclip.attention import attention
+from decoder import UnCLIPTextProjModel
+from prior import AutoregressivePrior
+from prior.cache import predictor
+from unclip import attention as module
+from unclip.attention import attention, install
+
+TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float16: (4e-3, 4e-3)}
 
 
 def reference(query, key, value, bias):
     """[B, N, H, D] -> [B, N, H, D] and the log-sum-exp [B, H, N]."""
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    q, k, v = (t.transpose(1, 2).float() for t in (query, key, value))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     scores = scores if bias is None else scores + bias
-    return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1)
+    return (scores.softmax(-1) @ v).transpose(1, 2).to(query.dtype), scores.logsumexp(-1)
 
 
 class Common:
     SUPPORTED_DEVICES = {"cpu"}
-    SUPPORTED_DTYPES = {torch.float}
+    SUPPORTED_DTYPES = {torch.float, torch.half}
     SUPPORTED_MAX_K = 256
     SUPPORTED_ATTN_BIAS_TYPES = (type(None), torch.Tensor)
     SUPPORTS_DROPOUT = False
@@ -81,23 +93,107 @@ def masks(batch: int, heads: int, queries: int, keys: int, g: torch.Generator) -
 
 
 def main() -> None:
-    for batch, heads, queries, keys in ((2, 3, 81, 81), (1, 2, 16, 33), (3, 1, 64, 85), (2, 4, 8, 8)):
-        g = torch.Generator().manual_seed(keys)
-        shapes = ((batch, queries, heads, 16), (batch, keys, heads, 16), (batch, keys, heads, 16))
-        for name, mask in masks(batch, heads, queries, keys, g).items():
-            inputs = [torch.randn(s, generator=g) for s in shapes]
-            results = []
-            for backend, op in (("math", None), ("xformers", (Forward, Backward))):
-                leaves = [t.clone().requires_grad_() for t in inputs]
-                out = attention(*leaves, mask, backend, op)
-                out.square().sum().backward()
-                results.append([out.detach(), *(t.grad for t in leaves)])
-            for ours, theirs in zip(*results, strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-            print(f"{queries} to {keys}, {heads} heads, {name}: equal")
-    assert len(calls) == 24
-    unaligned = torch.zeros(1, 1, 81, 81)
+    for dtype in TOLERANCES:
+        for sizes in ((2, 3, 81, 81), (1, 2, 16, 33), (3, 1, 64, 85), (2, 4, 8, 8)):
+            check_masks(dtype, *sizes)
+    assert len(calls) == 48
+    unaligned, inputs = torch.zeros(1, 1, 81, 81), (calls[0].query, calls[0].key, calls[0].value)
     assert any("stride" in r for r in Forward.not_supported_reasons(type(calls[0])(*inputs, attn_bias=unaligned)))
+    module.why_not = lambda backend: None
+    through_xformers = module._xformers
+    module._xformers = lambda query, key, value, mask, op: through_xformers(query, key, value, mask, (Forward, Backward))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (networks, answer) in stages(Path(folder)).items():
+            check_networks(name, networks, answer)
+
+
+def check_masks(dtype: torch.dtype, batch: int, heads: int, queries: int, keys: int) -> None:
+    g = torch.Generator().manual_seed(keys)
+    shapes = ((batch, queries, heads, 16), (batch, keys, heads, 16), (batch, keys, heads, 16))
+    for name, mask in masks(batch, heads, queries, keys, g).items():
+        inputs = [torch.randn(s, generator=g).to(dtype) for s in shapes]
+        results = []
+        for backend, op, kind in (("math", None, torch.float32), ("xformers", (Forward, Backward), dtype)):
+            leaves = [t.clone().to(kind).requires_grad_() for t in inputs]
+            out = attention(*leaves, mask, backend, op)
+            out.square().sum().backward()
+            results.append([out.detach().float(), *(t.grad.float() for t in leaves)])
+        for ours, theirs in zip(*results, strict=True):
+            scale = float(ours.abs().max().clamp_min(1)) if dtype != torch.float32 else 1.0
+            rtol, atol = TOLERANCES[dtype]
+            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=scale * atol)
+        print(f"{queries} to {keys}, {heads} heads, {name}, {dtype}: equal")
+
+
+def stages(folder: Path) -> dict[str, tuple[list[nn.Module], Callable[[], list[Tensor]]]]:
+    """Every network that attends, with answers of it under the masks that it makes itself."""
+    g = torch.Generator().manual_seed(0)
+    ours, stock = tiny_networks(), karlo.parts(folder)
+    project = randomise(
+        UnCLIPTextProjModel(
+            clip_embeddings_dim=32, time_embed_dim=32, cross_attention_dim=32, text_layers=1, text_head_dim=16
+        )
+    )
+    one_by_one = randomise(
+        AutoregressivePrior(
+            embedding_dim=32,
+            num_embeddings=16,
+            components=9,
+            buckets=8,
+            dot_buckets=4,
+            width=32,
+            layers=1,
+            head_dim=16,
+            text_layers=1,
+            text_width=32,
+        )
+    )
+
+    def text(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        lengths = torch.tensor([[3], [tokens - 2]])
+        return torch.randn(2, 32, generator=g), torch.randn(2, tokens, 32, generator=g), torch.arange(tokens)[None] < lengths
+
+    x, picture = torch.randn(2, 32, generator=g), torch.randn(2, 3, 64, 64, generator=g)
+    tokens, dot = torch.randint(0, 8, (2, 5), generator=g), torch.tensor([1, 3])
+    (embeds, said, mask), (embeds_12, said_12, mask_12) = text(16), text(karlo.TOKENS)
+
+    def drawn(network: nn.Module, condition: dict) -> list[Tensor]:
+        return [network(picture, 9, **condition).sample]
+
+    def of_decoder() -> list[Tensor]:
+        context, added = project(image_embeddings=x, prompt_embeds=embeds, text_encoder_hidden_states=said)
+        seen = F.pad(mask, (4, 0), value=True)
+        return drawn(ours["decoder"], {"encoder_hidden_states": context, "class_labels": added, "attention_mask": seen})
+
+    def of_prior(network: nn.Module, *given: Tensor) -> list[Tensor]:
+        return [network(x, 9, *given).predicted_image_embedding, predictor(network, *given)(x, torch.tensor(9))]
+
+    added = torch.randn(2, 32, generator=g)
+    of_stock = {"encoder_hidden_states": said_12, "class_labels": added, "attention_mask": mask_12}
+    return {
+        "DiffusionPrior": ([ours["prior"]], lambda: of_prior(ours["prior"], embeds, said, mask)),
+        "AutoregressivePrior": ([one_by_one], lambda: [one_by_one(tokens, dot, embeds, said, mask)]),
+        "Decoder and its text blocks": ([ours["decoder"], project], of_decoder),
+        "PriorTransformer": ([stock["prior"]], lambda: of_prior(stock["prior"], embeds_12, said_12, mask_12)),
+        "UNet2DConditionModel": ([stock["decoder"]], lambda: drawn(stock["decoder"], of_stock)),
+    }
+
+
+def check_networks(name: str, networks: list[nn.Module], answer: Callable[[], list[Tensor]]) -> None:
+    results = []
+    for backend in ("math", "xformers"):
+        before = len(calls)
+        for network in networks:
+            network.zero_grad()
+            install(network, backend)
+        answers = answer()
+        sum(a.square().mean() for a in answers).backward()
+        gradients = [p.grad.clone() for n in networks for p in n.parameters() if p.grad is not None]
+        assert gradients and (len(calls) > before) == (backend == "xformers")
+        results.append([a.detach() for a in answers] + gradients)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    print(f"{name}: equal")
 
 
 if __name__ == "__main__":

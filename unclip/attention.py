@@ -20,6 +20,7 @@ BACKENDS = ("auto", "xformers", "sdpa", "math")
 MATH_TOKENS = 1024
 # What "auto" found impossible on this machine, with the reason: tried once, not at every layer.
 _refused: dict[str, str] = {}
+_told: set[str] = set()
 
 
 def attention(
@@ -102,8 +103,21 @@ def install(network: nn.Module, backend: str = "auto") -> nn.Module:
         return attention(query, key, value, mask, backend)
 
     network.set_attn_processor(Processor(chosen) if is_stock(network) else chosen)
-    logger.info("%s: attention %s", type(network).__name__, backend)
+    said = described(backend)
+    if said not in _told:  # once, not for every network of every pipeline
+        _told.add(said)
+        logger.info("attention: %s", said)
     return network
+
+
+def described(backend: str) -> str:
+    """What `backend` is on this machine; of "auto", which kernels it takes and why not xformers'."""
+    if backend != "auto":
+        return backend
+    refusal = _refused.get("xformers") or why_not("xformers")
+    if torch.cuda.is_available():
+        return f"sdpa, because {refusal}" if refusal else "xformers on CUDA"
+    return f"math up to {MATH_TOKENS} key tokens, sdpa above; not xformers, because {refusal}"
 
 
 def is_stock(network: nn.Module) -> bool:

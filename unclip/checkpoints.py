@@ -164,10 +164,11 @@ def _sha256(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- pipelines
 
 
-def resolve(model: str | Path, revision: str | None = None) -> Path:
+def resolve(model: str | Path, revision: str | None = None, **hub: Any) -> Path:
     """The folder of a model: the name of a shipped one ("emoji"), a folder, or a Hub id (fetched, safetensors only).
 
-    Raises ValueError, in one line, for a name that is none of these.
+    `hub` goes to its client: cache_dir, token, local_files_only, force_download. Raises ValueError, in one line, for a name
+    that is none of these and for a Hub that cannot be reached.
     """
     name = str(model)
     if (PRETRAINED / name / "model_index.json").is_file() and "/" not in name:
@@ -179,11 +180,14 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"unknown model {name!r}: not a shipped model ({', '.join(shipped) or 'none'}), a folder, or a Hub id")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     allowed = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed))
-    except Exception as error:  # the Hub client raises a dozen kinds: not found, gated, offline, time-out
+        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, **hub))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"model {name!r} is no folder and not in the Hub's cache, and the Hub cannot be reached") from error
+    except Exception as error:  # the Hub client raises a dozen kinds: not found, gated, time-out
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model {name!r} is neither a folder nor could it be fetched from the Hub: {reason}") from error
 

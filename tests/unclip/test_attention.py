@@ -55,6 +55,21 @@ def test_installing_reaches_every_layer_and_unknown_names_are_refused():
         install(prior, "flash")
 
 
+def test_the_choice_is_logged_once_with_its_reason(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_told", set())
+    caplog.set_level("INFO", "unclip.attention")
+    prior = DiffusionPrior(embedding_dim=32, num_embeddings=4, width=32, layers=2, head_dim=16)
+    for backend in ("auto", "sdpa", "auto", "sdpa"):
+        install(prior, backend)
+    auto, chosen = [r.getMessage() for r in caplog.records]
+    assert chosen == "attention: sdpa"
+    if not torch.cuda.is_available():
+        assert auto == (
+            "attention: math up to 1024 key tokens, sdpa above; not xformers, because it has no kernel for a CPU, "
+            "and no CUDA device is available"
+        )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="possible here")
 def test_an_impossible_kernel_says_why():
     with pytest.raises(ValueError, match="'xformers' cannot be used: it has no kernel for a CPU"):
@@ -114,9 +129,9 @@ def test_every_row_of_a_bias_is_aligned():
 def test_xformers_front_end_agrees_with_the_reference(run):
     """Forward and backward through xformers itself, over a CPU kernel: what it refuses here, a GPU would refuse."""
     version("xformers")
-    result = run("-c", "import xformers.ops, sys; sys.path.insert(0, 'tests'); import xformers_on_cpu as x; x.main()")
+    result = run("-c", "import xformers.ops, sys; sys.path.append('tests'); import xformers_on_cpu as x; x.main()")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("equal") == 24
+    assert result.stdout.count("equal") == 48 + 5
 
 
 @pytest.mark.gpu

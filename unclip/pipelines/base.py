@@ -33,6 +33,7 @@ from ..config import nearest
 from ..diffusion import clean_from, shifted
 from ..images import on_white
 from ..memory import out_of_memory
+from ..networks import embedding_dim
 from ..precision import fast_dtype, working_dtype
 from ..profiling import Profile, slowdown
 from ..sampling import Generators, Predict, denoise, noise
@@ -149,6 +150,20 @@ class UnCLIPBase(Loading):
         for network in self._networks("prior", "text_proj", "decoder"):
             attention.install(network, backend)
 
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """diffusers' name for `set_attention("xformers")`, whose kernels take unCLIP's masks; `attention_op` is not used."""
+        self.set_attention("xformers")
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """diffusers' name for `set_attention("sdpa")`."""
+        self.set_attention("sdpa")
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Nothing to do: where attention is large, the kernels here never hold all of its scores."""
+
+    def disable_attention_slicing(self) -> None:
+        """Nothing to do either."""
+
     def _networks(self, *names: str) -> list[nn.Module]:
         """Those of the parts named that this pipeline has."""
         found = (getattr(self, name, None) for name in names)
@@ -251,6 +266,10 @@ class UnCLIPBase(Loading):
         settings = {k: v for k, v in settings.items() if k in given or k == "decoder_guidance_interval"}
         if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
             raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count} prompts x {num_images!r}")
+        streams = generator if isinstance(generator, list) else [] if generator is None else [generator]
+        strangers = [g for g in streams if not isinstance(g, torch.Generator)]
+        if strangers:
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {strangers[0]!r}")
         if isinstance(generator, list) and len(generator) != count * num_images:
             raise ValueError(f"{len(generator)} generators were given for {count * num_images} images")
         if output_type not in ("pil", "np", "pt"):
@@ -265,6 +284,8 @@ class UnCLIPBase(Loading):
                     raise ValueError(f"{name} must be (low, high) with 0 <= low < high <= 1, got {value!r}")
             elif not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end must be callable, got {callback!r}")
         callback_inputs = getattr(callback, "tensor_inputs", callback_inputs)  # diffusers' callback objects say it themselves
         unknown = [n for n in callback_inputs or () if n not in self._callback_tensor_inputs]
         if unknown:
@@ -291,8 +312,9 @@ class UnCLIPBase(Loading):
         for name, side in (("height", height), ("width", width)):
             side = size if side is None else side
             if not isinstance(side, int) or side < 1 or side % step:
-                near = max(round(side / step), 1) * step if isinstance(side, int | float) and math.isfinite(side) else size
-                raise ValueError(f"{name} must be a multiple of {step} at size {size}, got {side!r}; the nearest is {near}")
+                below = math.floor(side / step) if isinstance(side, int | float) and math.isfinite(side) else size // step
+                near = f"the nearest are {below * step} and {(below + 1) * step}" if below > 0 else f"the nearest is {step}"
+                raise ValueError(f"{name} must be a multiple of {step} at size {size}, got {side!r}; {near}")
             sides.append(side // enlargement)
         return last, *sides
 
@@ -362,7 +384,7 @@ class UnCLIPBase(Loading):
     def _count_prompts(self, prompt: Any, text_model_output: Any, text_attention_mask: Tensor | None) -> int:
         """How many prompts there are. Raises ValueError, naming it, for one that is none."""
         if text_model_output is not None and text_attention_mask is not None:
-            return len(text_model_output[0])
+            return self._count_texts(text_model_output, text_attention_mask)
         if prompt is None:
             raise ValueError("give a prompt, or both text_model_output and text_attention_mask")
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -374,6 +396,16 @@ class UnCLIPBase(Loading):
             if not one.strip():
                 raise ValueError(f"prompt is empty: {one!r}")
         return len(prompts)
+
+    def _count_texts(self, text_model_output: Any, text_attention_mask: Tensor) -> int:
+        """How many texts were given encoded. Raises ValueError, naming the shapes, for some that don't fit."""
+        shapes = [list(t.shape) for t in (text_model_output[0], text_model_output[1], text_attention_mask)]
+        dim = embedding_dim(self.text_encoder)
+        rows, tokens = len(text_model_output[0]), text_attention_mask.shape[-1]
+        if shapes[0] != [rows, dim] or len(shapes[1]) != 3 or shapes[1][:2] != [rows, tokens] or shapes[2] != [rows, tokens]:
+            wanted = f"[B, {dim}] and [B, N, ...], and text_attention_mask [B, N]"
+            raise ValueError(f"text_model_output must be {wanted}; got {', '.join(map(str, shapes))}")
+        return rows
 
     def _encode_prompt(
         self,
@@ -655,8 +687,9 @@ class UnCLIPBase(Loading):
         device, dtype = self._execution_device, working_dtype(network)
         if latents is None:
             return noise(shape, generator, device, dtype)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have the shape {list(shape)}, got {list(latents.shape)}")
+        if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
+            got = list(latents.shape) if isinstance(latents, Tensor) else repr(latents)
+            raise ValueError(f"latents must be a tensor of the shape {list(shape)}, got {got}")
         return latents.to(device, dtype)
 
     def _bar(self, name: str) -> Callable[[Iterable], Iterable]:

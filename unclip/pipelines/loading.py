@@ -12,6 +12,8 @@ from ..checkpoints import check_folder, holds_network, import_own_modules, resol
 from ..memory import Residency
 from .lora import LoRAMixin
 
+# What diffusers' `from_pretrained` takes for the Hub's client.
+_HUB = ("cache_dir", "token", "local_files_only", "force_download")
 # Where an older model_index.json finds what this package has now.
 _MOVED = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.scheduler"}
 
@@ -47,11 +49,13 @@ class Loading(LoRAMixin, DiffusionPipeline):
     ) -> Self:
         """The shipped model ("emoji"), a folder, or a Hub id (its safetensors and configurations only).
 
-        `attention` is "auto", "xformers", "sdpa" or "math". With `low_memory` each network's weights are read from its file
+        `attention` is "auto", "xformers", "sdpa" or "math"; `revision`, `cache_dir`, `token`, `local_files_only` and
+        `force_download` are for the Hub, `variant` is a suffix of the weights' files, as "fp16". With `low_memory` each network's weights are read from its file
         when its stage begins, and let go when the next begins. Raises ValueError, in one line, for an unknown name and
         for a folder with a missing, truncated or pickled file.
         """
-        folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None))
+        hub = {n: kwargs.pop(n) for n in _HUB if n in kwargs}
+        folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None), **hub)
         given = {n for n in kwargs if n in cls.component_names()}
         index = check_folder(folder, given, kwargs.get("variant"))
         missing = [n for n in cls.required_components() if index.get(n, [None])[0] is None and n not in kwargs]
@@ -75,7 +79,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, revision: str | None = None, **kwargs) -> str:
         """Fetch a model's configurations and safetensors, nothing else; -> the folder."""
-        return str(resolve(pretrained_model_name, revision))
+        return str(resolve(pretrained_model_name, revision, **{n: kwargs[n] for n in _HUB if n in kwargs}))
 
     @classmethod
     def load_config(cls, *args, **kwargs):

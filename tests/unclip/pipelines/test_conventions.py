@@ -57,14 +57,16 @@ def test_optional_components_stay_absent(pipe, tmp_path):
         assert picture.shape[-1] == pipe.sizes[-1] == pipe.sizes[1]
 
 
-def test_variants(pipe, tmp_path):
-    pipe.to(torch.float16)
-    pipe.save_pretrained(tmp_path / "saved", variant="fp16")
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_variants(pipe, tmp_path, name, dtype):
+    pipe.to(dtype)
+    pipe.save_pretrained(tmp_path / "saved", variant=name)
+    assert {v.dtype for p in (tmp_path / "saved").rglob(f"*.{name}.safetensors") for v in load_file(p).values()} >= {dtype}
     pipe.to(torch.float64)
-    again = type(pipe).from_pretrained(tmp_path / "saved", variant="fp16", dtype=torch.float64)
+    again = type(pipe).from_pretrained(tmp_path / "saved", variant=name, dtype=torch.float64)
     again.set_progress_bar_config(disable=True)
     close(draw(pipe), draw(again))
-    for variant, message in ((None, "holds no variant-less weights; it has: fp16"), ("bf16", "holds no variant 'bf16'")):
+    for variant, message in ((None, f"holds no variant-less weights; it has: {name}"), ("fp8", "holds no variant 'fp8'")):
         with pytest.raises(ValueError, match=message):
             type(pipe).from_pretrained(tmp_path / "saved", variant=variant)
 
@@ -184,7 +186,8 @@ def test_sides_that_are_not_square(pipe):
     wide = draw(pipe, height=large, width=large + step)
     assert wide.shape == (1, 3, large, large + step) and wide.isfinite().all()
     assert draw(pipe, height=large, width=large).equal(draw(pipe))
-    with pytest.raises(ValueError, match=f"height must be a multiple of {step} .* got {large + 1}; the nearest is {large}"):
+    near = f"the nearest are {large} and {large + step}"
+    with pytest.raises(ValueError, match=f"height must be a multiple of {step} at size {large}, got {large + 1}; {near}"):
         draw(pipe, height=large + 1)
     with pytest.raises(ValueError, match=f"width must be .* got -8; the nearest is {step}"):
         draw(pipe, width=-8)
@@ -254,8 +257,11 @@ def test_a_hub_id_comes_through_the_same_path(pipe, tmp_path, monkeypatch):
     close(draw(again), draw(pipe.to(torch.float64)))
     with pytest.raises(ValueError, match="model_index.json is missing"):
         type(pipe).from_pretrained("kakaobrain/karlo-tiny", revision="main")
-    with pytest.raises(ValueError, match="'kakaobrain/none' is neither a folder nor could it be fetched from the Hub: .*"):
+    with pytest.raises(ValueError, match="'kakaobrain/none' is no folder and not in the Hub's cache, and .* cannot be reached$"):
         type(pipe).from_pretrained("kakaobrain/none")
+    monkeypatch.undo()
+    elsewhere = type(pipe).from_pretrained("kakaobrain/karlo-tiny", revision="v1", cache_dir=tmp_path, token="t")
+    assert elsewhere.sizes == pipe.sizes
 
 
 def test_a_picture_in_tiles_equals_the_whole_one(tiny, monkeypatch):
@@ -312,6 +318,50 @@ def test_the_kernel_can_be_chosen(pipe, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'xformers' cannot be used: .* CUDA"):
             type(pipe).from_pretrained(tmp_path / "saved", attention="xformers")
+
+
+def test_diffusers_names_for_the_kernel_and_its_memory(pipe):
+    """Old code calls these; diffusers' own processors know nothing of unCLIP's masks and would take the place of ours."""
+
+    def kinds() -> list[type]:
+        networks = [getattr(pipe, n) for n in ("prior", "decoder") if n in pipe.components]
+        return [type(p) for n in networks for p in getattr(n, "attn_processors", {}).values()]
+
+    pipe.to(torch.float64)
+    expected, before = draw(pipe), kinds()
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'xformers' cannot be used: it has no kernel for a CPU"):
+            pipe.enable_xformers_memory_efficient_attention()
+    pipe.enable_attention_slicing()
+    close(draw(pipe), expected)
+    pipe.disable_attention_slicing()
+    pipe.disable_xformers_memory_efficient_attention()
+    close(draw(pipe), expected, 1e-6)
+    assert kinds() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator": 3}, "generator must be a torch.Generator or a list of them, got 3"),
+        ({"generator": [None]}, "generator must be a torch.Generator or a list of them, got None"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end must be callable, got 3"),
+        ({"decoder_latents": [1]}, r"latents must be a tensor of the shape \[1, 3, 64, 64\], got \[1\]"),
+        ({"prior_latents": torch.zeros(2, 3)}, r"latents must be a tensor of the shape \[1, 32\], got \[2, 3\]"),
+        (
+            {"text_model_output": (torch.zeros(1, 31), torch.zeros(1, 16, 31)), "text_attention_mask": torch.ones(1, 16)},
+            r"text_model_output must be \[B, 32\] and .*; got \[1, 31\], \[1, 16, 31\], \[1, 16\]",
+        ),
+        (
+            {"text_model_output": (torch.zeros(1, 32), torch.zeros(1, 16, 32)), "text_attention_mask": torch.ones(1, 9)},
+            r"got \[1, 32\], \[1, 16, 32\], \[1, 9\]",
+        ),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_arguments_of_another_kind_are_named(tiny, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny("a star", size=64, output_type="pt", **(STEPS | arguments))
 
 
 def test_every_sampler_draws_towards_the_same_picture(pipe):
