@@ -130,9 +130,7 @@ def stages(folder: Path) -> dict[str, tuple[list[nn.Module], Callable[[], list[T
     g = torch.Generator().manual_seed(0)
     ours, stock = tiny_networks(), karlo.parts(folder)
     project = randomise(
-        UnCLIPTextProjModel(
-            clip_embeddings_dim=32, time_embed_dim=32, cross_attention_dim=32, text_layers=1, text_head_dim=16
-        )
+        UnCLIPTextProjModel(clip_embeddings_dim=32, time_embed_dim=32, cross_attention_dim=32, text_layers=1, text_head_dim=16)
     )
     one_by_one = randomise(
         AutoregressivePrior(

@@ -6,9 +6,10 @@ The schema is the constructors' own signatures: a section names no key that its 
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -37,8 +38,21 @@ def shipped(path: str | Path) -> Path:
     found = CONFIGS / f"{name}.yaml"
     if found.is_file():
         return found
-    known = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.glob("*/*.yaml"))
+    known = sorted(map(_name, _stages()))
     raise ConfigError(f"no configuration at {path}{nearest(name, known)}; a file, or one of: {', '.join(known)}")
+
+
+def maker(output_dir: str) -> str | None:
+    """The name of the shipped configuration whose run makes the folder `output_dir`, if there is one."""
+    return next((_name(path) for path in sorted(_stages()) if load_config(path).get("output_dir") == output_dir), None)
+
+
+def _stages() -> Iterable[Path]:
+    return (p for p in CONFIGS.glob("*/*.yaml") if p.parent.name != "accelerate")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(CONFIGS).with_suffix("").as_posix()
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -70,7 +84,13 @@ def apply_overrides(config: dict[str, Any], overrides: Iterable[str]) -> dict[st
 
 
 def construct(factory: Callable, section: Mapping[str, Any] | None, where: str, **given: Any) -> Any:
-    """`factory(**section, **given)`; an unknown or missing key is a ConfigError that names it and the nearest valid one."""
+    """`factory(**section, **given)`.
+
+    An unknown or missing key is a ConfigError that names it and the nearest valid one; so is a value of another type than
+    the signature's, where the class is this package's own.
+    """
+    if not isinstance(section, Mapping | None):
+        raise ConfigError(f"{where} must be a section of keys, got {section!r}")
     section = dict(section or {})
     parameters = inspect.signature(factory).parameters
     options = [name for name in parameters if name not in given and name not in ("self", "args", "kwargs")]
@@ -80,10 +100,48 @@ def construct(factory: Callable, section: Mapping[str, Any] | None, where: str, 
     missing = [n for n in options if parameters[n].default is inspect.Parameter.empty and n not in section]
     if missing:
         raise ConfigError(f"missing key {where}.{missing[0]}")
+    if factory.__module__.split(".")[0] not in ("diffusers", "transformers"):  # theirs say less than they take
+        for key, value in section.items():
+            if not _fits(value, parameters[key].annotation):
+                raise ConfigError(f"{where}.{key} must be {_in_words(parameters[key].annotation)}, got {value!r}")
     try:
         return factory(**section, **given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null", dict: "a section"}
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value read from YAML is of the type that an annotation states; annotations without such a type take all."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple) or (_sized(wanted) and len(value) != len(inner)):
+            return False
+        return all(_fits(one, inner[0]) for one in value)
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, wanted) if wanted in _WORDS else True
+
+
+def _sized(wanted: Any) -> bool:
+    return get_origin(wanted) is tuple and get_args(wanted)[-1] is not Ellipsis
+
+
+def _in_words(wanted: Any) -> str:
+    """An annotation for people: "a whole number or null"."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_in_words, inner)))
+    if origin in (list, tuple, Sequence):
+        count = f" of {len(inner)}" if _sized(wanted) else ""
+        return f"a list{count} ({_in_words(inner[0])})"
+    return _WORDS.get(wanted, str(wanted))
 
 
 class _Loader(yaml.SafeLoader):

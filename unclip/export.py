@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from . import __version__
 from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve, save_components
 from .clip import PARTS
 from .latents import AXES_FILE, PrincipalAxes
@@ -49,7 +50,7 @@ def export_pipeline(
     with new_folder(out, force) as folder:
         UnCLIPPipeline(**components, defaults=settings).save_pretrained(folder)
         index_path = folder / "model_index.json"
-        index = json.loads(index_path.read_text()) | {"defaults": settings}
+        index = json.loads(index_path.read_text()) | {"defaults": settings, "_unclip_version": __version__}
         index_path.write_text(json.dumps(index, indent=2) + "\n")
         for file in [*cards, *axes]:
             shutil.copy(file, folder)

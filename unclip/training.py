@@ -72,6 +72,7 @@ class Run:
     ema_decay: float = 0.0  # above 0: a constant decay in place of that width (the paper's Table 3)
     precision: str = "auto"  # "auto", "no", "bf16" or "fp16"
     compile: bool = False
+    fused: bool = True  # AdamW in one kernel for all parameters
     sharding: str = "none"  # or ZeRO's stage 2 or 3 (arXiv 1910.02054): what the processes hold in parts
     seed: int = 0
     workers: int = 1
@@ -95,7 +96,7 @@ class Run:
                 raise ValueError(f"report_to: unknown tracker {tracker!r}{nearest(tracker, known)}; known: {', '.join(known)}")
             if tracker not in installed:
                 raise ValueError(f"report_to: {tracker} is not installed: pip install {tracker}")
-        for name in ("max_steps", "batch_size", "gradient_accumulation", "keep"):
+        for name in ("max_steps", "batch_size", "gradient_accumulation", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.precision not in ("auto", "no", "bf16", "fp16"):
@@ -107,8 +108,16 @@ class Run:
             raise ValueError("optimizer muon does not go with precision fp16: choose bf16 or no")
         if self.sharding not in SHARDINGS:
             raise ValueError(f"sharding must be {', '.join(SHARDINGS[:-1])} or {SHARDINGS[-1]}, got {self.sharding!r}")
+        rates = ("learning_rate", "weight_decay", "eps", "clip_norm", "explosion", "save_minutes")
+        for name in (*rates, "warmup_steps", "seed", "workers", "save_every", "validate_every", "sample_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown must be in [0, 1], got {self.cooldown}")
+        if not 0 <= self.ema < 0.289:  # a flat profile's standard deviation is 12^-1/2
+            raise ValueError(f"ema must be from 0 to less than 0.289, got {self.ema}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be from 0 to less than 1, got {self.ema_decay}")
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step` (from 0): linear warm-up, constant, linear cool-down to zero."""
@@ -173,7 +182,10 @@ class GlobalBatches(Sampler):
 def train(config_path: str | Path, overrides: list[str]) -> None:
     """Train the stage that a configuration names, or go on with it where its output folder left off."""
     config = load_config(config_path, overrides)
-    sections = {k: config.pop(k) for k in ("model", "data", "objective") if k in config}
+    sections = {k: config.pop(k) or {} for k in ("model", "data", "objective") if k in config}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"{name} must be a section of keys, got {section!r}")
     run = construct(Run, config, "config")
     Loop(run, sections).fit()
 
@@ -194,6 +206,8 @@ class Loop:
             project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "trackers")),
         )
         self.main = self.accelerator.is_main_process
+        if precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise ConfigError("precision fp16 needs a GPU: choose bf16 or no")
         self._say(f"processes: {self.accelerator.num_processes}, device: {self.accelerator.device.type}, dtype: {precision}")
         self.sharding = self._shardable(asked if run.sharding == "none" else run.sharding, precision)
         set_seed(run.seed)

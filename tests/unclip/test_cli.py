@@ -1,5 +1,7 @@
 """The command line, in processes of its own."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,7 @@ def test_export_makes_a_pipeline_of_components(command, tiny_folder, tmp_path):
     assert weights.stat().st_size < 0.6 * (tiny_folder / "decoder" / weights.name).stat().st_size  # fp16
     ours, theirs = (UnCLIPPipeline.from_pretrained(f, dtype=torch.float32) for f in (out, tiny_folder))
     assert ours.config.defaults == theirs.config.defaults
+    assert json.loads((out / "model_index.json").read_text())["_unclip_version"] == __version__
     for name, value in ours.decoder.state_dict().items():
         assert torch.equal(value, theirs.decoder.state_dict()[name].half().float())
     assert command("export", tiny_folder, out)[0] == 2

@@ -102,6 +102,24 @@ def test_training_lowers_the_loss(runs, tmp_path):
         ("stage=decodr", "unknown stage 'decodr' (did you mean 'decoder'?)"),
         ("objective.blurr=1", "unknown key objective.blurr (did you mean 'blur'?)"),
         ("precision=int8", "got 'int8'"),
+        ("max_steps=abc", "config.max_steps must be a whole number, got 'abc'"),
+        ("save_every=2.5", "config.save_every must be a whole number, got 2.5"),
+        ("learning_rate=fast", "config.learning_rate must be a number, got 'fast'"),
+        ("learning_rate=-1", "learning_rate must be at least 0, got -1"),
+        ("learning_rate=.nan", "learning_rate must be at least 0, got nan"),
+        ("betas=3", "config.betas must be a list of 2 (a number), got 3"),
+        ("betas=[0.9]", "config.betas must be a list of 2 (a number), got [0.9]"),
+        ("compile=maybe", "config.compile must be true or false, got 'maybe'"),
+        ("report_to={a: 1}", "config.report_to must be a list (a text) or a text or null, got {'a': 1}"),
+        ("ema=2", "ema must be from 0 to less than 0.289, got 2"),
+        ("ema_decay=1", "ema_decay must be from 0 to less than 1, got 1"),
+        ("workers=-1", "workers must be at least 0, got -1"),
+        ("seed=-1", "seed must be at least 0, got -1"),
+        ("model=3", "model must be a section of keys, got 3"),
+        ("objective.blur=much", "objective.blur must be a number, got 'much'"),
+        ("objective.blur=-1", "blur must be at least 0, got -1"),
+        ("model.channels=8", "model.channels must be a list (a whole number), got 8"),
+        ("data.crop=2", "crop must be above 0 and at most 1, got 2"),
         ("nonsense", "'nonsense' is not of the form key=value"),
         ("data.path=nowhere", "unclip data emoji"),
         ("model.channels=[8]", "must be equally long"),
@@ -112,6 +130,43 @@ def test_mistakes_in_a_configuration_are_named(tmp_path, override, message):
         train(ROOT / "configs/tiny/upsampler_256.yaml", [f"output_dir={tmp_path / 'x'}", override])
     assert message in str(caught.value)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_clip_that_is_not_trained_yet_says_what_makes_it(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = command("train", "tiny/prior")
+    assert (
+        code == 2 and said.splitlines()[-1] == "error: objective: clip runs/tiny/clip is not there yet: unclip train tiny/clip"
+    )
+    with pytest.raises(ConfigError, match="unknown model 'nowhere'"):
+        train("tiny/prior", ["objective.clip=nowhere"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="possible here")
+def test_fp16_is_for_gpus(run, tmp_path):
+    """Accelerate would leave the CPU at fp32 and say nothing."""
+    result = run("train.py", "configs/tiny/upsampler_256.yaml", "precision=fp16", f"output_dir={tmp_path / 'x'}")
+    assert result.returncode == 2 and result.stderr == "error: precision fp16 needs a GPU: choose bf16 or no\n"
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "rtol"),
+    [
+        ("fused=false", 1e-5),
+        ("gradient_checkpointing=true", 1e-5),
+        pytest.param("compile=true", 1e-4, marks=pytest.mark.slow),
+        ("precision=bf16", 5e-2),
+    ],
+)
+def test_what_makes_it_faster_changes_no_result(tmp_path, option, rtol):
+    runs = [run_here("upsampler_256", tmp_path / "plain", "max_steps=6"), tmp_path / "other"]
+    if option.startswith("precision"):  # Accelerate keeps to one in a process
+        finish(start("upsampler_256", runs[1], "max_steps=6", option))
+    else:
+        run_here("upsampler_256", runs[1], "max_steps=6", option)
+    losses = [[json.loads(line)["loss"] for line in (r / "log.jsonl").read_text().splitlines()] for r in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=rtol) and losses[0][0] != losses[0][-1]
 
 
 def test_numbers_with_exponents_are_numbers(tmp_path):

@@ -128,7 +128,10 @@ def captioned_examples(data: dict, split: str = "train", seed: int = 0, pixels: 
 
 
 def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) -> Dataset:
-    """Crops of the same at `size` px, for an upsampler."""
+    """Crops of the same at `size` px, for an upsampler. Raises ConfigError for a `crop` that is no share of the side."""
+    crop = (data or {}).get("crop", 0.25)
+    if isinstance(crop, int | float) and not 0 < crop <= 1:
+        raise ConfigError(f"data.crop must be above 0 and at most 1, got {crop}")
     return _examples(data, split, seed, EmojiCrops, PictureCrops, {"size": size})
 
 

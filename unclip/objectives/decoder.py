@@ -13,7 +13,7 @@ from ..data.examples import seeded_noise
 from ..diffusion import ancestral, dpm_solver, target, variational_bound
 from ..sampling import denoise
 from .base import grid
-from .conditioned import ClipConditioned, NoiseLevels, in_range
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, in_range
 
 SHOWN = 16
 
@@ -56,6 +56,7 @@ class DecoderObjective(ClipConditioned):
         vlb_weight: float = 1e-3,
         lora: dict | None = None,
     ):
+        check_shares(drop_image=drop_image, drop_text=drop_text, drop_both=drop_both)
         super().__init__(data, seed, clip, prediction_type, NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
         self.trained = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)
         decoder = self.trained["decoder"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import components_folder
 from ..clip import CLIP
-from ..config import ConfigError
+from ..config import ConfigError, maker
 from ..data.embeddings import EmbeddingCache
 from ..networks import embedding_dim
 
@@ -79,8 +79,11 @@ class CachedCLIP(nn.Module):
 def frozen_clip(model: str, embeddings: str | Path | None) -> FrozenCLIP | CachedCLIP:
     """The CLIP that a stage is trained against, or the cache at `embeddings` in its place.
 
-    Raises ConfigError, with both fingerprints, for the cache of another CLIP.
+    Raises ConfigError, with both fingerprints, for the cache of another CLIP, and for a CLIP that a shipped configuration
+    would make and has not yet.
     """
+    if not Path(model).exists() and (made_by := maker(model)):
+        raise ConfigError(f"clip {model} is not there yet: unclip train {made_by}")
     clip = FrozenCLIP.load(model)
     if embeddings is None:
         return clip

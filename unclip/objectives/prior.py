@@ -11,7 +11,7 @@ from .. import networks
 from ..data.examples import seeded_noise
 from ..diffusion import ddim
 from ..sampling import denoise
-from .conditioned import ClipConditioned, NoiseLevels
+from .conditioned import ClipConditioned, NoiseLevels, check_shares
 
 
 class PriorObjective(ClipConditioned):
@@ -36,6 +36,7 @@ class PriorObjective(ClipConditioned):
         min_snr: float | None = None,
         lora: dict | None = None,
     ):
+        check_shares(drop_text=drop_text)
         super().__init__(data, seed, clip, "sample", NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
         self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.fingerprint)})
         self.drop_text, self.whitening_examples = drop_text, whitening_examples

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from .. import networks
-from .conditioned import ClipConditioned, NoiseLevels
+from .conditioned import ClipConditioned, NoiseLevels, check_shares
 from .prior import cosines
 
 
@@ -30,6 +30,7 @@ class AutoregressivePriorObjective(ClipConditioned):
         fit_examples: int = 4096,
         lora: dict | None = None,
     ):
+        check_shares(drop_text=drop_text)
         super().__init__(data, seed, clip, "sample", NoiseLevels(), None, lora)
         self.trained = nn.ModuleDict({"prior": networks.prior_autoregressive(model, self.frozen.fingerprint)})
         self.drop_text, self.fit_examples = drop_text, fit_examples

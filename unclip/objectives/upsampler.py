@@ -49,6 +49,9 @@ class UpsamplerObjective(Objective):
         for name, value, known in (("degrade", degrade, ("blur", "bsr")), ("loss", loss, ("charbonnier", "mse"))):
             if value not in known:
                 raise ConfigError(f"objective.{name} must be {' or '.join(known)}, got {value!r}")
+        for name, value in (("blur", blur), ("grain", grain), ("edges", edges)):
+            if not value >= 0:
+                raise ConfigError(f"objective.{name} must be at least 0, got {value}")
         upsampler = networks.upsampler(model)
         self.size = upsampler.config.sample_size
         self.name = "upsampler_1024" if self.size > 256 else "super_res_first"  # the pipeline's names, from Karlo's

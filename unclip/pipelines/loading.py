@@ -50,9 +50,9 @@ class Loading(LoRAMixin, DiffusionPipeline):
         """The shipped model ("emoji"), a folder, or a Hub id (its safetensors and configurations only).
 
         `attention` is "auto", "xformers", "sdpa" or "math"; `revision`, `cache_dir`, `token`, `local_files_only` and
-        `force_download` are for the Hub, `variant` is a suffix of the weights' files, as "fp16". With `low_memory` each network's weights are read from its file
-        when its stage begins, and let go when the next begins. Raises ValueError, in one line, for an unknown name and
-        for a folder with a missing, truncated or pickled file.
+        `force_download` are for the Hub, `variant` is a suffix of the weights' files, as "fp16". With `low_memory` each
+        network's weights are read from its file when its stage begins, and let go when the next begins. Raises ValueError,
+        in one line, for an unknown name and for a folder with a missing, truncated or pickled file.
         """
         hub = {n: kwargs.pop(n) for n in _HUB if n in kwargs}
         folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None), **hub)

@@ -257,7 +257,7 @@ def test_a_hub_id_comes_through_the_same_path(pipe, tmp_path, monkeypatch):
     close(draw(again), draw(pipe.to(torch.float64)))
     with pytest.raises(ValueError, match="model_index.json is missing"):
         type(pipe).from_pretrained("kakaobrain/karlo-tiny", revision="main")
-    with pytest.raises(ValueError, match="'kakaobrain/none' is no folder and not in the Hub's cache, and .* cannot be reached$"):
+    with pytest.raises(ValueError, match="'kakaobrain/none' is no folder and not in the Hub's cache, and .* be reached$"):
         type(pipe).from_pretrained("kakaobrain/none")
     monkeypatch.undo()
     elsewhere = type(pipe).from_pretrained("kakaobrain/karlo-tiny", revision="v1", cache_dir=tmp_path, token="t")
