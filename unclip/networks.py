@@ -73,6 +73,11 @@ def upsampler(model: Section) -> nn.Module:
     return network
 
 
+def told_of_noise(upsampler: nn.Module) -> bool:
+    """Whether an upsampler, of either kind, takes the noise on its low-resolution picture as `class_labels`."""
+    return upsampler.config.get("class_embed_type") == "timestep"
+
+
 def text_tower(model: Section) -> nn.Module:
     """A `TextTower` or transformers' `CLIPTextModelWithProjection`."""
     return _transformers(TextTower, model, "model.text", "CLIPTextModelWithProjection", "CLIPTextConfig")

@@ -403,7 +403,8 @@ def _upsampler_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
     side = round(sections["data"].get("crop", 0.25) * size)
 
     def loss(batch: int) -> Tensor:
-        predicted = network(torch.zeros(batch, 6, side, side), torch.zeros(batch, dtype=torch.long)).sample
+        told = {"class_labels": torch.zeros(batch)} if networks.told_of_noise(network) else {}
+        predicted = network(torch.zeros(batch, 6, side, side), torch.zeros(batch, dtype=torch.long), **told).sample
         return predicted.float().square().mean()
 
     return Stage(nn.ModuleDict({"upsampler": network}), loss, size)

@@ -31,6 +31,11 @@ def add_noise(pictures: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     return (pictures + sigma.to(pictures)[:, None, None, None] * noise.to(pictures)).clamp(-1, 1)
 
 
+def noise_labels(sigma: Tensor) -> Tensor:
+    """How an upsampler is told of pixel noise of standard deviation `sigma` [B]: in thousandths, as it is of timesteps."""
+    return 1000 * sigma
+
+
 def corrupt(pictures: Tensor, random: Tensor, noise: Tensor, blur: float, grain: float) -> Tensor:
     """Blur with sigma up to `blur` pixels, then noise of up to `grain`; `random` [B, >=2] in [0, 1) sets each amount."""
     return add_noise(gaussian_blur(pictures, blur * random[:, 0]), grain * random[:, 1], noise)

@@ -20,7 +20,9 @@ class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
     """Predicts the sharp picture (x0) from [noisy picture, low-resolution picture resized to the same size].
 
     The network adds a residual to the resized low-resolution picture, so that a new one already resizes. Fully
-    convolutional: trained on crops, run on whole pictures of any size that is a multiple of `stride`.
+    convolutional: trained on crops, run on whole pictures of any size that is a multiple of `stride`. With `class_embed_type`
+    "timestep" it is told how much noise was added to the low-resolution picture (arXiv 2106.15282, section 4), as
+    diffusers' `UNet2DModel` is of that setting.
     """
 
     @register_to_config
@@ -33,8 +35,11 @@ class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
         channels: Sequence[int] = (64, 96),
         blocks: Sequence[int] = (2, 2),
         time_embed_dim: int = 128,
+        class_embed_type: str | None = None,
     ):
         super().__init__()
+        if class_embed_type not in (None, "timestep"):
+            raise ValueError(f"class_embed_type must be timestep or nothing, got {class_embed_type!r}")
         if len(channels) != len(blocks):
             raise ValueError(f"channels {list(channels)} and blocks {list(blocks)} must be equally long")
         if in_channels != 2 * out_channels:
@@ -43,6 +48,13 @@ class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
         self.time_embedding = nn.Sequential(
             nn.Linear(channels[0], time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim), nn.SiLU()
         )
+        self.class_embedding = None
+        if class_embed_type:
+            self.class_embedding = nn.Sequential(
+                nn.Linear(channels[0], time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
+            )
+            nn.init.zeros_(self.class_embedding[-1].weight)
+            nn.init.zeros_(self.class_embedding[-1].bias)
         self.conv_in = nn.Conv2d(in_channels * unshuffle**2, channels[0], 3, padding=1)
         self.down, self.downsamplers = nn.ModuleList(), nn.ModuleList()
         width = channels[0]
@@ -62,14 +74,26 @@ class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, sample: Tensor, timestep: Tensor | float | int, return_dict: bool = True):
-        """`sample` [B, 6, H, W]: the noisy picture, then the resized low-resolution one; -> the sharp one [B, 3, H, W]."""
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ):
+        """`sample` [B, 6, H, W]: the noisy picture, then the resized low-resolution one; -> the sharp one [B, 3, H, W].
+
+        `class_labels` [B], for a network that is told of noise and for no other: `degrade.noise_labels`.
+        """
         height, width = sample.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {[height, width]}")
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        emb = get_timestep_embedding(timestep, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        emb = self.time_embedding(emb.to(self.dtype))  # [B, T]
+        if (class_labels is None) != (self.class_embedding is None):
+            what = "needs class_labels" if class_labels is None else "takes no class_labels"
+            raise ValueError(f"an upsampler with class_embed_type {self.config.class_embed_type!r} {what}")
+        emb = self.time_embedding(self._sinusoids(timestep, sample))  # [B, T]
+        if class_labels is not None:
+            emb = emb + self.class_embedding(self._sinusoids(class_labels, sample))
         unshuffle, out_channels = self.config.unshuffle, self.config.out_channels
         x = F.pixel_unshuffle(sample, unshuffle)  # [B, 6 u^2, H/u, W/u]
         if self.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
@@ -89,3 +113,9 @@ class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
         residual = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), unshuffle)  # [B, 3, H, W]
         sharp = sample[:, out_channels:] + residual
         return UNet2DOutput(sample=sharp) if return_dict else (sharp,)
+
+    def _sinusoids(self, numbers: Tensor | float | int, sample: Tensor) -> Tensor:
+        """A number, or one of each picture, as [B, C]."""
+        numbers = torch.as_tensor(numbers, device=sample.device).expand(len(sample))
+        emb = get_timestep_embedding(numbers, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        return emb.to(self.dtype)

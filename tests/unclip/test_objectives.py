@@ -15,6 +15,7 @@ from unclip import UnCLIPInpaintPipeline, UnCLIPPipeline
 from unclip.checkpoints import load_component
 from unclip.config import ConfigError
 from unclip.objectives.decoder import DecoderObjective, holes
+from unclip.objectives.upsampler import UpsamplerObjective
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +276,65 @@ def test_training_goes_on_from_karlos_networks(stock, tmp_path, stage):
     pipe.set_progress_bar_config(disable=True)
     steps = {f"{s}_num_inference_steps": 2 for s in ("prior", "decoder", "super_res")}
     assert torch.isfinite(pipe("a teddy", generator=seeds(0), output_type="pt", **steps).images).all()
+
+
+@pytest.mark.parametrize("degrade", ["blur", "bsr"])
+@pytest.mark.parametrize("kind", ["ours", "stock"])
+def test_an_upsampler_is_told_the_noise_that_it_is_given(tmp_path, degrade, kind):
+    """Noise conditioning: the label is the noise's standard deviation, of each picture its own."""
+    model = (
+        {"sample_size": 256, "channels": [8], "blocks": [1]}
+        if kind == "ours"
+        else dict(STOCK["upsampler_256"], sample_size=256)
+    )
+    model["class_embed_type"] = "timestep"
+    found = {
+        grain: UpsamplerObjective(model, {"path": "shapes", "crop": 0.25}, 0, grain=grain, degrade=degrade)
+        for grain in (0.0, 0.4)
+    }
+    heard = {}
+    for grain, objective in found.items():
+        network = objective.trained["super_res_first"]
+
+        def note(_, given, named, grain=grain):
+            heard[grain] = (given[0][:, 3:], named["class_labels"])
+
+        network.register_forward_pre_hook(note, with_kwargs=True)
+        batch = torch.utils.data.default_collate([objective.examples[n] for n in range(16)])
+        batch["random"][:, 1] = torch.linspace(0, 1, 16)
+        loss, _ = objective(batch)
+        assert loss.isfinite()
+        low, _ = objective._low(batch["image"].float() / 127.5 - 1, batch)
+        heard[grain] = (low, heard[grain][1])
+    assert not heard[0.0][1].any()
+    torch.testing.assert_close(heard[0.4][1], 1000 * torch.linspace(0, 0.4, 16))
+    added = (heard[0.4][0] - heard[0.0][0]).flatten(1)
+    inside = heard[0.4][0].abs().flatten(1) < 1  # what left [-1, 1] was cut off there
+    sizes = [float(row[kept].std()) for row, kept in zip(added, inside, strict=True)]
+    assert sizes[0] == 0 and sizes[4] > 0.04 and sizes[-1] > 2 * sizes[4]
+
+
+def test_an_upsampler_that_is_told_of_noise_goes_on_from_one_that_is_not_and_draws(tmp_path):
+    few = ("max_steps=1", "batch_size=2", "ema=0", "warmup_steps=0")
+    plain = run_here("upsampler_256", tmp_path / "plain", *few)
+    told = run_here(
+        "upsampler_256", tmp_path / "told", *few, "learning_rate=0", "model.class_embed_type=timestep", f"init_from={plain}"
+    )
+    networks = [component(folder, "super_res_first") for folder in (plain, told)]
+    sample = torch.randn(1, 6, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(networks[0](sample, 9).sample, networks[1](sample, 9, torch.tensor([50.0])).sample)
+    torch.nn.init.normal_(networks[1].class_embedding[-1].weight, std=0.1)
+    pipes = [UnCLIPPipeline(**(tiny_networks() | {"super_res_first": n, "upsampler_1024": None})) for n in networks]
+    settings = {"size": 256, "output_type": "pt", "prior_num_inference_steps": 2, "decoder_num_inference_steps": 2}
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+        pipe.to(torch.float32)
+    drawn = [pipes[1]("a star", generator=seeds(0), upsampler_noise_level=level, **settings).images for level in (0.0, 0.3)]
+    assert (drawn[0] - drawn[1]).abs().max() > 1e-3 and drawn[1].isfinite().all()
+    for level, message in ((2, "must be from 0 to 1, got 2"), (0.1, "upsamplers are told of no noise: .* must be 0, got 0.1")):
+        with pytest.raises(ValueError, match=message):
+            pipes[level == 2]("a star", upsampler_noise_level=level, **settings)
 
 
 def test_trackers_are_told_what_the_log_is_told(tmp_path):

@@ -8,12 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upsamplers import Upsampler
-from upsamplers.degrade import add_noise, bsr, corrupt, gaussian_blur, gaussian_kernel, jpeg
+from upsamplers.degrade import add_noise, bsr, corrupt, gaussian_blur, gaussian_kernel, jpeg, noise_labels
 
 
 def test_a_new_upsampler_answers_with_the_resized_picture():
     sample = torch.randn(2, 6, 32, 48)
     assert torch.equal(Upsampler(32, channels=[8, 16], blocks=[1, 1])(sample, 10).sample, sample[:, 3:])
+
+
+def test_an_upsampler_that_is_told_of_noise_hears_it():
+    settings = {"sample_size": 32, "channels": [8, 16], "blocks": [1, 1]}
+    told, plain = Upsampler(**settings, class_embed_type="timestep"), Upsampler(**settings)
+    randomise(plain)
+    told.load_state_dict(plain.state_dict() | {k: v for k, v in told.state_dict().items() if k.startswith("class_embedding")})
+    sample = torch.randn(2, 6, 32, 48)
+    labels = noise_labels(torch.tensor([0.0, 0.2]))
+    assert torch.equal(told(sample, 10, labels).sample, plain(sample, 10).sample), "it begins as one that is told nothing"
+    torch.nn.init.normal_(told.class_embedding[-1].weight, std=0.1)
+    heard = [told(sample[:1], 10, label[None]).sample for label in labels]
+    assert (heard[0] - heard[1]).abs().max() > 1e-4
+    torch.testing.assert_close(told(sample[:1].repeat(2, 1, 1, 1), 10, labels).sample, torch.cat(heard))
+    with pytest.raises(ValueError, match="'timestep' needs class_labels"):
+        told(sample, 10)
+    with pytest.raises(ValueError, match="None takes no class_labels"):
+        plain(sample, 10, labels)
+    with pytest.raises(ValueError, match="must be timestep or nothing, got 'identity'"):
+        Upsampler(32, class_embed_type="identity")
 
 
 def test_a_crop_of_a_picture_is_a_picture_of_a_crop():

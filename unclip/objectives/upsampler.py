@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from upsamplers.degrade import corrupt
+from upsamplers.degrade import corrupt, noise_labels
 
 from .. import networks
 from ..config import ConfigError
@@ -29,6 +29,10 @@ class UpsamplerObjective(Objective):
     term on the differences of neighbouring pixels. With `degrade` "blur" the small picture is the crop's 4 x 4 area mean,
     blurred by up to `blur` of its pixels and grained by up to `grain` of the range [-1, 1], as for the paper's first
     upsampler; with "bsr" it went through `upsamplers.degrade.bsr`, as for its second.
+
+    With `model.class_embed_type` "timestep" the network is told how much of `grain` a picture has, with "bsr" too, which
+    otherwise has none: noise conditioning (arXiv 2106.15282, section 4). Weights that `init_from` holds of a network that is
+    told nothing are carried over.
     """
 
     def __init__(
@@ -60,21 +64,27 @@ class UpsamplerObjective(Objective):
         self.validation = crop_examples(data, self.size, "validation")
         if degrade == "bsr":
             self.examples, self.validation = (Degraded(e, seed, SCALE) for e in (self.examples, self.validation))
-        self.loss = loss
+        self.loss, self.told = loss, networks.told_of_noise(upsampler)
         self.seed, self.blur, self.grain, self.edges = seed, blur, grain, edges
         self.schedule, self.sampling_steps = schedule(prediction_type, beta_schedule), sampling_steps
+
+    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = self.trained[name].state_dict()
+        new = {k: v for k, v in own.items() if k.startswith("class_embedding.") and k not in state}
+        last = max((k.rsplit(".", 1)[0] for k in new), default="")
+        return state | {k: torch.zeros_like(v) if k.rsplit(".", 1)[0] == last else v for k, v in new.items()}
 
     def compile_networks(self) -> None:
         self.trained[self.name].compile()
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         sharp = batch["image"].float() / 127.5 - 1
-        low = self._low(sharp, batch)
+        low, sigma = self._low(sharp, batch)
         resized = resize(low, sharp.shape[-1])
         noise = seeded_noise(self.seed, batch["index"], tuple(sharp.shape[1:])).to(sharp)
         timesteps = uniform_timesteps(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
         noised = self.schedule.add_noise(sharp, noise, timesteps)
-        predicted = self.trained[self.name](torch.cat([noised, resized], 1), timesteps).sample.float()
+        predicted = self._predict(noised, resized, timesteps, sigma)
         clean = clean_from(self.schedule, predicted, noised, timesteps)
         if self.loss == "mse":
             loss = (predicted - target(self.schedule, sharp, noise, timesteps)).square().mean()
@@ -84,19 +94,26 @@ class UpsamplerObjective(Objective):
             loss = loss + self.edges * charbonnier(_differences(clean) - _differences(sharp))
         return loss, {"psnr": psnr(clean.detach(), sharp), "psnr_bicubic": psnr(resized, sharp)}
 
-    def _low(self, sharp: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        if "low" in batch:
-            return batch["low"].float() / 127.5 - 1
-        low = F.avg_pool2d(sharp, SCALE)
+    def _low(self, sharp: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The low-resolution pictures and the standard deviation [B] of the noise on them."""
+        blur = 0.0 if "low" in batch else self.blur
+        low = batch["low"].float() / 127.5 - 1 if "low" in batch else F.avg_pool2d(sharp, SCALE)
+        sigma = self.grain * batch["random"][:, 1]
+        if "low" in batch and not self.told:
+            return low, torch.zeros_like(sigma)
         grain = seeded_noise(self.seed + 1, batch["index"], tuple(low.shape[1:])).to(low)
-        return corrupt(low, batch["random"], grain, self.blur, self.grain)
+        return corrupt(low, batch["random"], grain, blur, self.grain), sigma
 
-    def _upsample(self, low: Tensor, indices: Tensor) -> Tensor:
+    def _predict(self, noised: Tensor, resized: Tensor, timesteps: Tensor, sigma: Tensor) -> Tensor:
+        told = {"class_labels": noise_labels(sigma)} if self.told else {}
+        return self.trained[self.name](torch.cat([noised, resized], 1), timesteps, **told).sample.float()
+
+    def _upsample(self, low: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
         resized = resize(low, low.shape[-1] * SCALE)
         start = seeded_noise(self.seed, indices, tuple(resized.shape[1:])).to(low)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            return self.trained[self.name](torch.cat([x, resized], 1), t).sample.float()
+            return self._predict(x, resized, t, sigma)
 
         return denoise(predict, start, ddim(self.schedule), self.sampling_steps).clamp(-1, 1)
 
@@ -106,7 +123,7 @@ class UpsamplerObjective(Objective):
         batch = default_collate([self.validation[i] for i in range(VALIDATION_EXAMPLES)])
         sharp = batch["image"].float() / 127.5 - 1
         low = F.avg_pool2d(sharp, SCALE)
-        drawn = self._upsample(low, batch["index"])
+        drawn = self._upsample(low, batch["index"], low.new_zeros(len(low)))
         return {"psnr": psnr(drawn, sharp).item(), "psnr_bicubic": psnr(resize(low, sharp.shape[-1]), sharp).item()}
 
     @torch.no_grad()
@@ -114,9 +131,9 @@ class UpsamplerObjective(Objective):
         """Held-out crops: low-resolution, bicubic, drawn, true."""
         batch = default_collate([self.validation[i] for i in range(8)])
         sharp = batch["image"].float() / 127.5 - 1
-        low = self._low(sharp, batch)
+        low, sigma = self._low(sharp, batch)
         nearest = F.interpolate(low, scale_factor=SCALE)
-        rows = [nearest, resize(low, sharp.shape[-1]), self._upsample(low, batch["index"]), sharp]
+        rows = [nearest, resize(low, sharp.shape[-1]), self._upsample(low, batch["index"], sigma), sharp]
         return grid(torch.cat(rows) / 2 + 0.5, 8)
 
     def components(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prior.cache import predictor
+from upsamplers.degrade import add_noise, noise_labels
 
 from .. import attention
 from ..clip import CLIP, PARTS
@@ -33,7 +34,7 @@ from ..config import nearest
 from ..diffusion import clean_from, shifted
 from ..images import on_white
 from ..memory import out_of_memory
-from ..networks import embedding_dim
+from ..networks import embedding_dim, told_of_noise
 from ..precision import fast_dtype, working_dtype
 from ..profiling import Profile, slowdown
 from ..sampling import Generators, Predict, denoise, noise
@@ -53,7 +54,9 @@ DEFAULTS = {
     "decoder_guidance_scale": 8.0,
     "decoder_guidance_interval": [0.0, 1.0],
     "prior_candidates": 1,
+    "upsampler_noise_level": 0.0,
 }
+_OF_EVERY_CALL = ("decoder_guidance_interval", "upsampler_noise_level")
 MAX_IMAGES = 10_000
 SLOW = 1.5  # times as long as float32: a dtype that was asked for and is slower than that is warned of
 STAGES = ("text_encoder", "image_encoder", "prior", "inversion", "decoder", "upsampler_256", "upsampler_1024")
@@ -263,7 +266,7 @@ class UnCLIPBase(Loading):
     ) -> Call:
         """Check what every pipeline is asked for, and get ready to run. Raises ValueError naming the value."""
         settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
-        settings = {k: v for k, v in settings.items() if k in given or k == "decoder_guidance_interval"}
+        settings = {k: v for k, v in settings.items() if k in given or k in _OF_EVERY_CALL}
         if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
             raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count} prompts x {num_images!r}")
         streams = generator if isinstance(generator, list) else [] if generator is None else [generator]
@@ -282,6 +285,11 @@ class UnCLIPBase(Loading):
                 numbers = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
                 if not numbers or not 0 <= value[0] < value[1] <= 1:
                     raise ValueError(f"{name} must be (low, high) with 0 <= low < high <= 1, got {value!r}")
+            elif name.endswith("level"):
+                if not isinstance(value, int | float) or not 0 <= value <= 1:
+                    raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
+                if value and self.sizes and not any(map(told_of_noise, self._networks("super_res_first", "upsampler_1024"))):
+                    raise ValueError(f"this checkpoint's upsamplers are told of no noise: {name} must be 0, got {value!r}")
             elif not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if callback is not None and not callable(callback):
@@ -645,7 +653,11 @@ class UnCLIPBase(Loading):
     def _enlarge(
         self, stage: str, picture: Tensor, names: list[str], scheduler: Any, call: Call, latents: Tensor | None
     ) -> Tensor:
-        """Pictures [B, 3, h, w] in [-1, 1] enlarged; `names` says each step's network. Skipped once interrupted."""
+        """Pictures [B, 3, h, w] in [-1, 1] enlarged; `names` says each step's network. Skipped once interrupted.
+
+        Where it is told of noise, the pictures get as much as the setting `upsampler_noise_level` says (arXiv 2106.15282,
+        section 4.2): what the stage below got wrong is then drawn anew.
+        """
         if self._interrupt:
             return picture
         networks = [getattr(self, name) for name in names]
@@ -655,13 +667,21 @@ class UnCLIPBase(Loading):
         remaining = iter(networks)
         overlap = int(tile * TILE_OVERLAP)
 
+        level = call.settings["upsampler_noise_level"] if told_of_noise(networks[0]) else 0.0
+
         def predict(x: Tensor, t: Tensor) -> Tensor:
             network = next(remaining)
             whole = torch.cat([x, low], 1).to(network.dtype)
-            answer = tiled(lambda part: network(sample=part, timestep=t).sample, whole, tile, overlap, stride(network))
+            labels = {"class_labels": noise_labels(x.new_full((len(x),), level))} if told_of_noise(network) else {}
+            answer = tiled(
+                lambda part: network(sample=part, timestep=t, **labels).sample, whole, tile, overlap, stride(network)
+            )
             return answer.to(x.dtype)
 
         with self._working(stage, *names):
+            if level:
+                grain = noise(tuple(picture.shape), call.generator, picture.device, picture.dtype)
+                picture = add_noise(picture, picture.new_full((len(picture),), level), grain)
             low = F.interpolate(
                 picture if picture.dtype == torch.float64 else picture.float(),
                 (height, width),

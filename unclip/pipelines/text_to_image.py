@@ -100,6 +100,7 @@ class UnCLIPPipeline(UnCLIPBase):
         prior: str | None = None,
         prior_candidates: int | None = None,
         upsampler_1024_num_inference_steps: int | None = None,
+        upsampler_noise_level: float | None = None,
         clip_guidance: float = 0.0,
         image_embeds: Tensor | None = None,
         callback_on_step_end: Callback | None = None,
@@ -128,6 +129,8 @@ class UnCLIPPipeline(UnCLIPBase):
             prior: where image embeddings come from: "diffusion" or "autoregressive" says which prior the checkpoint must have,
                 "none" leaves them out, and the decoder hears the text alone (paper, section 5.1); default: the checkpoint's.
             prior_candidates: image embeddings drawn for each picture; the nearest to the text is kept (paper, section 2.2).
+            upsampler_noise_level: standard deviation of noise that is laid over what an upsampler is given, in units of
+                [-1, 1], for upsamplers that were trained to be told of it; default: none.
             clip_guidance: how strongly the decoder is pulled to where CLIP sees the prompt in its picture, beside its own
                 guidance; 0 is not at all, 0.1 a little. Takes about three times as long.
             image_embeds: CLIP image embeddings [B, D], one for each picture, in place of the prior's (as
@@ -154,6 +157,7 @@ class UnCLIPPipeline(UnCLIPBase):
             "decoder_guidance_scale": decoder_guidance_scale,
             "decoder_guidance_interval": decoder_guidance_interval,
             "prior_candidates": prior_candidates,
+            "upsampler_noise_level": upsampler_noise_level,
         }
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
         call = self._begin(count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
