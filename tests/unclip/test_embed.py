@@ -71,6 +71,14 @@ def test_training_from_the_cache_has_the_losses_of_training_without_it(stage, pi
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-6)
 
 
+def test_pictures_that_do_not_open_are_named_up_to_a_limit(pictures, tiny_folder, tmp_path, command):
+    words = ("embed", pictures, tmp_path / "out", "--model", tiny_folder)
+    code, _, said = command(*words, "--max-unreadable", "0")
+    assert code == 2 and "1 pictures could not be read, the last: " in said and "07.png" in said
+    code, out, said = command(*words, "--max-unreadable", "1")
+    assert code == 0 and out == f"{tmp_path / 'out'}\n" and "left out: " in said and "07.png" in said
+
+
 def test_it_goes_on_after_a_kill_and_changes_nothing_that_is_whole(pictures, cache, tiny_folder, tmp_path, command):
     out = tmp_path / "again"
     words = ["embed", pictures, out, "--model", tiny_folder, "--shard", "8", "--batch-size", "5", "--dtype", "fp32"]

@@ -20,6 +20,7 @@ def embed(
     caption_column: Annotated[str, typer.Option(help="Where the captions are.")] = "text",
     image_column: Annotated[str, typer.Option(help="Where the pictures are, of parquet and Hub datasets.")] = "image",
     subset: Annotated[str | None, typer.Option(help="Of a Hub dataset that has several.")] = None,
+    max_unreadable: Annotated[int, typer.Option(help="Pictures that may fail to open before it stops.")] = 100,
     device: Device = None,
     force: Force = False,
 ) -> None:
@@ -37,7 +38,7 @@ def embed(
     def progress(shards):
         return tqdm(shards, desc="shards", file=sys.stderr)
 
-    unreadable = write(frozen, pictures, out, size, shard, batch_size, dtype, force=force, progress=progress)
+    unreadable = write(frozen, pictures, out, size, shard, batch_size, dtype, max_unreadable, force, progress)
     for error in unreadable:
         print(f"left out: {error}", file=sys.stderr)
     print(out)
