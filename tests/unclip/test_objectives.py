@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, seeds, tiny_networks
 from PIL import Image
-from running import run_here, state
+from running import finals, run_here, state
 from safetensors.torch import load_file
 
 from decoder import Decoder
@@ -176,6 +176,7 @@ def test_an_adapter_is_trained_resumed_and_loaded_into_a_pipeline(clip, plain, t
     one, two = state(run), state(broken)
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert all("lora_" in name for name in one), "a checkpoint holds the adapter alone"
+    assert finals(run) == finals(broken)
 
     networks = tiny_networks() | {stage: component(base, stage)}
     pipe = UnCLIPPipeline(**networks).to(torch.float32)

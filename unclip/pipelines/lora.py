@@ -7,11 +7,12 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoints import check_safetensors, resolve
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
+WEIGHTS, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"
 
 
 class LoRAMixin(LoraBaseMixin):
@@ -53,18 +54,23 @@ class LoRAMixin(LoraBaseMixin):
 
 
 def save_adapter(folder: str | Path, networks: Mapping[str, nn.Module], adapter_name: str = "default") -> None:
-    """Write the adapter of that name of "prior" and "decoder" to `folder`, as `load_lora_weights` reads it."""
+    """Write the adapter of that name of "prior" and "decoder" to `folder`, as `load_lora_weights` and diffusers read it.
+
+    The same adapter is the same file: safetensors writes several entries of metadata in any order, so there is only one.
+    """
     from peft import get_peft_model_state_dict
 
-    layers, configs = {}, {}
+    layers, settings = {}, {}
     for name, network in networks.items():
         config = getattr(network, "peft_config", {}).get(adapter_name)
         if config is not None:
-            layers[name] = get_peft_model_state_dict(network, adapter_name=adapter_name)
-            configs[name] = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+            found = get_peft_model_state_dict(network, adapter_name=adapter_name)
+            layers |= {f"{name}.{k}": v.detach().cpu().contiguous() for k, v in found.items()}
+            settings |= {f"{name}.{k}": sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     if not layers:
         raise ValueError(f"there is no adapter named {adapter_name!r}")
-    LoRAMixin._save_lora_weights(folder, layers, configs, weight_name=WEIGHTS)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(layers, Path(folder) / WEIGHTS, {METADATA: json.dumps(settings, indent=2, sort_keys=True)})
 
 
 def _read(source: str | Path) -> tuple[dict[str, Tensor], dict | None]:
@@ -82,5 +88,5 @@ def _read(source: str | Path) -> tuple[dict[str, Tensor], dict | None]:
         raise ValueError(f"{path} is not a file")
     check_safetensors(path)
     with safe_open(path, "pt") as file:
-        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "null"))
+        metadata = json.loads((file.metadata() or {}).get(METADATA, "null"))
         return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118
