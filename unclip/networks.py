@@ -1,11 +1,13 @@
 """The networks that a configuration's `model` section describes: this package's own, or the stock one that `class` names."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import diffusers
 import transformers
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from decoder import Decoder, UnCLIPTextProjModel
 from prior import AutoregressivePrior, DiffusionPrior
@@ -113,6 +115,25 @@ def freeze_below(tower: nn.Module, layers: int | None) -> None:
     found = list(body.encoder.layer if isinstance(tower, TextTower) else body.encoder.layers)
     for layer in found[len(found) - layers :]:
         layer.requires_grad_(True)
+
+
+def recompute_activations(network: nn.Module) -> bool:
+    """Have a network compute its blocks' activations again on the way back instead of keeping them; -> whether it can.
+
+    This package's and diffusers' networks switch that by themselves, transformers' towers too, also inside another network;
+    diffusers' `PriorTransformer` cannot, and its blocks are wrapped here.
+    """
+    if getattr(network, "_supports_gradient_checkpointing", False):
+        network.enable_gradient_checkpointing()
+        return True
+    if isinstance(network, diffusers.PriorTransformer):
+        for block in network.transformer_blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        return True
+    towers = [m for m in network.modules() if isinstance(m, transformers.PreTrainedModel) and m.supports_gradient_checkpointing]
+    for tower in towers[:1]:  # those inside it follow
+        tower.activation_checkpointing_enable({"use_reentrant": False})
+    return bool(towers)
 
 
 def _diffusers(own: type, model: Section, stock: str) -> nn.Module:

@@ -257,11 +257,9 @@ def measure(stage: Stage, batch: int, dtype: torch.dtype | None, on_gpu: bool = 
 
 def _checkpoint(trained: nn.ModuleDict) -> bool:
     """Turn on the recomputing of activations in the networks that can; -> whether any can."""
-    able = [n for n in trained.children() if getattr(n, "_supports_gradient_checkpointing", False)]
-    for network in able:
-        network.enable_gradient_checkpointing()
+    able = [networks.recompute_activations(network) for network in trained.children()]
     trained.train()
-    return bool(able)
+    return any(able)
 
 
 def _count(module: nn.Module) -> int:

@@ -259,7 +259,7 @@ class Loop:
     def _optimizer(self) -> torch.optim.AdamW:
         run, objective = self.run, self.objective
         settings = {"lr": run.learning_rate, "betas": run.betas, "eps": run.eps, "weight_decay": run.weight_decay}
-        settings["fused"] = True
+        settings["fused"] = run.fused
         hidden = set(hidden_matrices(objective.trained)) if run.optimizer == "muon" else set()
         groups = []
         for named, factor in objective.parameter_groups():

@@ -1,9 +1,10 @@
 """Stock networks from a configuration, through the trainer's own objectives, and the paper's sizes."""
 
+import karlo
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, tiny_networks
 from torch.utils.data import default_collate
 
 from unclip import networks
@@ -84,6 +85,47 @@ def test_a_stock_network_trains_and_comes_back_as_what_it_was(stage, tiny_folder
         train(tmp_path / "config.yaml", [])
         kept = type(objective.trained["super_res_first"]).from_pretrained(tmp_path / "run" / "final" / "super_res_first")
         assert kept.config.block_out_channels == [8, 16]
+
+
+@pytest.mark.parametrize(
+    "kind", ["PriorTransformer", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection", "TextTower"]
+)
+def test_networks_that_are_not_ours_recompute_their_activations_too(kind, tmp_path):
+    """And their gradients stay the same to the last bit; each layer runs once more on the way back."""
+    parts = karlo.parts(tmp_path)
+    ids = torch.randint(0, 50, (2, karlo.TOKENS), generator=torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(1)
+    network, arguments, layer = {
+        "PriorTransformer": (
+            parts["prior"],
+            (
+                torch.randn(2, 32, generator=g),
+                3,
+                torch.randn(2, 32, generator=g),
+                torch.randn(2, karlo.TOKENS, 32, generator=g),
+            ),
+            lambda n: n.transformer_blocks[0].norm1,
+        ),
+        "CLIPTextModelWithProjection": (parts["text_encoder"], (ids,), lambda n: n.text_model.encoder.layers[0].layer_norm1),
+        "CLIPVisionModelWithProjection": (
+            parts["image_encoder"],
+            (torch.randn(2, 3, 16, 16, generator=g),),
+            lambda n: n.vision_model.encoder.layers[0].layer_norm1,
+        ),
+        "TextTower": (tiny_networks()["text_encoder"], (ids,), lambda n: n.bert.encoder.layer[0].attention),
+    }[kind]
+    network.train()
+    calls, gradients = [], []
+    layer(network).register_forward_pre_hook(lambda *_: calls.append(1))
+    for recomputed in (False, True):
+        network.zero_grad()
+        if recomputed:
+            assert networks.recompute_activations(network)
+        network(*arguments)[0].square().mean().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert gradients[0] and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert len(calls) == 3, "once kept, then once forward and once more on the way back"
+    assert not networks.recompute_activations(torch.nn.Linear(2, 2))
 
 
 def test_statistics_of_a_stock_prior_are_found_and_not_trained(tiny_folder):

@@ -9,7 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from .. import networks
 from ..checkpoints import save_components
+from ..config import ConfigError
 
 
 class Objective(nn.Module):
@@ -42,10 +44,10 @@ class Objective(nn.Module):
         """Put the adapter on, where there is one: after the networks have their starting weights."""
 
     def checkpoint_activations(self) -> None:
-        """Keep few activations for the backward pass and compute the others again."""
-        for network in self.trained.children():
-            if getattr(network, "_supports_gradient_checkpointing", False):
-                network.enable_gradient_checkpointing()
+        """Keep few activations for the backward pass and compute the others again. Raises ConfigError where none can."""
+        able = [networks.recompute_activations(network) for network in self.trained.children()]
+        if not any(able):
+            raise ConfigError(f"gradient_checkpointing: no network of this stage can, of {', '.join(self.trained)}")
 
     def compile_networks(self) -> None:
         """Compile the networks whose input shapes stay the same."""
