@@ -446,18 +446,17 @@ class Loop:
                     bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.1f}", refresh=False)
                     self._log("train", means | {"rate": run.rate(self.step - 1), "images_per_s": speed})
                     seen, logged, logged_at = {}, self.step, now
-                last = self.step == run.max_steps
+                last, paused = self.step == run.max_steps, time.monotonic()
                 if run.validate_every and (last or self.step % run.validate_every == 0):
                     self._evaluate(validate=True)
-                    logged_at = time.monotonic()
                 if run.sample_every and (last or self.step % run.sample_every == 0):
                     self._evaluate(validate=False)
-                    logged_at = time.monotonic()
                 by_time = run.save_minutes and time.monotonic() - saved_at > 60 * run.save_minutes and not run.save_every
                 stopping, by_time = self._agree(self.stopping, by_time)
                 if by_time or (run.save_every and self.step % run.save_every == 0):
                     self._save()
-                    saved_at = logged_at = time.monotonic()
+                    saved_at = time.monotonic()
+                logged_at += time.monotonic() - paused  # what is not training counts for no speed
         self._save()
         if self.step < run.max_steps:
             self._say(f"stopped at step {self.step}; the same command goes on from here")

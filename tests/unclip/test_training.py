@@ -18,7 +18,7 @@ from running import QUIET, finish, run_here, start, state
 from safetensors.torch import load_file
 
 from unclip.config import ConfigError, construct, load_config
-from unclip.training import GlobalBatches, PowerEMA, Run, train
+from unclip.training import GlobalBatches, Loop, PowerEMA, Run, train
 
 CONFIGS = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.parent.name != "accelerate"]
 STAGES = ("clip", "prior", "prior_autoregressive", "decoder", "upsampler_256", "upsampler_1024")
@@ -66,6 +66,19 @@ def test_a_finished_run_says_so_and_changes_nothing(runs, run):
     )
     assert result.returncode == 0 and "finished" in result.stderr
     assert files == {p: p.stat().st_mtime_ns for p in (runs / "prior").rglob("*") if p.is_file()}
+
+
+def test_time_is_of_training_alone_and_all_of_it(tmp_path, monkeypatch):
+    step = Loop._step
+    monkeypatch.setattr(Loop, "_step", lambda *arguments: time.sleep(0.1) or step(*arguments))
+    monkeypatch.setattr("unclip.training.save_checkpoint", lambda *arguments: time.sleep(0.4))
+    began = time.monotonic()
+    run_here("upsampler_256", tmp_path, "max_steps=8", "log_every=4", "save_every=1", "batch_size=1")
+    took = time.monotonic() - began
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 4, 8]
+    assert rows[2]["seconds"] - rows[1]["seconds"] >= 0.35 and rows[2]["images_per_s"] < 1 / 0.1
+    assert 0.8 <= rows[2]["seconds"] < took - 7 * 0.4
 
 
 def test_stopped_by_a_signal_and_resumed_is_unbroken(tmp_path):
