@@ -31,6 +31,7 @@ from .. import attention
 from ..clip import CLIP, PARTS
 from ..config import nearest
 from ..diffusion import clean_from, shifted
+from ..distilled import Distilled
 from ..images import on_white
 from ..memory import out_of_memory
 from ..precision import fast_dtype, working_dtype
@@ -59,6 +60,7 @@ STAGES = ("text_encoder", "image_encoder", "prior", "inversion", "decoder", "ups
 # The decoder's samplers with the fewest steps that each can take: DPM-Solver++ of second and third order (arXiv 2211.01095),
 # DDIM (arXiv 2010.02502), and ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
 SAMPLERS = {"dpmsolver++2m": 2, "dpmsolver++3m": 3, "ddim": 1, "ancestral": 1}
+DISTILLED = "distilled"  # where the checkpoint has a distilled decoder: that, in as few steps as it was made for
 INVERSION_STEPS = 50  # of a picture's way to its noise and back
 BATCH = {64: 16, 256: 8, 1024: 4}  # size: pictures that are best drawn at once, bounded by memory at 1024 px
 TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
@@ -104,6 +106,7 @@ class Call:
     last: int  # the last stage that runs: 0 decoder, 1 64 -> 256, 2 256 -> 1024
     height: int  # of the decoder's picture
     width: int
+    distilled: Distilled | None = None  # what draws in the full decoder's place
 
     @property
     def guided(self) -> bool:
@@ -182,6 +185,11 @@ class UnCLIPBase(Loading):
         return [int(n.config.sample_size) for n in self._networks("decoder", "super_res_first", "upsampler_1024")]
 
     @property
+    def samplers(self) -> list[str]:
+        """The samplers that this checkpoint's decoder can be drawn with."""
+        return [*SAMPLERS, *([DISTILLED] if self._distilled is not None else [])]
+
+    @property
     def clip(self) -> CLIP:
         """The checkpoint's CLIP: its towers, tokenizer and preprocessor as one encoder.
 
@@ -245,8 +253,11 @@ class UnCLIPBase(Loading):
         output_type: str = "pt",
         callback: Callback | None = None,
         callback_inputs: list[str] | None = None,
+        sampler: str | None = None,
     ) -> Call:
         """Check what every pipeline is asked for, and get ready to run. Raises ValueError naming the value."""
+        if sampler == DISTILLED:
+            given = self._few_steps(given)
         settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
         settings = {k: v for k, v in settings.items() if k in given or k == "decoder_guidance_interval"}
         if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
@@ -270,11 +281,27 @@ class UnCLIPBase(Loading):
         if unknown:
             raise ValueError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {unknown[0]!r}")
         extent = self._extent(size, height, width) if self.sizes else (0, 0, 0)
-        call = Call(settings, generator, *extent)
+        call = Call(settings, generator, *extent, self._distilled if sampler == DISTILLED else None)
         self._callback, self._callback_inputs = callback, callback_inputs or ["latents"]
         self._interrupt = False
         self._prepare()
         return call
+
+    def _few_steps(self, given: dict[str, Any]) -> dict[str, Any]:
+        """`given` as the distilled decoder is drawn with. Raises ValueError for what it cannot be asked."""
+        if self._distilled is None:
+            raise ValueError(f"this checkpoint has no distilled decoder: sampler must be one of {', '.join(SAMPLERS)}")
+        if hasattr(self.decoder, "_hf_hook") or hasattr(self.decoder, "_diffusers_hook"):
+            raise ValueError("the sampler distilled needs the decoder's weights to stay in memory: draw without offloading")
+        for name in ("decoder_guidance_scale", "decoder_guidance_interval"):
+            if given[name] is not None:
+                built_in = f"its own of scale {self._distilled.guidance:g}"
+                raise ValueError(f"the distilled decoder has {built_in}: {name} cannot be chosen, got {given[name]!r}")
+        most = self._distilled.evaluations
+        steps = most if given["decoder_num_inference_steps"] is None else given["decoder_num_inference_steps"]
+        if isinstance(steps, int) and steps > most:
+            raise ValueError(f"the distilled decoder was made for {most} steps: decoder_num_inference_steps is {steps}")
+        return given | {"decoder_num_inference_steps": steps, "decoder_guidance_scale": 1.0}
 
     def _last_stage(self, size: int | None) -> tuple[int, int]:
         """The stage that draws at `size` (None: the largest) and that size. Raises ValueError for one that none draws at."""
@@ -480,7 +507,8 @@ class UnCLIPBase(Loading):
         scheduler, steps = scheduler or self.decoder_scheduler, call.settings["decoder_num_inference_steps"]
         with self._working("decoder", "text_proj", "decoder", *(["image_encoder"] if clip_guidance else [])):
             start = self._start(shape, self.decoder, call.generator, latents)
-            predict = self._decoder_prediction(text, embedding, guidance)
+            network = self.decoder if call.distilled is None else call.distilled.network(self.decoder)
+            predict = self._decoder_prediction(text, embedding, guidance, network=network)
             if clip_guidance:
                 predict = self._clip_guided(predict, text.embeds, scheduler, guidance, clip_guidance)
             within = self._guided_timesteps(call, scheduler)
@@ -543,8 +571,11 @@ class UnCLIPBase(Loading):
         """
         if name is None:
             return self.decoder_scheduler
+        if name == DISTILLED:
+            return self._ddim()
         if name not in SAMPLERS:
-            raise ValueError(f"unknown sampler {name!r}{nearest(str(name), SAMPLERS)}; choose from {', '.join(SAMPLERS)}")
+            known = self.samplers
+            raise ValueError(f"unknown sampler {name!r}{nearest(str(name), known)}; choose from {', '.join(known)}")
         if steps < SAMPLERS[name]:
             raise ValueError(f"the sampler {name} needs at least {SAMPLERS[name]} steps, got {steps}")
         clip = self._levels.get("clip_sample", False)
@@ -565,13 +596,19 @@ class UnCLIPBase(Loading):
         return {k: v for k, v in self.decoder_scheduler.config.items() if k != "_use_default_values"}
 
     def _decoder_prediction(
-        self, text: TextCondition, embedding: Tensor, guidance: float, known: Tensor | None = None
+        self,
+        text: TextCondition,
+        embedding: Tensor,
+        guidance: float,
+        known: Tensor | None = None,
+        network: nn.Module | None = None,
     ) -> Predict:
         """The decoder as a function of the noised picture and the timestep; under guidance of both halves, or the second.
 
         `known` [1, 4, H, W] is for a decoder that was trained to inpaint: pixels outside a hole, and the hole's mask;
-        without it the hole is everything.
+        without it the hole is everything. `network` takes the decoder's place.
         """
+        decoder = self.decoder if network is None else network
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
         context, added = self.text_proj(
             image_embeddings=embedding.to(self.text_proj.dtype),
@@ -579,17 +616,17 @@ class UnCLIPBase(Loading):
             text_encoder_hidden_states=encodings.to(self.text_proj.dtype),
             do_classifier_free_guidance=guidance != 1,
         )
-        context, added = context.to(self.decoder.dtype), added.to(self.decoder.dtype)
+        context, added = context.to(decoder.dtype), added.to(decoder.dtype)
         mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             seen = x
-            if self.decoder.config.in_channels > x.shape[1]:
+            if decoder.config.in_channels > x.shape[1]:
                 hole = x.new_zeros(1, 4, *x.shape[2:])
                 hole[:, 3] = 1
                 seen = torch.cat([x, (hole if known is None else known.to(x)).expand(len(x), -1, -1, -1)], 1)
-            answer = self.decoder(
-                sample=seen.to(self.decoder.dtype),
+            answer = decoder(
+                sample=seen.to(decoder.dtype),
                 timestep=t,
                 encoder_hidden_states=context[-len(x) :],
                 class_labels=added[-len(x) :],
