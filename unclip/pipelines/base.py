@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -618,6 +619,19 @@ class UnCLIPBase(Loading):
         )
         context, added = context.to(decoder.dtype), added.to(decoder.dtype)
         mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
+        heard = mask.any(0)  # the others are padding in every row
+        kept = attention.of_context(decoder, context[:, heard])
+        if kept:
+            context, mask = context[:, heard], mask[:, heard]
+
+        @cache
+        def conditions(rows: int) -> dict[str, Any]:
+            """What the decoder is told of the last `rows` rows."""
+            told = {"encoder_hidden_states": context[-rows:], "class_labels": added[-rows:]}
+            told["attention_mask"] = None if mask[-rows:].all() else mask[-rows:]
+            if kept:
+                told["cross_attention_kwargs"] = {"kept": {m: (k[-rows:], v[-rows:]) for m, (k, v) in kept.items()}}
+            return told
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             seen = x
@@ -625,13 +639,7 @@ class UnCLIPBase(Loading):
                 hole = x.new_zeros(1, 4, *x.shape[2:])
                 hole[:, 3] = 1
                 seen = torch.cat([x, (hole if known is None else known.to(x)).expand(len(x), -1, -1, -1)], 1)
-            answer = decoder(
-                sample=seen.to(decoder.dtype),
-                timestep=t,
-                encoder_hidden_states=context[-len(x) :],
-                class_labels=added[-len(x) :],
-                attention_mask=mask[-len(x) :],
-            )
+            answer = decoder(sample=seen.to(decoder.dtype), timestep=t, **conditions(len(x)))
             return answer.sample.to(x.dtype)
 
         return predict
