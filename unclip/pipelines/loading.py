@@ -23,6 +23,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
     """`from_pretrained`, `from_pipe`, `to` and what they rest on."""
 
     _residency: Residency | None = None  # with `low_memory`: which networks' weights are in memory
+    _compiled = False
     _distilled: Distilled | None = None  # the decoder in few steps, where the model's folder has it
 
     @classmethod
@@ -111,7 +112,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
             raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
         pipe = cls(**parts, defaults=defaults)
         pipe._dtype_chosen = getattr(pipeline, "_dtype_chosen", True)
-        pipe._residency = getattr(pipeline, "_residency", None)
+        pipe._residency, pipe._compiled = getattr(pipeline, "_residency", None), getattr(pipeline, "_compiled", False)
         if parts.get("decoder") is not None and parts["decoder"] is getattr(pipeline, "decoder", None):
             pipe._distilled = getattr(pipeline, "_distilled", None)
         pipe._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
