@@ -93,7 +93,7 @@ def peer(batch: int) -> tuple:
         dim=80,
         image_embed_dim=DIM,
         text_embed_dim=DIM,
-        cond_dim=256,  # of the embeddings' own width it makes no image tokens, and fails
+        cond_dim=416,  # of the embeddings' own width it makes no image tokens, and fails
         channels=3,
         dim_mults=(1, 2, 4),
         max_text_len=TOKENS,
@@ -102,6 +102,7 @@ def peer(batch: int) -> tuple:
     decoder = Decoder(unet, image_size=64, timesteps=1000, learned_variance=False)
     images = torch.rand(batch, 3, 64, 64)
     embeds, encodings = torch.randn(batch, DIM), torch.randn(batch, TOKENS, DIM)
+    unet = decoder.unets[0]  # another one than was given: it takes the image embeddings too
     return stepping(unet, lambda: decoder(images, image_embed=embeds, text_encodings=encodings, unet_number=1), "float32")
 
 
