@@ -4,7 +4,7 @@
 
 The same random checkpoint, each way in a process of its own, drawing in turn (A B C A B C ...) after a warm-up: the deprecated
 pipeline as it ships (float32), the same given bfloat16 and channels_last by hand, ours as `from_pretrained` gives it, and ours
-with low_memory. Prints medians, the ratios' spread, and each process's peak memory above its bare imports.
+with low_memory (once, for its memory). Prints medians, the ratios' spread, and each process's peak memory above its imports.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from turns import in_turn, machine, serve, spread
 
 WAYS = {
     "as it ships": "deprecated, float32",
@@ -50,36 +52,21 @@ def compare(rounds: int, steps: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--write", folder], check=True)
         command = [sys.executable, __file__, "--steps", *map(str, steps), "--worker"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        workers = {way: subprocess.Popen([*command, way, folder], **pipes) for way in WAYS}
-        for worker in workers.values():
-            ask(worker)  # loads and warms up
-        taken = {way: [] for way in WAYS}
-        for _ in range(rounds):
-            for way, worker in workers.items():
-                taken[way].append(ask(worker)["seconds"])
-        memory = {}
-        for way, worker in workers.items():
-            memory[way] = ask(worker, "end")["memory"]
-            worker.wait()
-    print(f"{'/'.join(map(str, steps))} steps, {rounds} rounds\n")
+        once = ["ours, low memory"]  # its time is no question
+        answers = in_turn({way: [*command, way, folder] for way in WAYS}, rounds, once)
+    memory = {way: said[-1]["memory"] for way, said in answers.items()}
+    taken = {way: [answer["seconds"] for answer in said[:-1]] for way, said in answers.items()}
+    print(f"{machine()}; {'/'.join(map(str, steps))} steps, {rounds} rounds\n")
     print("| way | s | its time / ours, least to largest | peak above imports, MB | of as it ships |")
     print("|---|---|---|---|---|")
     for way, name in WAYS.items():
-        ratios = sorted(a / b for a, b in zip(taken[way], taken["ours"], strict=True))
-        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        times = f"{statistics.median(taken[way]):.2f} | {spread(taken[way], taken['ours'])}" if taken[way] else "- | -"
         share = memory[way] / memory["as it ships"]
-        print(f"| {name} | {statistics.median(taken[way]):.2f} | {ratio} | {memory[way] / 1e6:.0f} | {share:.2f} |")
-
-
-def ask(worker: subprocess.Popen, what: str = "draw") -> dict:
-    worker.stdin.write(what + "\n")
-    worker.stdin.flush()
-    return json.loads(worker.stdout.readline())
+        print(f"| {name} | {times} | {memory[way] / 1e6:.0f} | {share:.2f} |")
 
 
 def work(way: str, folder: str, steps: list[int]) -> None:
-    """Answer each line of standard input with what drawing a picture took, or at the end with the peak of memory."""
+    """Draw a picture at each turn, and say what that took; at the end, the peak of memory above the bare imports."""
     import torch
 
     package = "unclip" if way.startswith("ours") else "diffusers.pipelines.deprecated.unclip"
@@ -88,15 +75,15 @@ def work(way: str, folder: str, steps: list[int]) -> None:
             getattr(importlib.import_module(module), name)  # some come only when they are named
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     names = ("prior_num_inference_steps", "decoder_num_inference_steps", "super_res_num_inference_steps")
-    pipe = None
-    for line in sys.stdin:
-        if line.strip() == "end":
-            print(json.dumps({"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) * 1024}), flush=True)
-            return
-        pipe = pipe or load(way, Path(folder))
+    pipes = []
+
+    def draw() -> dict:
+        pipes[:] = pipes or [load(way, Path(folder))]
         start = time.perf_counter()
-        pipe(PROMPT, generator=torch.Generator().manual_seed(0), **dict(zip(names, steps, strict=True)))
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+        pipes[0](PROMPT, generator=torch.Generator().manual_seed(0), **dict(zip(names, steps, strict=True)))
+        return {"seconds": time.perf_counter() - start}
+
+    serve(draw, lambda: {"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) * 1024})
 
 
 def load(way: str, folder: Path):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior.blocks import Attention
+from prior.blocks import Attention, Kept
 
 
 class ChannelNorm(nn.Module):
@@ -60,10 +60,10 @@ class SpatialAttention(nn.Module):
         self.norm = ChannelNorm(channels)
         self.attention = Attention(channels, head_dim, context_dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, kept: Kept | None = None) -> Tensor:
         height = x.shape[2]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H*W, C]
-        attended = self.attention(tokens, context, mask)
+        attended = self.attention(tokens, context, mask, kept=kept)
         return x + attended.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 

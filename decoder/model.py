@@ -3,6 +3,7 @@
 # B batch, C channels, H height, W width, N context tokens, K context width, T time-embedding width
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,24 +92,26 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         class_labels: Tensor | None = None,
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ):
         """`sample` [B, in_channels, H, W]; `timestep` a number or [B]; `encoder_hidden_states` [B, N, K]; `class_labels`
-        [B, T], added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended.
+        [B, T], added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended;
+        `cross_attention_kwargs` may have `kept`, the context's keys and values by layer.
         """
         if sample.shape[-1] % self.stride or sample.shape[-2] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {list(sample.shape[-2:])}")
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # a single one is embedded once
         emb = get_timestep_embedding(timestep, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         emb = self.time_embedding(emb.to(self.dtype))  # [B, T]
         if class_labels is not None:
             emb = emb + class_labels
         emb = F.silu(emb)
-        context = encoder_hidden_states
+        context, kept = encoder_hidden_states, (cross_attention_kwargs or {}).get("kept")
 
         def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
             x = self.run(parts["block"], x, emb)
             if "attention" in parts:
-                x = self.run(parts["attention"], x, context, _with_pixels(attention_mask, x))
+                x = self.run(parts["attention"], x, context, _with_pixels(attention_mask, x), kept)
             return x
 
         x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))  # [B, C, H/2, W/2]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 # (query [B, N, H, D], key [B, M, H, D], value [B, M, H, D], mask [B or 1, 1, N or 1, M] bool, True = attend) -> [B, N, H, D]
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# of layers that attend to a context: its keys and values
+Kept = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -55,18 +57,31 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.function: AttentionFunction = sdpa
 
+    def of_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The context's keys and values, each [B, M, H, D]: the same at every step of a denoising loop."""
+        key, value = self._heads(self.context_kv(context), 2)
+        return self.key_norm(key), value
+
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, past: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        past: list[Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
-        """`past` holds the keys and values of earlier tokens, [] of none; those of `x` are added to it."""
+        """`past` holds the keys and values of earlier tokens, [] of none; those of `x` are added to it.
+
+        `kept` has what `of_context` answers, by layer.
+        """
         query, key, value = self._heads(self.qkv(x), 3)  # each [B, N, H, D]
         key = self.key_norm(key)
         if past is not None:
             past[:] = [torch.cat(pair, 1) for pair in zip(past, (key, value), strict=True)] if past else [key, value]
             key, value = past
         if context is not None:
-            context_key, context_value = self._heads(self.context_kv(context), 2)
-            key = torch.cat([self.key_norm(context_key), key], 1)  # [B, M + N, H, D]
+            context_key, context_value = self.of_context(context) if kept is None else kept[self]
+            key = torch.cat([context_key, key], 1)  # [B, M + N, H, D]
             value = torch.cat([context_value, value], 1)
         attended = self.function(self.query_norm(query).to(value.dtype), key.to(value.dtype), value, mask)
         return self.out(attended.flatten(2))  # [B, N, C]

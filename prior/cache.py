@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .blocks import sdpa
 from .model import DiffusionPrior
+from .packed import packed
 
 # (tokens [B, N, C], mask [B, 1, N, M] bool, keys and values of earlier tokens, which the layer adds its own to) -> [B, N, C]
 Layer = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
@@ -22,11 +23,12 @@ Layer = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
 
 @dataclass
 class Parts:
-    """A prior taken apart: the tokens that never change, those of a step, the layers, and the reading of the query."""
+    """A prior taken apart: the tokens that never change, those of a step, its blocks as layers, and the query's reading."""
 
     embed_text: Callable[[Tensor, Tensor], Tensor]
     embed_step: Callable[[Tensor, Tensor], Tensor]
-    layers: Sequence[Layer]
+    blocks: Sequence[nn.Module]
+    layer: Callable[[nn.Module], Layer]
     answer: Callable[[Tensor], Tensor]
 
 
@@ -52,16 +54,18 @@ def predictor(
     prefix = parts.embed_text(proj_embedding, encoder_hidden_states)[:, seen]  # [B, P, C]
     keys = torch.cat([attention_mask.bool(), attention_mask.new_ones(rows, 1, dtype=torch.bool)], 1)[:, seen]  # [B, P]
     causal = torch.ones(keys.shape[1], keys.shape[1], dtype=torch.bool, device=device).tril()
-    kept: list[list[Tensor]] = [[] for _ in parts.layers]
-    for layer, past in zip(parts.layers, kept, strict=True):
-        prefix = layer(prefix, keys[:, None, None] & causal, past)
+    kept: list[list[Tensor]] = [[] for _ in parts.blocks]
+    for block, past in zip(parts.blocks, kept, strict=True):
+        prefix = parts.layer(block)(prefix, keys[:, None, None] & causal, past)
     kept = [[half.repeat_interleave(repeats, 0) for half in past] for past in kept]
     own = torch.ones(3, 3, dtype=torch.bool, device=device).tril().expand(rows * repeats, 1, 3, 3)
     mask = torch.cat([keys.repeat_interleave(repeats, 0)[:, None, None].expand(-1, 1, 3, -1), own], -1)  # [B * R, 1, 3, P + 3]
 
+    layers = [parts.layer(packed(block, 3 * rows * repeats)) for block in parts.blocks]
+
     def predict(x: Tensor, t: Tensor) -> Tensor:
         x = parts.embed_step(x, t)  # [B * R, 3, C]
-        for layer, past in zip(parts.layers, kept, strict=True):
+        for layer, past in zip(layers, kept, strict=True):
             x = layer(x, mask, list(past))
         return parts.answer(x[:, -1])
 
@@ -71,7 +75,7 @@ def predictor(
 def _parts(prior: nn.Module) -> Parts | None:
     """None for a prior whose sequence is another one."""
     if isinstance(prior, DiffusionPrior):
-        return Parts(prior.embed_text, prior.embed_step, list(prior.blocks), prior.answer)
+        return Parts(prior.embed_text, prior.embed_step, prior.blocks, lambda block: block, prior.answer)
     if type(prior) is not PriorTransformer or prior.prd_embedding is None or prior.encoder_hidden_states_proj is None:
         return None
     if prior.positional_embedding.shape[1] != prior.config.num_embeddings + 4:
@@ -95,7 +99,7 @@ def _parts(prior: nn.Module) -> Parts | None:
     def answer(query: Tensor) -> Tensor:
         return prior.proj_to_clip_embeddings(prior.norm_out(query))
 
-    return Parts(embed_text, embed_step, [_stock_layer(block) for block in prior.transformer_blocks], answer)
+    return Parts(embed_text, embed_step, prior.transformer_blocks, _stock_layer, answer)
 
 
 def _stock_layer(block: nn.Module) -> Layer:

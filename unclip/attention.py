@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prior.blocks import Kept
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "xformers", "sdpa", "math")
@@ -120,6 +122,22 @@ def described(backend: str) -> str:
     return f"math up to {MATH_TOKENS} key tokens, sdpa above; not xformers, because {refusal}"
 
 
+def of_context(network: nn.Module, context: Tensor) -> Kept:
+    """The keys and values of `context` [B, M, K] by layer, for a loop in which it stays the same: `kept` of the layers' calls.
+
+    Empty for a network whose attention goes otherwise, or whose parameters come and go with its `forward` (offloading).
+    """
+    if hasattr(network, "_hf_hook") or hasattr(network, "_diffusers_hook"):
+        return {}
+    if not is_stock(network):
+        layers = (m for m in network.modules() if getattr(m, "context_kv", None) is not None)
+        return {layer: layer.of_context(context) for layer in layers}
+    layers = [m for m in network.modules() if getattr(m, "added_kv_proj_dim", None)]
+    if not all(isinstance(layer.processor, Processor) and not layer.norm_cross for layer in layers):
+        return {}
+    return {layer: (layer.add_k_proj(context), layer.add_v_proj(context)) for layer in layers}
+
+
 def is_stock(network: nn.Module) -> bool:
     """Whether a network is diffusers' own class rather than this package's."""
     return type(network).__module__.split(".")[0] == "diffusers"
@@ -138,9 +156,13 @@ class Processor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
+        kept: Kept | None = None,
         **kwargs,
     ) -> Tensor:
-        """`hidden_states` [B, N, C] or [B, C, h, w]; `encoder_hidden_states` [B, M, K]; -> the shape that came in."""
+        """`hidden_states` [B, N, C] or [B, C, h, w]; `encoder_hidden_states` [B, M, K]; -> the shape that came in.
+
+        `kept` has the context's keys and values by layer, as `of_context` answers.
+        """
         residual = hidden_states
         if attn.spatial_norm is not None:
             hidden_states = attn.spatial_norm(hidden_states, temb)
@@ -153,7 +175,8 @@ class Processor:
             context = attn.norm_encoder_hidden_states(context)
         if attn.added_kv_proj_dim:
             context = hidden_states.flatten(2).transpose(1, 2) if context is None else context
-            keys, values = [attn.add_k_proj(context)], [attn.add_v_proj(context)]
+            added = (attn.add_k_proj(context), attn.add_v_proj(context)) if kept is None else kept[attn]
+            keys, values = [added[0]], [added[1]]
             if not attn.only_cross_attention:
                 keys, values = [*keys, attn.to_k(x)], [*values, attn.to_v(x)]
         else:

@@ -38,6 +38,7 @@ from .checkpoints import (
     set_aside,
     write_beside,
 )
+from .compiling import why_not
 from .config import ConfigError, construct, load_config, nearest
 from .muon import Muon, hidden_matrices
 from .objectives import Objective, create
@@ -249,6 +250,9 @@ class Loop:
         if found is not None:
             self._restore(*found)
         if run.compile:
+            reason = why_not(self.accelerator.device)
+            if reason:
+                raise ConfigError(f"compile=true: {reason}")
             objective.compile_networks()
         if self.shards:
             self.wrapped = self.accelerator.prepare_model(objective, device_placement=False, evaluation_mode=True)  # no DDP

@@ -1,14 +1,19 @@
 """The prior with its prefix kept answers as the prior does: ours and diffusers'."""
 
+import copy
+
 import pytest
 import torch
 from conftest import randomise
 from diffusers import PriorTransformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
 
 from prior import DiffusionPrior
 from prior.cache import predictor
+from prior.packed import PackedLinear, packed
 from unclip import attention
 
 SHAPE = {"embedding_dim": 32, "num_embeddings": 8}
@@ -55,3 +60,32 @@ def test_a_step_runs_three_tokens(prior):
     hook.remove()
     usual = getattr(prior, "prd_embedding", None) is not None
     assert tokens == ([6, 3, 3] if usual else [11, 11])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("name", ["ours", "stock with norms"])
+def test_packed_layers_answer_alike_and_leave_the_prior_as_it_was(name, dtype, tolerance):
+    prior = attention.install(randomise(PRIORS[name]())).to(dtype)
+    before = {k: (v.data_ptr(), v.clone()) for k, v in prior.state_dict().items()}
+    text, encodings = torch.randn(2, 32, dtype=dtype), torch.randn(2, 8, 32, dtype=dtype)
+    mask = torch.arange(8) < torch.tensor([[3], [6]])
+    noised = torch.randn(2, 32, dtype=dtype)
+    with torch.no_grad():
+        answer = predictor(prior, text, encodings, mask)
+        found = answer(noised, torch.tensor(400))
+        expected = prior(noised, torch.tensor(400), text, encodings, mask).predicted_image_embedding
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    assert all(v.data_ptr() == before[k][0] and torch.equal(v, before[k][1]) for k, v in prior.state_dict().items())
+
+
+def test_only_plain_layers_with_few_rows_are_packed():
+    block = randomise(DiffusionPrior(**SHAPE, width=32, layers=1, head_dim=16)).blocks[0]
+    with torch.no_grad():
+        light = packed(block, 6)
+        assert isinstance(light.attention.qkv, PackedLinear) and light.norm_mlp.weight is block.norm_mlp.weight
+        assert not any(isinstance(m, PackedLinear) for m in block.modules())
+        assert packed(block, 1000) is block and packed(copy.deepcopy(block).double(), 6).attention.qkv.weight is not None
+        adapted = copy.deepcopy(block)
+        adapted.mlp[0] = LoraLinear(adapted.mlp[0], "style", LoraConfig(r=2), r=2)
+        assert packed(adapted, 6) is adapted
+    assert packed(block, 6) is block, "where a gradient is wanted"

@@ -202,7 +202,7 @@ def test_adapters_that_cannot_be_are_refused(clip, plain, tmp_path):
         run_here("decoder", tmp_path / "a", *common, "objective.lora={}")
     with pytest.raises(ConfigError, match="unknown key objective.lora.rnk \\(did you mean 'rank'"):
         run_here("decoder", tmp_path / "b", *common, "objective.lora={rnk: 2}")
-    with pytest.raises(ConfigError, match="no linear layer's name ends in nonsense"):
+    with pytest.raises(ConfigError, match="no layer's name ends in nonsense"):
         run_here("decoder", tmp_path / "c", *common, f"init_from={plain}", "objective.lora={targets: [nonsense]}")
     with pytest.raises(ConfigError, match="not v_prediction"):
         run_here("decoder", tmp_path / "d", *common, "model.out_channels=6")

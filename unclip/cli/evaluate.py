@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Steps
+from .options import Device, Dtype, Sampler, Steps
 from .pictures import load
 
 
@@ -27,6 +27,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the first picture of each kind; the next ones count up.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
     steps: Steps = None,
+    sampler: Sampler = None,
     prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
     prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
     device: Device = None,
@@ -45,6 +46,7 @@ def evaluate(
     sampling = {
         "decoder_guidance_scale": guidance,
         "decoder_num_inference_steps": steps,
+        "sampler": sampler,
         "prior_guidance_scale": prior_guidance,
         "prior_num_inference_steps": prior_steps,
     }

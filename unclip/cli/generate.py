@@ -50,6 +50,9 @@ def generate(
     profile: Annotated[
         bool, typer.Option("--profile", help="Say what each stage costs: the pictures are drawn twice, to count and to time.")
     ] = False,
+    compile_networks: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks first: minutes, and then faster; for many pictures.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = "auto",
     model: Model = "emoji",
@@ -95,7 +98,20 @@ def generate(
 
     def prepare(place: str | None = None) -> tuple:
         pipe = load(model, device or place, dtype, low_memory)
-        return pipe, BATCH.get(size or pipe.sizes[-1], 4)
+        batch = BATCH.get(size or pipe.sizes[-1], 4)
+        if compile_networks:
+            warm_up(pipe, min(batch, len(jobs)))
+        return pipe, batch
+
+    def warm_up(pipe, count: int) -> None:
+        """Draw once with every network compiled, and say how long the compiler took."""
+        pipe.compile()
+        print("compiling, which takes minutes: a first picture is drawn and thrown away", file=sys.stderr)
+        warming = Profile(pipe.device)
+        with warming.watch(pipe):
+            draw(jobs[:count], pipe)
+        taken = ", ".join(f"{cost.stage} {cost.seconds:.0f} s" for cost in warming.costs.values() if cost.seconds > 1)
+        print(f"compiled: {taken or 'already'}", file=sys.stderr)
 
     if prompts_file is not None:
         if out is None or out.suffix:

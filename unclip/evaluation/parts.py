@@ -304,6 +304,8 @@ def _cosines(bench: Bench, prompts: list[Prompt]) -> dict[str, Estimate]:
 
 def sweeps(bench: Bench) -> Part:
     """Recognition as the decoder's guidance and number of steps change."""
+    if bench.settings.get("sampler") == "distilled":
+        raise Impossible("a distilled decoder has neither guidance nor steps to sweep over")
     prompts = bench.cut(ask.recognition(bench.icons, bench.split), SWEPT)
     wanted = bench.judge.read([p.text for p in prompts])
     results, shown = {}, []

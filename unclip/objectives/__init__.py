@@ -10,6 +10,7 @@ def create(stage: str, config: dict, seed: int) -> Objective:
     from ..config import ConfigError, construct, nearest
     from .clip import ClipObjective
     from .decoder import DecoderObjective
+    from .decoder_distill import DecoderDistillObjective
     from .judge import JudgeObjective
     from .prior import PriorObjective
     from .prior_autoregressive import AutoregressivePriorObjective
@@ -20,6 +21,7 @@ def create(stage: str, config: dict, seed: int) -> Objective:
         "prior": PriorObjective,
         "prior_autoregressive": AutoregressivePriorObjective,
         "decoder": DecoderObjective,
+        "decoder_distill": DecoderDistillObjective,
         "upsampler_256": UpsamplerObjective,
         "upsampler_1024": UpsamplerObjective,
         "judge": JudgeObjective,

@@ -39,7 +39,7 @@ class NoiseLevels:
 
 @dataclass
 class LoRA:
-    """A low-rank adapter, W + alpha/rank B A (arXiv 2106.09685, section 4.1), on the linear layers that `targets` names."""
+    """A low-rank adapter, W + alpha/rank B A (arXiv 2106.09685, section 4.1), on the layers that `targets` names."""
 
     rank: int = 8
     alpha: float | None = None  # None is the rank: a factor of 1
@@ -98,10 +98,10 @@ class ClipConditioned(Objective):
             raise ConfigError("objective.lora needs PEFT; install it with: pip install 'unclip[train]'") from None
         self.trained.requires_grad_(False)
         network, wanted = self.trained[self.network], self.lora.targets or TARGETS
-        linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-        targets = [n for n in linear if any(n == t or n.endswith(f".{t}") for t in wanted)]
+        layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        targets = [n for n in layers if any(n == t or n.endswith(f".{t}") for t in wanted)]
         if not targets:
-            raise ConfigError(f"objective.lora.targets: no linear layer's name ends in {', '.join(wanted)}")
+            raise ConfigError(f"objective.lora.targets: no layer's name ends in {', '.join(wanted)}")
         alpha = self.lora.rank if self.lora.alpha is None else self.lora.alpha
         network.add_adapter(
             LoraConfig(r=self.lora.rank, lora_alpha=alpha, lora_dropout=self.lora.dropout, target_modules=targets)

@@ -87,19 +87,10 @@ class DecoderObjective(ClipConditioned):
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per-example losses [B] and their timesteps [B]."""
         clean, image_embeds = self._pictures(batch)
-        random = batch["random"]
-        both, image, text = self.drops
-        no_image = (random[:, 0] < both) | (random[:, 3] < image)
-        no_text = (random[:, 0] < both) | (random[:, 4] < text)
-        blurred = image_embeds
-        if self.embedding_noise:
-            deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(clean) / self.frozen.dim**0.5
-            blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
-        image_embeds = torch.where(no_image[:, None], null, blurred)
+        text, image_embeds = self._heard(batch, image_embeds)
         noised, noise, timesteps = self._noised(clean, batch)
-        context, added, mask = self._conditions(self._text(batch, no_text), image_embeds)
-        seen = torch.cat([noised, self._known(clean, random)], 1)
+        context, added, mask = self._conditions(text, image_embeds)
+        seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
         predicted = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample.float()
         predicted, share = predicted[:, :3], predicted[:, 3:]
         losses = self._squared_error(predicted, target(self.schedule, clean, noise, timesteps), timesteps)
@@ -108,6 +99,19 @@ class DecoderObjective(ClipConditioned):
             bound = variational_bound(self.schedule, predicted.detach(), share, clean, noised, timesteps)
             losses = losses + self.vlb_weight * self.schedule.config.num_train_timesteps * bound
         return losses, timesteps
+
+    def _heard(self, batch: dict[str, Tensor], image_embeds: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """What the decoder hears of its pictures: text features and image embeddings [B, D], blurred or dropped by chance."""
+        random = batch["random"]
+        both, image, text = self.drops
+        no_image = (random[:, 0] < both) | (random[:, 3] < image)
+        no_text = (random[:, 0] < both) | (random[:, 4] < text)
+        blurred = image_embeds
+        if self.embedding_noise:
+            deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(image_embeds) / self.frozen.dim**0.5
+            blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
+        return self._text(batch, no_text), torch.where(no_image[:, None], null, blurred)
 
     def _known(self, clean: Tensor, random: Tensor) -> Tensor:
         """What an inpainting decoder sees of pictures [B, 3, R, R]: the pixels outside a hole, and the hole [B, 4, R, R]."""

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,10 @@ from upsamplers.degrade import add_noise, noise_labels
 
 from .. import attention
 from ..clip import CLIP, PARTS
+from ..compiling import compiled, why_not
 from ..config import nearest
 from ..diffusion import clean_from, shifted
+from ..distilled import Distilled
 from ..images import on_white
 from ..memory import out_of_memory
 from ..networks import embedding_dim, told_of_noise
@@ -63,6 +66,7 @@ STAGES = ("text_encoder", "image_encoder", "prior", "inversion", "decoder", "ups
 # The decoder's samplers with the fewest steps that each can take: DPM-Solver++ of second and third order (arXiv 2211.01095),
 # DDIM (arXiv 2010.02502), and ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
 SAMPLERS = {"dpmsolver++2m": 2, "dpmsolver++3m": 3, "ddim": 1, "ancestral": 1}
+DISTILLED = "distilled"  # where the checkpoint has a distilled decoder: that, in as few steps as it was made for
 INVERSION_STEPS = 50  # of a picture's way to its noise and back
 BATCH = {64: 16, 256: 8, 1024: 4}  # size: pictures that are best drawn at once, bounded by memory at 1024 px
 TILE_OVERLAP = 0.25  # of a tile's side, when a picture is larger than its upsampler was made for
@@ -108,6 +112,7 @@ class Call:
     last: int  # the last stage that runs: 0 decoder, 1 64 -> 256, 2 256 -> 1024
     height: int  # of the decoder's picture
     width: int
+    distilled: Distilled | None = None  # what draws in the full decoder's place
 
     @property
     def guided(self) -> bool:
@@ -167,6 +172,21 @@ class UnCLIPBase(Loading):
     def disable_attention_slicing(self) -> None:
         """Nothing to do either."""
 
+    def compile(self) -> None:
+        """Compile the decoder and the upsamplers by `torch.compile`.
+
+        The compiler runs in a first call, and again for every other number of pictures, size and kind of guidance; a minute or
+        more each, and then every step is faster. Raises ValueError, saying why, where nothing can be compiled.
+        """
+        reason = why_not(self._execution_device)
+        if reason:
+            raise ValueError(f"the networks cannot be compiled: {reason}")
+        self._in_memory("compiling")
+        self._prepare()
+        for network in self._networks("decoder", "super_res_first", "super_res_last", "upsampler_1024"):
+            compiled(network, self._execution_device)
+        self._compiled = True
+
     def _networks(self, *names: str) -> list[nn.Module]:
         """Those of the parts named that this pipeline has."""
         found = (getattr(self, name, None) for name in names)
@@ -198,6 +218,11 @@ class UnCLIPBase(Loading):
     def sizes(self) -> list[int]:
         """The picture sizes that this checkpoint can stop at, in pixels."""
         return [int(n.config.sample_size) for n in self._networks("decoder", "super_res_first", "upsampler_1024")]
+
+    @property
+    def samplers(self) -> list[str]:
+        """The samplers that this checkpoint's decoder can be drawn with."""
+        return [*SAMPLERS, *([DISTILLED] if self._distilled is not None else [])]
 
     @property
     def clip(self) -> CLIP:
@@ -263,8 +288,11 @@ class UnCLIPBase(Loading):
         output_type: str = "pt",
         callback: Callback | None = None,
         callback_inputs: list[str] | None = None,
+        sampler: str | None = None,
     ) -> Call:
         """Check what every pipeline is asked for, and get ready to run. Raises ValueError naming the value."""
+        if sampler == DISTILLED:
+            given = self._few_steps(given)
         settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
         settings = {k: v for k, v in settings.items() if k in given or k in _OF_EVERY_CALL}
         if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
@@ -299,11 +327,27 @@ class UnCLIPBase(Loading):
         if unknown:
             raise ValueError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {unknown[0]!r}")
         extent = self._extent(size, height, width) if self.sizes else (0, 0, 0)
-        call = Call(settings, generator, *extent)
+        call = Call(settings, generator, *extent, self._distilled if sampler == DISTILLED else None)
         self._callback, self._callback_inputs = callback, callback_inputs or ["latents"]
         self._interrupt = False
         self._prepare()
         return call
+
+    def _few_steps(self, given: dict[str, Any]) -> dict[str, Any]:
+        """`given` as the distilled decoder is drawn with. Raises ValueError for what it cannot be asked."""
+        if self._distilled is None:
+            raise ValueError(f"this checkpoint has no distilled decoder: sampler must be one of {', '.join(SAMPLERS)}")
+        if hasattr(self.decoder, "_hf_hook") or hasattr(self.decoder, "_diffusers_hook"):
+            raise ValueError("the sampler distilled needs the decoder's weights to stay in memory: draw without offloading")
+        for name in ("decoder_guidance_scale", "decoder_guidance_interval"):
+            if given[name] is not None:
+                built_in = f"its own of scale {self._distilled.guidance:g}"
+                raise ValueError(f"the distilled decoder has {built_in}: {name} cannot be chosen, got {given[name]!r}")
+        most = self._distilled.evaluations
+        steps = most if given["decoder_num_inference_steps"] is None else given["decoder_num_inference_steps"]
+        if isinstance(steps, int) and steps > most:
+            raise ValueError(f"the distilled decoder was made for {most} steps: decoder_num_inference_steps is {steps}")
+        return given | {"decoder_num_inference_steps": steps, "decoder_guidance_scale": 1.0}
 
     def _last_stage(self, size: int | None) -> tuple[int, int]:
         """The stage that draws at `size` (None: the largest) and that size. Raises ValueError for one that none draws at."""
@@ -520,7 +564,10 @@ class UnCLIPBase(Loading):
         scheduler, steps = scheduler or self.decoder_scheduler, call.settings["decoder_num_inference_steps"]
         with self._working("decoder", "text_proj", "decoder", *(["image_encoder"] if clip_guidance else [])):
             start = self._start(shape, self.decoder, call.generator, latents)
-            predict = self._decoder_prediction(text, embedding, guidance)
+            network = self.decoder if call.distilled is None else call.distilled.network(self.decoder)
+            if self._compiled:
+                compiled(network, self._execution_device)
+            predict = self._decoder_prediction(text, embedding, guidance, network=network)
             if clip_guidance:
                 predict = self._clip_guided(predict, text.embeds, scheduler, guidance, clip_guidance)
             within = self._guided_timesteps(call, scheduler)
@@ -583,8 +630,11 @@ class UnCLIPBase(Loading):
         """
         if name is None:
             return self.decoder_scheduler
+        if name == DISTILLED:
+            return self._ddim()
         if name not in SAMPLERS:
-            raise ValueError(f"unknown sampler {name!r}{nearest(str(name), SAMPLERS)}; choose from {', '.join(SAMPLERS)}")
+            known = self.samplers
+            raise ValueError(f"unknown sampler {name!r}{nearest(str(name), known)}; choose from {', '.join(known)}")
         if steps < SAMPLERS[name]:
             raise ValueError(f"the sampler {name} needs at least {SAMPLERS[name]} steps, got {steps}")
         clip = self._levels.get("clip_sample", False)
@@ -605,13 +655,19 @@ class UnCLIPBase(Loading):
         return {k: v for k, v in self.decoder_scheduler.config.items() if k != "_use_default_values"}
 
     def _decoder_prediction(
-        self, text: TextCondition, embedding: Tensor, guidance: float, known: Tensor | None = None
+        self,
+        text: TextCondition,
+        embedding: Tensor,
+        guidance: float,
+        known: Tensor | None = None,
+        network: nn.Module | None = None,
     ) -> Predict:
         """The decoder as a function of the noised picture and the timestep; under guidance of both halves, or the second.
 
         `known` [1, 4, H, W] is for a decoder that was trained to inpaint: pixels outside a hole, and the hole's mask;
-        without it the hole is everything.
+        without it the hole is everything. `network` takes the decoder's place.
         """
+        decoder = self.decoder if network is None else network
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
         context, added = self.text_proj(
             image_embeddings=embedding.to(self.text_proj.dtype),
@@ -619,23 +675,32 @@ class UnCLIPBase(Loading):
             text_encoder_hidden_states=encodings.to(self.text_proj.dtype),
             do_classifier_free_guidance=guidance != 1,
         )
-        context, added = context.to(self.decoder.dtype), added.to(self.decoder.dtype)
+        context, added = context.to(decoder.dtype), added.to(decoder.dtype)
         mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
+        heard = mask.any(0)  # the others are padding in every row
+        if self._compiled:
+            heard = torch.ones_like(heard)  # every length would be another graph
+        kept = attention.of_context(decoder, context[:, heard])
+        if kept:
+            context, mask = context[:, heard], mask[:, heard]
+
+        @cache
+        def conditions(rows: int) -> dict[str, Any]:
+            """What the decoder is told of the last `rows` rows."""
+            told = {"encoder_hidden_states": context[-rows:], "class_labels": added[-rows:]}
+            told["attention_mask"] = None if mask[-rows:].all() and not self._compiled else mask[-rows:]
+            if kept:
+                told["cross_attention_kwargs"] = {"kept": {m: (k[-rows:], v[-rows:]) for m, (k, v) in kept.items()}}
+            return told
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             seen = x
-            if self.decoder.config.in_channels > x.shape[1]:
+            if decoder.config.in_channels > x.shape[1]:
                 hole = x.new_zeros(1, 4, *x.shape[2:])
                 hole[:, 3] = 1
                 seen = torch.cat([x, (hole if known is None else known.to(x)).expand(len(x), -1, -1, -1)], 1)
-            answer = self.decoder(
-                sample=seen.to(self.decoder.dtype),
-                timestep=t,
-                encoder_hidden_states=context[-len(x) :],
-                class_labels=added[-len(x) :],
-                attention_mask=mask[-len(x) :],
-            )
-            return answer.sample.to(x.dtype)
+            answer = decoder(sample=seen.to(decoder.dtype), timestep=t, **conditions(len(x)))
+            return answer.sample.to(x.dtype, copy=self._compiled)  # a CUDA graph writes its next answer to the same place
 
         return predict
 
@@ -673,10 +738,11 @@ class UnCLIPBase(Loading):
             network = next(remaining)
             whole = torch.cat([x, low], 1).to(network.dtype)
             labels = {"class_labels": noise_labels(x.new_full((len(x),), level))} if told_of_noise(network) else {}
-            answer = tiled(
-                lambda part: network(sample=part, timestep=t, **labels).sample, whole, tile, overlap, stride(network)
-            )
-            return answer.to(x.dtype)
+
+            def sharpened(part: Tensor) -> Tensor:
+                return network(sample=part, timestep=t, **labels).sample.to(x.dtype, copy=self._compiled)
+
+            return tiled(sharpened, whole, tile, overlap, stride(network))
 
         with self._working(stage, *names):
             if level:

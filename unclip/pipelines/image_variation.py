@@ -121,7 +121,9 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
             "decoder_guidance_interval": decoder_guidance_interval,
         }
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
-        call = self._begin(count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
+        call = self._begin(
+            count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs, sampler
+        )
 
         given_embeddings = None if image_embeddings is None else image_embeddings.to(self._execution_device)
         embedding = self._encode_image(image) if given_embeddings is None else given_embeddings

@@ -3,12 +3,15 @@
 import inspect
 import logging
 import os
+from pathlib import Path
 from typing import Self
 
 import torch
 from diffusers import DiffusionPipeline
 
 from ..checkpoints import check_folder, holds_network, import_own_modules, resolve
+from ..distilled import FILE as DISTILLED
+from ..distilled import Distilled
 from ..memory import Residency
 from .lora import LoRAMixin
 
@@ -22,6 +25,8 @@ class Loading(LoRAMixin, DiffusionPipeline):
     """`from_pretrained`, `from_pipe`, `to` and what they rest on."""
 
     _residency: Residency | None = None  # with `low_memory`: which networks' weights are in memory
+    _compiled = False
+    _distilled: Distilled | None = None  # the decoder in few steps, where the model's folder has it
 
     @classmethod
     def component_names(cls) -> list[str]:
@@ -72,6 +77,8 @@ class Loading(LoRAMixin, DiffusionPipeline):
             kwargs |= residency.networks
         pipe = super().from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
         pipe._dtype_chosen, pipe._residency = dtype is not None, residency
+        if (folder / DISTILLED).is_file() and "decoder" in cls.component_names() and "decoder" not in given:
+            pipe._distilled = Distilled.load(folder / DISTILLED)
         if attention != "auto":
             pipe.set_attention(attention)
         return pipe
@@ -109,7 +116,9 @@ class Loading(LoRAMixin, DiffusionPipeline):
             raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
         pipe = cls(**parts, defaults=defaults)
         pipe._dtype_chosen = getattr(pipeline, "_dtype_chosen", True)
-        pipe._residency = getattr(pipeline, "_residency", None)
+        pipe._residency, pipe._compiled = getattr(pipeline, "_residency", None), getattr(pipeline, "_compiled", False)
+        if parts.get("decoder") is not None and parts["decoder"] is getattr(pipeline, "decoder", None):
+            pipe._distilled = getattr(pipeline, "_distilled", None)
         pipe._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
         return pipe.to(dtype) if dtype else pipe
 
@@ -144,18 +153,22 @@ class Loading(LoRAMixin, DiffusionPipeline):
         """Where the pipeline runs."""
         return super().device if self._residency is None else self._residency.device
 
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """As `DiffusionPipeline.save_pretrained`."""
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As `DiffusionPipeline.save_pretrained`, with the distilled decoder where there is one."""
         self._have(*self.components)
         try:
-            super().save_pretrained(*args, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self._have()
+        if self._distilled is not None:
+            self._distilled.save(Path(save_directory) / DISTILLED)
 
     def _have(self, *names: str) -> None:
         """Under `low_memory`: have these networks' weights in memory, and no others'."""
         if self._residency is not None:
             self._residency.only(*names)
+            if self._distilled is not None and "decoder" not in names:
+                self._distilled.forget()
 
     def _in_memory(self, what: str) -> None:
         if self._residency is not None:

@@ -123,6 +123,8 @@ class UnCLIPPipeline(UnCLIPBase):
             decoder_guidance_interval: (low, high) in shares of the decoder's timesteps, 0 the clean picture and 1 pure noise:
                 outside it there is no guidance, which saves half of such a step (arXiv 2404.07724); default: everywhere.
             sampler: of the decoder: "dpmsolver++2m", "dpmsolver++3m", "ddim" or "ancestral"; default: the checkpoint's own.
+                Where the checkpoint has a distilled decoder, "distilled" draws with it: at most as many steps as it was made
+                for, and no other guidance than what is built into it (`samplers` lists what there is).
             size: the side of the pictures in pixels, one of `sizes`; stages past it don't run.
             height, width: of the pictures in pixels, where they are not `size` by `size`. A picture larger than its
                 upsampler was made for is enlarged in overlapping tiles.
@@ -160,7 +162,9 @@ class UnCLIPPipeline(UnCLIPBase):
             "upsampler_noise_level": upsampler_noise_level,
         }
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
-        call = self._begin(count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
+        call = self._begin(
+            count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs, sampler
+        )
         scheduler = self._sampler(sampler, call.settings["decoder_num_inference_steps"])
 
         text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)

@@ -1,0 +1,128 @@
+"""A training step of the decoder beside DALLE2-pytorch 1.15.6: as many parameters, 64 px, the same batch.
+
+    python benchmarks/training_step.py [--batch 8] [--rounds 5] [--peer FOLDER]
+
+The peer is installed into a virtual environment of its own, once, at --peer (default: ~/.cache/unclip/dalle2-pytorch). Both run
+in processes of their own, in turn, on random pictures, embeddings and token encodings: loss, backward pass, clipped gradient
+and AdamW, each as its library comes (the peer's Decoder in float32, ours through the precision of its training loop).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+from turns import in_turn, machine, serve, spread
+
+PEER = ("DALLE2-pytorch==1.15.6", "torch==2.14.1", "torchvision==0.29.1")
+DIM, TOKENS = 384, 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer", type=Path, default=Path.home() / ".cache" / "unclip" / "dalle2-pytorch")
+    parser.add_argument("--worker", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        serve(*(ours if options.worker == "ours" else peer)(options.batch))
+        return
+    python = {"ours": sys.executable, "peer": str(installed(options.peer))}
+    command = [__file__, "--batch", str(options.batch), "--worker"]
+    answers = in_turn({name: [python[name], *command, name] for name in ("ours", "peer")}, options.rounds)
+    seconds = {name: [answer["seconds"] for answer in said[:-1]] for name, said in answers.items()}
+    print(f"{machine()}; batch {options.batch}, {options.rounds} rounds\n")
+    print("| | parameters | dtype | images/s | its time / ours, least to largest |\n|---|---|---|---|---|")
+    for name, taken in seconds.items():
+        facts, rate = answers[name][-1], options.batch / statistics.median(taken)
+        title = {"ours": "ours", "peer": "DALLE2-pytorch 1.15.6"}[name]
+        print(f"| {title} | {facts['millions']}M | {facts['dtype']} | {rate:.2f} | {spread(taken, seconds['ours'])} |")
+
+
+def installed(folder: Path) -> Path:
+    """The Python of the peer's virtual environment, which is made if it isn't there."""
+    python = folder / "bin" / "python"
+    if not (folder / "whole").is_file():
+        print(f"installing {PEER[0]} into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEER], check=True)
+        (folder / "whole").touch()
+    return python
+
+
+def ours(batch: int) -> tuple:
+    import torch
+
+    from unclip import networks
+    from unclip.diffusion import schedule, target
+    from unclip.precision import fast_dtype
+
+    torch.manual_seed(0)
+    model = {"channels": [96, 192, 320], "blocks": [2, 2, 2], "attention": [False, True, True]}  # configs/emoji/decoder.yaml
+    trained = networks.decoder(model, DIM)
+    for network in trained.values():
+        network.to(memory_format=torch.channels_last)
+    dtype, levels = fast_dtype("cpu"), schedule("v_prediction")
+    clean, noise = torch.randn(2, batch, 3, 64, 64)
+    embeds, encodings = torch.randn(batch, DIM), torch.randn(batch, TOKENS, DIM)
+    mask = torch.ones(batch, 4 + TOKENS, dtype=torch.bool)
+
+    def loss() -> torch.Tensor:
+        t = torch.randint(0, 1000, (batch,))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            context, added = trained["text_proj"](
+                image_embeddings=embeds, prompt_embeds=embeds, text_encoder_hidden_states=encodings
+            )
+            noised = levels.add_noise(clean, noise, t)
+            answer = trained["decoder"](noised, t, context, class_labels=added, attention_mask=mask).sample.float()
+        return (answer - target(levels, clean, noise, t)).square().mean()
+
+    return stepping(trained, loss, str(dtype).removeprefix("torch."), fused=True)
+
+
+def peer(batch: int) -> tuple:
+    import torch
+    from dalle2_pytorch import Decoder, Unet
+
+    torch.manual_seed(0)
+    unet = Unet(
+        dim=80,
+        image_embed_dim=DIM,
+        text_embed_dim=DIM,
+        cond_dim=416,  # of the embeddings' own width it makes no image tokens, and fails
+        channels=3,
+        dim_mults=(1, 2, 4),
+        max_text_len=TOKENS,
+        cond_on_text_encodings=True,
+    )
+    decoder = Decoder(unet, image_size=64, timesteps=1000, learned_variance=False)
+    images = torch.rand(batch, 3, 64, 64)
+    embeds, encodings = torch.randn(batch, DIM), torch.randn(batch, TOKENS, DIM)
+    unet = decoder.unets[0]  # another one than was given: it takes the image embeddings too
+    return stepping(unet, lambda: decoder(images, image_embed=embeds, text_encodings=encodings, unet_number=1), "float32")
+
+
+def stepping(trained, loss, dtype: str, **options) -> tuple:
+    """A worker that takes a step of AdamW at each turn."""
+    import torch
+
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4, **options)
+
+    def work() -> dict:
+        start = time.perf_counter()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"seconds": time.perf_counter() - start}
+
+    millions = round(sum(p.numel() for p in trained.parameters()) / 1e6, 1)
+    return work, lambda: {"millions": millions, "dtype": dtype}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""`torch.compile`, where a machine has what it takes."""
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import nn
+
+COMPILERS = ("g++", "clang++")
+
+
+def why_not(device: torch.device | str = "cpu") -> str | None:
+    """Why networks cannot be compiled for `device`, and what to do; None where they can."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return None if importlib.util.find_spec("triton") else "triton is not installed: pip install triton"
+    if kind != "cpu":
+        return f"there is no compiler for the device {kind}"
+    named = os.environ.get("CXX")
+    if any(shutil.which(name) for name in ([named] if named else COMPILERS)):
+        return None
+    return f"there is no C++ compiler ({named or ' or '.join(COMPILERS)}): install one (apt install g++) or name it by CXX"
+
+
+def compiled(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
+    """`network`, compiled at its next call, once for each shape of its inputs; on CUDA its kernels become one graph."""
+    if network._compiled_call_impl is None:
+        # the shapes of a loop stay the same: a graph for each is faster than one for all
+        network.compile(dynamic=False, mode="reduce-overhead" if torch.device(device).type == "cuda" else None)
+    return network
