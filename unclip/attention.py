@@ -18,8 +18,9 @@ from prior.blocks import Kept
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "xformers", "sdpa", "math")
-# Below this many key tokens two batched matrix products beat torch's CPU flash kernel, most of all backward.
-MATH_TOKENS = 1024
+# Up to this many key tokens two batched matrix products beat torch's CPU flash kernel backward; forward alone only in 16 bits,
+# with heads as wide as this and at least as many queries.
+MATH_TOKENS, MATH_WIDTH, MATH_QUERIES = 1024, 64, 64
 # What "auto" found impossible on this machine, with the reason: tried once, not at every layer.
 _refused: dict[str, str] = {}
 _told: set[str] = set()
@@ -32,7 +33,7 @@ def attention(
 
     `backend`: "xformers" is its memory-efficient attention (`op` names its forward and backward kernels), "sdpa" torch's
     scaled dot product attention, "math" two batched products. "auto" takes xformers on CUDA where it is installed and
-    has a kernel, "math" on a CPU up to 1024 key tokens, else "sdpa".
+    has a kernel, "math" on a CPU up to 1024 key tokens where it is the faster one, else "sdpa".
     """
     if backend == "auto":
         if query.device.type == "cuda" and "xformers" not in _refused:
@@ -41,7 +42,7 @@ def attention(
             except (ImportError, NotImplementedError, ValueError) as error:
                 _refused["xformers"] = str(error).splitlines()[0]
                 logger.info("attention: sdpa, because xformers cannot be used here: %s", _refused["xformers"])
-        backend = "math" if query.device.type == "cpu" and key.shape[1] <= MATH_TOKENS else "sdpa"
+        backend = "math" if _products_are_faster(query, key) else "sdpa"
     if backend == "xformers":
         return _xformers(query, key, value, mask, op)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # [B, H, N, D]
@@ -53,6 +54,15 @@ def attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     return (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+
+
+def _products_are_faster(query: Tensor, key: Tensor) -> bool:
+    """Whether "math" beats "sdpa" (benchmarks/attention.py)."""
+    if query.device.type != "cpu" or key.shape[1] > MATH_TOKENS:
+        return False
+    if torch.is_grad_enabled() and query.requires_grad:
+        return True
+    return query.element_size() == 2 and query.shape[-1] >= MATH_WIDTH and query.shape[1] >= MATH_QUERIES
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, op: tuple | None) -> Tensor:

@@ -1,0 +1,55 @@
+"""Attention on this CPU as two batched products and through torch's flash kernel: what `unclip.attention` chooses by.
+
+    python benchmarks/attention.py [--times 9]
+
+Milliseconds of the fastest of `--times`: of a forward pass, and of one with its backward pass.
+"""
+
+import argparse
+import time
+
+import torch
+from turns import machine
+
+from unclip.attention import attention
+
+# pictures, queries, keys, heads, their width: the shipped decoder guided and at batch 16, Karlo's at a quarter of its width, a
+# prior's whole sequence and its three tokens
+SHAPES = [(2, 256, 276, 3, 64), (2, 64, 84, 5, 64), (16, 256, 276, 3, 64), (16, 64, 84, 5, 64), (2, 1024, 1044, 10, 16)]
+SHAPES += [(2, 256, 276, 15, 16), (2, 64, 84, 20, 16), (2, 81, 81, 32, 64), (2, 3, 80, 32, 64)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=9)
+    options = parser.parse_args()
+    print(f"{machine()}; {torch.get_num_threads()} threads\n")
+    print(
+        "| dtype | [pictures, queries, keys, heads, width] | products | flash | products, backward too | flash, backward too |"
+    )
+    print("|---|---|---|---|---|---|")
+    for dtype in (torch.bfloat16, torch.float32):
+        for shape in SHAPES:
+            found = [fastest(dtype, shape, how, learns, options.times) for learns in (False, True) for how in ("math", "sdpa")]
+            name = str(dtype).removeprefix("torch.")
+            print(f"| {name} | {list(shape)} | {' | '.join(f'{ms:.2f}' for ms in found)} |", flush=True)
+
+
+def fastest(dtype: torch.dtype, shape: tuple[int, ...], backend: str, learns: bool, times: int) -> float:
+    pictures, queries, keys, heads, width = shape
+    q, k, v = (torch.randn(pictures, n, heads, width, dtype=dtype, requires_grad=learns) for n in (queries, keys, keys))
+    mask = torch.ones(pictures, 1, 1, keys, dtype=torch.bool)
+    mask[0, ..., :5] = False
+    taken = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        with torch.set_grad_enabled(learns):
+            answer = attention(q, k, v, mask, backend)
+            if learns:
+                answer.sum().backward()
+        taken.append(time.perf_counter() - start)
+    return 1e3 * min(taken[1:])
+
+
+if __name__ == "__main__":
+    main()
