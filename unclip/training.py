@@ -229,6 +229,8 @@ class Loop:
 
     def _setup(self) -> None:
         run, objective = self.run, self.objective
+        if self.sharding and not objective.shardable:
+            raise ConfigError(f"the stage {run.stage} cannot be trained in parts: leave sharding {self.sharding} out")
         found = self._newest()
         if objective.lora and not run.init_from:
             raise ConfigError("objective.lora adapts trained weights: name them by init_from=")

@@ -23,6 +23,7 @@ class Objective(nn.Module):
     examples: Dataset
     trained: nn.ModuleDict
     lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
+    shardable = True  # whether its networks may be in parts over the processes
     shards_blocks = True  # whether a sharded block may be gathered for its own call alone
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -81,6 +81,8 @@ class DecoderDistillObjective(DecoderObjective):
         self.steps = torch.cat([torch.tensor([-1]), sampler.timesteps.flip(0)])  # [K + 1]
         self.of_frozen: str | None = None
 
+    shardable = False  # parts would have to follow the adapter as it goes on and off
+
     def adapt(self) -> None:
         self.of_frozen = fingerprint(self.trained["decoder"])
         super().adapt()
