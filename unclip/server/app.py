@@ -228,7 +228,9 @@ class Endpoints:
         log |= {"pictures": len(jobs), "size": size} | ({"prompt": facts.get("prompt")} if self.settings.log_prompts else {})
         wait = self.rate.take(client, len(jobs)) if self.rate is not None else 0
         if wait:
-            raise Refused(429, self.rate.message(wait), code="rate_limit_exceeded", headers={"retry-after": str(wait)})
+            raise Refused(
+                429, self.rate.message(wait, len(jobs)), code="rate_limit_exceeded", headers={"retry-after": str(wait)}
+            )
         images = await self._answers(request, client, work, jobs)
         return Pictures(
             created=int(time.time()),

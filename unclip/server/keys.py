@@ -71,7 +71,12 @@ class Rate:
         self._lock = threading.Lock()
         self._left: dict[str, tuple[float, float]] = {}  # client: pictures left, as of when
 
-    def message(self, wait: int) -> str:
+    def message(self, wait: int, pictures: int) -> str:
+        """What to tell a client that has to wait."""
+        if pictures > self.per_minute:
+            return (
+                f"{pictures} pictures are more than the {self.per_minute} a minute that you may ask for: ask for fewer at once."
+            )
         return f"Rate limit reached: {self.per_minute} pictures a minute. Try again in {wait} s."
 
     def take(self, client: str, pictures: int) -> int:

@@ -451,7 +451,7 @@ class Page:
         if self.studio.rate is not None:
             wait = self.studio.rate.take(request.username or request.client.host, pictures)
             if wait:
-                raise gr.Error(self.studio.rate.message(wait), print_exception=False)
+                raise gr.Error(self.studio.rate.message(wait, pictures), print_exception=False)
 
     def _steps(self, draw: Callable, request: gr.Request) -> Iterator[Any]:
         """The steps, then the answer, None once cancelled."""

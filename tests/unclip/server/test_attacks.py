@@ -214,6 +214,37 @@ def test_slow_clients_are_let_go(serve, monkeypatch):
     assert alive(address)
 
 
+def test_an_answer_that_is_not_taken_is_not_kept_for_ever(serve, monkeypatch):
+    """One who asks, and again, and never reads."""
+    from unclip.server import serving
+
+    monkeypatch.setattr(serving, "WRITE_SECONDS", 0.3)
+    address = serve()
+    parts = urlsplit(address)
+    request = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    whole = len(raw(address, request + b"GET / HTTP/x\r\n\r\n"))
+    count = 16 * 2**20 // whole  # more than the two sockets' buffers hold
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect((parts.hostname, parts.port))
+        asking = threading.Thread(target=_send, args=(connection, request * count))
+        asking.start()
+        time.sleep(1.5)
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(2**20):
+                got += len(part)
+        asking.join(20)
+    assert got < whole * count / 2, "the rest was let go"
+    assert alive(address)
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
+
+
 def test_other_sites_pages_and_other_names_are_refused(serve):
     address = serve()
     own = urlsplit(address).netloc
