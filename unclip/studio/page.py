@@ -54,14 +54,18 @@ CSS = """
   background: linear-gradient(90deg, var(--neutral-300) 30%, var(--color-accent) 50%, var(--neutral-300) 70%) 0/200%}
 .status progress:indeterminate::-webkit-progress-bar {background: none}
 @keyframes waiting {from {background-position: 200%} to {background-position: 0}}
+.gradio-container {overflow: clip !important}
+.gradio-container main {max-width: 1600px; margin: 0 auto}
 #pictures {scroll-margin-top: 5rem}
+#pictures .grid-wrap {max-height: none}
+#pictures .grid-container {padding-top: 1.5rem}
 #pictures img {image-rendering: auto; background: repeating-conic-gradient(#ddd 0 25%, #fff 0 50%) 0 0/24px 24px}
 #pictures .media-button img {width: auto; max-width: 100%; margin: 0 auto}
 #frame {border-width: 0 !important}
 .label-wrap > span:first-child {text-align: left}
 .wrap .or, .min_value, .max_value {color: var(--body-text-color-subdued) !important}
 :focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
-@media (max-width: 640px) {.gradio-container main {padding: .75rem !important} #title p {display: none}}
+@media (max-width: 640px) {.gradio-container .main {padding: .75rem !important} #title p {display: none}}
 @media (prefers-reduced-motion: reduce) {* {animation: none !important; transition: none !important}}
 """
 
@@ -105,7 +109,9 @@ class Page:
     def __init__(self, studio: Studio, index: Index | None = None):
         self.studio, self.index = studio, index
         sizes = studio.pipe.sizes
-        with gr.Blocks(title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False) as self.blocks:
+        with gr.Blocks(
+            title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False, fill_width=True
+        ) as self.blocks:
             gr.Markdown("# unCLIP studio\nA sentence in, a picture out. Nothing leaves this machine.", elem_id="title")
             with gr.Row(elem_id="now"):
                 self.status = gr.HTML(status("Ready."), elem_id="status", min_height=0, padding=False)
@@ -618,5 +624,5 @@ def status(text: str, step: Step | None = None) -> str:
 def caption(facts: dict[str, str]) -> str:
     if "share" in facts:
         return f"{float(facts['share']):.0%} of the way"
-    parts = [facts.get("prompt") or facts.get("to") or "", f"seed {facts['seed']}" if "seed" in facts else ""]
+    parts = [f"seed {facts['seed']}" if "seed" in facts else "", facts.get("prompt") or facts.get("to") or ""]
     return ", ".join(part for part in parts if part)

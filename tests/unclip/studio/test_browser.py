@@ -23,10 +23,10 @@ def status(page, text: str) -> None:
     page.locator(".status", has_text=text).wait_for()
 
 
-def drawn(page) -> list[bytes]:
+def drawn(page, name: str = "picture.png") -> list[bytes]:
     """The files of the gallery, as the browser shows them: what is shown early is none yet."""
     images = page.locator("#pictures img")
-    page.locator("#pictures img[src$='/picture.png']").first.wait_for()
+    page.locator(f"#pictures img[src$='/{name}']").first.wait_for()
     return [urllib.request.urlopen(images.nth(n).get_attribute("src")).read() for n in range(images.count())]
 
 
@@ -209,7 +209,7 @@ def test_a_search_and_an_exploration(studio_address, browse, shot, tiny_model, t
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Find").click()
     status(page, "2 pictures, the nearest first")
-    assert Image.open(io.BytesIO(drawn(page)[0])).convert("RGB").getpixel((5, 5)) == (0, 0, 255)
+    assert Image.open(io.BytesIO(drawn(page, "image.png")[0])).convert("RGB").getpixel((5, 5)) == (0, 0, 255)
     tab(page, "Explore")
     page.locator("#explored textarea, #explored input").first.fill("a star")
     page.get_by_role("button", name="Explore", exact=True).click()
@@ -250,6 +250,8 @@ def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot)
     page.wait_for_timeout(1000)  # scrolling is smooth
     assert page.evaluate("() => document.querySelector('#pictures').getBoundingClientRect().top") < 740, "it came into view"
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.evaluate("document.querySelector('#now').getBoundingClientRect().top") == 0, "status and cancel stay in view"
     for name in ("Variations", "Blend", "Edit", "Inpaint", "Explore"):
         tab(page, name)
         page.wait_for_timeout(500)

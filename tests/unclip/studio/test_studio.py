@@ -3,7 +3,10 @@
 import http.client
 import json
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -130,6 +134,26 @@ def test_the_mounted_page_reads_no_other_files_and_fetches_no_urls(studio_addres
     thread.join()
     bait.close()
     assert not reached
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["app.py"], ["-m", "unclip", "serve", "--port", "0"]], ids=["app", "serve"])
+def test_sigterm_ends_it_and_its_files_are_gone(words, tiny_folder, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment.pop("GRADIO_TEMP_DIR", None)
+    command = [sys.executable, *words, "--model", tiny_folder, "--dtype", "fp32"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment)
+    try:
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        page = address.rstrip("/") + ("/app" if "serve" in words else "/")
+        assert b"unCLIP studio" in urllib.request.urlopen(page).read()
+        assert [*tmp_path.glob("unclip-studio-*")]
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+    assert not [*tmp_path.glob("unclip-studio-*")]
 
 
 @pytest.fixture
