@@ -69,12 +69,12 @@ def wait(page: Page, text: str) -> None:
 
 
 def create(page: Page) -> None:
-    draw(page, "smiling face with sunglasses", 4)
+    draw(page, "a hamburger", 4)
     wait(page, "4 pictures are done")
 
 
 def early(page: Page) -> None:
-    draw(page, "a hamburger", 2)
+    draw(page, "three pears", 2)
     wait(page, "step 17 of 20")
 
 
@@ -115,7 +115,7 @@ def explore(page: Page) -> None:
 
 
 def phone(page: Page) -> None:
-    draw(page, "three pears")
+    draw(page, "a red heart")
     wait(page, "is done")
 
 

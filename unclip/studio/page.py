@@ -55,7 +55,7 @@ CSS = """
 .status progress:indeterminate::-webkit-progress-bar {background: none}
 @keyframes waiting {from {background-position: 200%} to {background-position: 0}}
 .gradio-container {overflow: clip !important}
-.gradio-container main {max-width: 1600px; margin: 0 auto}
+.gradio-container main {width: 100%; max-width: 1600px; margin: 0 auto}
 #pictures {scroll-margin-top: 5rem}
 #pictures .grid-wrap {max-height: none}
 #pictures .grid-container {padding-top: 1.5rem}

@@ -260,6 +260,19 @@ def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [700, 1000, 1280, 2000])
+def test_a_tab_is_as_wide_as_the_others(width, studio_address, browse):
+    """What is in it neither widens nor narrows it: else the tabs that fit, and with them its width, could go on changing."""
+    page = browse(studio_address(), viewport={"width": width, "height": 900})
+    widths = set()
+    for name in ("Create", "Variations", "Blend", "Edit", "Inpaint", "Explore"):
+        tab(page, name)
+        page.wait_for_timeout(500)
+        widths.add(page.evaluate("Math.round(document.querySelector('#tabs').getBoundingClientRect().width)"))
+    assert len(widths) == 1 and widths.pop() > 0.42 * min(width, 1600)
+
+
+@pytest.mark.slow
 def test_the_keyboard_alone_draws_a_picture(studio_address, browse):
     page = browse(studio_address())
 
