@@ -230,15 +230,16 @@ class Page:
             self.explored = gr.Textbox(label="Prompt", max_length=MAX_PROMPT, elem_id="explored")
             self.explore = gr.Button("Explore", variant="primary", elem_id="explore-button")
             kwargs = {"interactive": False, "object_fit": "contain", "buttons": [], "show_label": False, "height": "auto"}
-            say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
-            gr.Markdown(say)
-            self.candidates = gr.Gallery(label=say, columns=4, **kwargs)
-            say = "The 64 px picture as it denoises"
-            gr.Markdown(say)
-            self.film = gr.Gallery(label=say, columns=6, **kwargs)
-            say = " and ".join(filter(None, [", ".join(map(str, smaller)), f"{largest} px"]))
-            gr.Markdown(say)
-            self.stages = gr.Gallery(label=say, columns=len(sizes), **kwargs)
+            with gr.Column(visible=False) as self.formed:
+                say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
+                gr.Markdown(say)
+                self.candidates = gr.Gallery(label=say, columns=4, **kwargs)
+                say = "The 64 px picture as it denoises"
+                gr.Markdown(say)
+                self.film = gr.Gallery(label=say, columns=6, **kwargs)
+                say = " and ".join(filter(None, [", ".join(map(str, smaller)), f"{largest} px"]))
+                gr.Markdown(say)
+                self.stages = gr.Gallery(label=say, columns=len(sizes), **kwargs)
 
     def _upload(self, label: str, name: str) -> gr.Image:
         return gr.Image(
@@ -283,7 +284,7 @@ class Page:
         self.edit.click(self.on_edit, given, shown, **model)
         given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size, self.history]
         self.paint.click(self.on_paint, given, shown, **model)
-        outputs = [*shown, self.candidates, self.film, self.stages]
+        outputs = [*shown, self.formed, self.candidates, self.film, self.stages]
         gr.on([self.explore.click, self.explored.submit], self.on_explore, [self.explored, self.history], outputs, **model)
         if self.index is not None:
             given = [self.query, self.query_picture]
@@ -382,12 +383,12 @@ class Page:
             return found[0].pictures
 
         for shown in self._draw(draw, [facts], history, request):
-            yield *shown, *[gr.skip()] * 3
+            yield *shown, *[gr.skip()] * 4
         if found and found[0].pictures:
             self._check_content(*(picture for _, picture in found[0].candidates), *found[0].stages)
             candidates = [(picture, f"cosine {score:.3f}") for score, picture in found[0].candidates]
             stages = [(picture, f"{picture.width} px") for picture in found[0].stages]
-            yield *[gr.skip()] * 4, candidates, found[0].film, stages
+            yield *[gr.skip()] * 4, gr.Column(visible=True), candidates, found[0].film, stages
 
     def on_find(self, text, file) -> tuple:
         query = self._picture("the picture", file) if file else self._text("query", text)
