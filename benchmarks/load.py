@@ -1,12 +1,13 @@
 """How the server bears clients, the tables of docs/server.md: latency, pictures a second, memory. On loopback only.
 
 `python benchmarks/load.py [--model emoji] [--size 64] [--clients 1,4,16,64] [--requests 200] [--seconds 120]`
-`python benchmarks/load.py --memory [--size 64] [--clients 16] [--requests 1000] [--seconds 600]`
+`python benchmarks/load.py --memory [--steps 2] [--size 64] [--clients 16] [--requests 1000] [--seconds 600]`
 
 Starts `unclip serve` on a free port of 127.0.0.1 with a key for every client. For each number of clients, that many
 ask for one picture after another, without pause, until `--requests` are answered or `--seconds` have passed. One client
 is the one-at-a-time line that batches are compared with. With `--memory`, of ten requests one is an edit, two are
 variations and seven generations, half of them by URL, and a line tells the memory each time a tenth of them is answered.
+`--steps` replaces the checkpoint's own numbers of steps, of prior and decoder.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from unclip.checkpoints import resolve
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--steps", type=int)
     options = parser.parse_args()
     counts = [int(n) for n in options.clients.split(",")]
     if not all(1 <= n <= 64 for n in counts) or not 1 <= options.requests <= 2000 or not 0 < options.seconds <= 600:
@@ -43,7 +47,8 @@ def main() -> None:
         file = Path(folder) / "keys"
         file.touch(0o600)
         file.write_text("\n".join(keys))
-        command = [sys.executable, "-m", "unclip", "serve", "--port", "0", "--no-app", "--model", options.model]
+        model = options.model if options.steps is None else with_steps(options.model, Path(folder), options.steps)
+        command = [sys.executable, "-m", "unclip", "serve", "--port", "0", "--no-app", "--model", model]
         command += ["--api-key-file", file, "--queue", "256", "--deadline", "300"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             try:
@@ -58,6 +63,20 @@ def main() -> None:
                     print(measure(asking, keys[:count], options, server.pid), flush=True)
             finally:
                 server.terminate()
+
+
+def with_steps(model: str, folder: Path, steps: int) -> Path:
+    """The model, through links, but for how many steps its prior and decoder take."""
+    source, copy = resolve(model), folder / "model"
+    copy.mkdir()
+    for file in source.iterdir():
+        if file.name != "model_index.json":
+            (copy / file.name).symlink_to(file.resolve())
+    index = json.loads((source / "model_index.json").read_text())
+    for name in ("prior_num_inference_steps", "decoder_num_inference_steps"):
+        index["defaults"][name] = steps
+    (copy / "model_index.json").write_text(json.dumps(index))
+    return copy
 
 
 KINDS = 10

@@ -5,11 +5,11 @@ import io
 import json
 
 import pytest
+from asking import alive, ask, form
 from drawing import png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_attacks import alive, ask, form
 
 pytestmark = pytest.mark.slow
 
