@@ -57,7 +57,7 @@ CSS = """
 .gradio-container {overflow: clip !important}
 .gradio-container main {width: 100%; max-width: 1600px; margin: 0 auto}
 #pictures {scroll-margin-top: 5rem}
-#pictures .grid-wrap {max-height: none}
+#pictures .grid-wrap, .strip .grid-wrap {max-height: none; min-height: 0}
 #pictures .grid-container {padding-top: 1.5rem}
 #pictures img {image-rendering: auto; background: repeating-conic-gradient(#ddd 0 25%, #fff 0 50%) 0 0/24px 24px}
 #pictures .media-button img {width: auto; max-width: 100%; margin: 0 auto}
@@ -230,6 +230,7 @@ class Page:
             self.explored = gr.Textbox(label="Prompt", max_length=MAX_PROMPT, elem_id="explored")
             self.explore = gr.Button("Explore", variant="primary", elem_id="explore-button")
             kwargs = {"interactive": False, "object_fit": "contain", "buttons": [], "show_label": False, "height": "auto"}
+            kwargs["elem_classes"] = "strip"
             with gr.Column(visible=False) as self.formed:
                 say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
                 gr.Markdown(say)
