@@ -1,13 +1,17 @@
-"""How the server bears clients, the table of docs/server.md: latency, pictures a second, memory. On loopback only.
+"""How the server bears clients, the tables of docs/server.md: latency, pictures a second, memory. On loopback only.
 
 `python benchmarks/load.py [--model emoji] [--size 64] [--clients 1,4,16,64] [--requests 200] [--seconds 120]`
+`python benchmarks/load.py --memory [--steps 2] [--size 64] [--clients 16] [--requests 1000] [--seconds 600]`
 
 Starts `unclip serve` on a free port of 127.0.0.1 with a key for every client. For each number of clients, that many
 ask for one picture after another, without pause, until `--requests` are answered or `--seconds` have passed. One client
-is the one-at-a-time line that batches are compared with.
+is the one-at-a-time line that batches are compared with. With `--memory`, of ten requests one is an edit, two are
+variations and seven generations, half of them by URL, and a line tells the memory each time a tenth of them is answered.
+`--steps` replaces the checkpoint's own numbers of steps, of prior and decoder.
 """
 
 import argparse
+import io
 import json
 import secrets
 import statistics
@@ -20,6 +24,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from PIL import Image
+
+from unclip.checkpoints import resolve
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -28,6 +36,8 @@ def main() -> None:
     parser.add_argument("--clients", default="1,4,16,64")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--steps", type=int)
     options = parser.parse_args()
     counts = [int(n) for n in options.clients.split(",")]
     if not all(1 <= n <= 64 for n in counts) or not 1 <= options.requests <= 2000 or not 0 < options.seconds <= 600:
@@ -37,37 +47,79 @@ def main() -> None:
         file = Path(folder) / "keys"
         file.touch(0o600)
         file.write_text("\n".join(keys))
-        command = [sys.executable, "-m", "unclip", "serve", "--port", "0", "--no-app", "--model", options.model]
+        model = options.model if options.steps is None else with_steps(options.model, Path(folder), options.steps)
+        command = [sys.executable, "-m", "unclip", "serve", "--port", "0", "--no-app", "--model", model]
         command += ["--api-key-file", file, "--queue", "256", "--deadline", "300"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             try:
                 address = server.stdout.readline().strip()
                 if not address.startswith("http://127.0.0.1:"):
                     sys.exit("error: the server did not start")
-                ask(address, keys[0], options.size)  # the first one chooses dtypes and layouts
+                asking = Asking(address, options.size)
+                for kind in range(KINDS if options.memory else 1):
+                    asking.ask(keys[0], kind)  # the first ones choose dtypes and layouts
                 print("clients  pictures/s  p50 s   p95 s   refused  failed  memory MiB")
                 for count in counts:
-                    print(measure(address, keys[:count], options, server.pid), flush=True)
+                    print(measure(asking, keys[:count], options, server.pid), flush=True)
             finally:
                 server.terminate()
 
 
-def ask(address: str, key: str, size: int) -> int:
-    """The status of one request for a picture."""
-    body = json.dumps({"prompt": "a red apple", "size": f"{size}x{size}", "response_format": "b64_json"}).encode()
-    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-    request = urllib.request.Request(f"{address}/v1/images/generations", body, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=330) as answer:
-            answer.read()
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
+def with_steps(model: str, folder: Path, steps: int) -> Path:
+    """The model, through links, but for how many steps its prior and decoder take."""
+    source, copy = resolve(model), folder / "model"
+    copy.mkdir()
+    for file in source.iterdir():
+        if file.name != "model_index.json":
+            (copy / file.name).symlink_to(file.resolve())
+    index = json.loads((source / "model_index.json").read_text())
+    for name in ("prior_num_inference_steps", "decoder_num_inference_steps"):
+        index["defaults"][name] = steps
+    (copy / "model_index.json").write_text(json.dumps(index))
+    return copy
 
 
-def measure(address: str, keys: list[str], options: argparse.Namespace, pid: int) -> str:
+KINDS = 10
+
+
+class Asking:
+    """Requests for one picture of `size` each."""
+
+    def __init__(self, address: str, size: int):
+        self.address, self.size = address, f"{size}x{size}"
+        picture, file = Image.new("RGBA", (256, 256), "red"), io.BytesIO()
+        picture.paste((0, 0, 0, 0), (0, 0, 128, 128))  # the hole of an edit
+        picture.save(file, "PNG")
+        self.picture = file.getvalue()
+
+    def ask(self, key: str, kind: int = 0) -> int:
+        """-> the answer's status; of `KINDS` kinds the last is an edit, the two before it are variations."""
+        fields = {"size": self.size, "response_format": "url" if kind % 2 else "b64_json"}
+        fields |= {} if KINDS - 3 <= kind < KINDS - 1 else {"prompt": "a red apple"}
+        if kind < KINDS - 3:
+            path, body, content = "generations", json.dumps(fields).encode(), "application/json"
+        else:
+            path, (body, content) = "edits" if kind == KINDS - 1 else "variations", self._form(fields)
+        headers = {"content-type": content, "authorization": f"Bearer {key}"}
+        request = urllib.request.Request(f"{self.address}/v1/images/{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=330) as answer:
+                answer.read()
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def _form(self, fields: dict[str, str]) -> tuple[bytes, str]:
+        start = '--limit\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
+        parts = [(start.format(name, "") + value + "\r\n").encode() for name, value in fields.items()]
+        parts += [start.format("image", '; filename="x.png"').encode(), self.picture, b"\r\n--limit--\r\n"]
+        return b"".join(parts), "multipart/form-data; boundary=limit"
+
+
+def measure(asking: Asking, keys: list[str], options: argparse.Namespace, pid: int) -> str:
     """One line of the table."""
     left, lock, seconds, statuses = [options.requests], threading.Lock(), [], []
+    tenth = max(options.requests // 10, 1)
     before, began = memory(pid), time.monotonic()
 
     def client(key: str) -> None:
@@ -76,11 +128,14 @@ def measure(address: str, keys: list[str], options: argparse.Namespace, pid: int
                 if not left[0]:
                     return
                 left[0] -= 1
+                number = left[0]
             started = time.monotonic()
-            status = ask(address, key, options.size)
+            status = asking.ask(key, number % KINDS if options.memory else 0)
             with lock:
                 seconds.append(time.monotonic() - started)
                 statuses.append(status)
+                if options.memory and len(statuses) % tenth == 0:
+                    print(f"  {len(statuses):5} answered, {memory(pid):.0f} MiB", flush=True)
 
     threads = [threading.Thread(target=client, args=(key,)) for key in keys]
     for thread in threads:

@@ -45,7 +45,7 @@ def serve(tiny_model):
         for running, _ in started:
             running.handle_exit(signal.SIGTERM, None)
 
-    call.stop = stop
+    call.stop, call.started = stop, started
     yield call
     stop()
     for _, thread in started:

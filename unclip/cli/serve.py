@@ -63,7 +63,7 @@ def serve(
         pipe = load(model, device, dtype)
         app = create(pipe, settings, "/app" if with_app else None)
         if with_app:
-            studio = page(pipe, model, search, app.state.worker, settings.content_filter)
+            studio = page(pipe, model, search, app.state.worker, settings.content_filter, app.state.rate)
             mount(app, studio, "/app", settings.keys)
         address, number = listener.getsockname()[:2]
         print(f"http://{f'[{address}]' if ':' in address else address}:{number}", flush=True)

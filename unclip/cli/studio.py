@@ -29,13 +29,13 @@ def app(
     open_page(page(load(model, device, dtype), model, search), port, share)
 
 
-def page(pipe, model: str, search: Path | None, worker=None, content_filter=None):
+def page(pipe, model: str, search: Path | None, worker=None, content_filter=None, rate=None):
     """The page over a loaded pipeline, and over a folder's index, brought up to date."""
     from ..search import Index
     from ..studio.drawing import Studio
     from ..studio.page import build
 
-    studio, index = Studio(pipe, model, worker, content_filter), None
+    studio, index = Studio(pipe, model, worker, content_filter, rate), None
     if search is not None:
         if not studio.has_image_tower:
             raise ValueError(f"the model {model} has no image tower: it cannot search pictures")

@@ -69,8 +69,8 @@ class Settings:
 def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -> FastAPI:
     """The application over a loaded pipeline; `login` is the path of a mounted page that asks for the key itself.
 
-    `app.state` has the `worker` (which runs the model), the `metrics`, and `stopping`, which is set when the server begins
-    to stop. Raises ValueError for settings out of range.
+    `app.state` has the `worker` (which runs the model), the `rate` of clients, if they have one, the `metrics`, and
+    `stopping`, which is set when the server begins to stop. Raises ValueError for settings out of range.
     """
     pipe.set_progress_bar_config(disable=True)
     metrics = Metrics()
@@ -87,9 +87,10 @@ def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -
         title="unclip", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors
     )  # FastAPI's pages of documentation would load scripts from elsewhere
     app.state.worker, app.state.metrics, app.state.stopping = worker, metrics, asyncio.Event()
+    app.state.rate = rate = Rate(settings.rate) if settings.rate is not None else None
     app.add_exception_handler(RequestValidationError, wire.on_invalid)
     app.add_exception_handler(HTTPException, wire.on_http_error)
-    app.include_router(Endpoints(pipe, settings, worker, metrics, login).router)
+    app.include_router(Endpoints(pipe, settings, worker, metrics, rate, login).router)
     app.add_middleware(LetGo, stopping=app.state.stopping)
     app.add_middleware(BoundedBody, seconds=settings.body_seconds)
     app.add_middleware(KeyCheck, keys=settings.keys, login=login)
@@ -101,10 +102,17 @@ def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -
 class Endpoints:
     """The routes, and what they share."""
 
-    def __init__(self, pipe: UnCLIPPipeline, settings: Settings, worker: Worker, metrics: Metrics, login: str | None):
-        self.pipe, self.settings, self.worker, self.metrics = pipe, settings, worker, metrics
+    def __init__(
+        self,
+        pipe: UnCLIPPipeline,
+        settings: Settings,
+        worker: Worker,
+        metrics: Metrics,
+        rate: Rate | None,
+        login: str | None,
+    ):
+        self.pipe, self.settings, self.worker, self.metrics, self.rate = pipe, settings, worker, metrics, rate
         self.shelf = Shelf(settings.url_seconds)
-        self.rate = Rate(settings.rate) if settings.rate is not None else None
         self.started = int(time.time())
         self.name = Path(settings.model).name
         self._decoders = anyio.CapacityLimiter(DECODERS)
@@ -220,8 +228,9 @@ class Endpoints:
         log |= {"pictures": len(jobs), "size": size} | ({"prompt": facts.get("prompt")} if self.settings.log_prompts else {})
         wait = self.rate.take(client, len(jobs)) if self.rate is not None else 0
         if wait:
-            say = f"Rate limit reached: {self.rate.per_minute} pictures a minute. Try again in {wait} s."
-            raise Refused(429, say, code="rate_limit_exceeded", headers={"retry-after": str(wait)})
+            raise Refused(
+                429, self.rate.message(wait, len(jobs)), code="rate_limit_exceeded", headers={"retry-after": str(wait)}
+            )
         images = await self._answers(request, client, work, jobs)
         return Pictures(
             created=int(time.time()),

@@ -147,14 +147,20 @@ class LetGo:
         if scope["type"] != "http" or "/heartbeat/" not in scope["path"]:
             await self.app(scope, receive, send)
             return
-        tasks = [asyncio.ensure_future(self.app(scope, receive, send)), asyncio.ensure_future(self.stopping.wait())]
+        open_ = False  # an answer has begun and has not ended
+
+        async def watched(message: Message) -> None:
+            nonlocal open_
+            open_ = message["type"] == "http.response.start" or message.get("more_body", False)
+            await send(message)
+
+        tasks = [asyncio.ensure_future(self.app(scope, receive, watched)), asyncio.ensure_future(self.stopping.wait())]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        ended = tasks[0].done()
         for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        if not ended:
+        if open_:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -5,6 +5,7 @@ import hmac
 import math
 import os
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -43,6 +44,10 @@ class Keys:
         if not self._digests:
             raise ValueError(f"the key file {file} holds no key")
 
+    def opens(self, name: str, key: str) -> bool:
+        """Whether `key` is the one of this name."""
+        return self.owner(key) == name
+
     def owner(self, key: str) -> str | None:
         """The name of a key, None for a wrong one; takes the same time for every key, right or wrong."""
         given, found = _digest(key), None
@@ -63,17 +68,27 @@ class Rate:
         if per_minute < 1:
             raise ValueError(f"the rate must be at least 1 picture a minute, got {per_minute}")
         self.per_minute, self._clock = per_minute, clock
+        self._lock = threading.Lock()
         self._left: dict[str, tuple[float, float]] = {}  # client: pictures left, as of when
+
+    def message(self, wait: int, pictures: int) -> str:
+        """What to tell a client that has to wait."""
+        if pictures > self.per_minute:
+            return (
+                f"{pictures} pictures are more than the {self.per_minute} a minute that you may ask for: ask for fewer at once."
+            )
+        return f"Rate limit reached: {self.per_minute} pictures a minute. Try again in {wait} s."
 
     def take(self, client: str, pictures: int) -> int:
         """Count `pictures`; -> 0, or the seconds to wait when they were too many and nothing was counted."""
-        now = self._clock()
-        left, then = self._left.get(client, (self.per_minute, now))
-        left = min(left + (now - then) * self.per_minute / 60, self.per_minute)
-        if pictures > left:
-            return max(math.ceil((min(pictures, self.per_minute) - left) * 60 / self.per_minute), 1)
-        self._left[client] = (left - pictures, now)
-        if len(self._left) > FORGET:
-            full = 60 * (1 - 1 / self.per_minute)
-            self._left = {c: v for c, v in self._left.items() if now - v[1] < full}
-        return 0
+        with self._lock:
+            now = self._clock()
+            left, then = self._left.get(client, (self.per_minute, now))
+            left = min(left + (now - then) * self.per_minute / 60, self.per_minute)
+            if pictures > left:
+                return max(math.ceil((min(pictures, self.per_minute) - left) * 60 / self.per_minute), 1)
+            self._left[client] = (left - pictures, now)
+            if len(self._left) > FORGET:
+                full = 60 * (1 - 1 / self.per_minute)
+                self._left = {c: v for c, v in self._left.items() if now - v[1] < full}
+            return 0

@@ -55,18 +55,25 @@ class Step:
 
 @dataclass
 class Explored:
-    """How a picture formed: candidates with their cosine to the prompt, states of the 64 px picture, the stages' last ones."""
+    """How a picture formed: candidates with their cosine to the prompt, states of the 64 px picture, the stages' last ones.
+
+    `pictures` holds the finished one, nothing where the call was cancelled.
+    """
 
     candidates: list[tuple[float, Image.Image]]
     film: list[Image.Image] = field(default_factory=list)
     stages: list[Image.Image] = field(default_factory=list)
+    pictures: list[Image.Image] = field(default_factory=list)
 
 
 class Studio:
     """The pipelines over one model's networks, run one call at a time by `worker`, for any number of sessions."""
 
-    def __init__(self, pipe: UnCLIPPipeline, model: str = "emoji", worker: Worker | None = None, content_filter=None):
+    def __init__(
+        self, pipe: UnCLIPPipeline, model: str = "emoji", worker: Worker | None = None, content_filter=None, rate=None
+    ):
         pipe.set_progress_bar_config(disable=True)
+        self.rate = rate
         self.pipe, self.model, self.worker, self.content_filter = pipe, model, worker or Worker(), content_filter
         self.has_image_tower = pipe.image_encoder is not None and pipe.feature_extractor is not None
         self._jobs: dict[str, Future] = {}
@@ -120,14 +127,15 @@ class Studio:
             found = Explored([(scores[n], drawn[n]) for n in order if n < len(drawn)])
 
             def record(pipe, i: int, t: Tensor, tensors: dict) -> dict:
-                if pipe.stage == "decoder" and i % max(pipe.num_timesteps // FILM, 1) == 0:
+                last = pipe.num_timesteps - 1
+                if pipe.stage == "decoder" and i in {round(n * last / (FILM - 1)) for n in range(FILM)}:
                     found.film += to_pictures(tensors["latents"])
-                if i + 1 == pipe.num_timesteps:
+                if i == last:
                     found.stages += to_pictures(tensors["latents"])
                 return watch(pipe, i, t, tensors)
 
             best = embeddings[order[0]][None]
-            drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record))
+            found.pictures = drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record)).images
             return found
 
         return draw
@@ -137,14 +145,15 @@ class Studio:
 
     # ------------------------------------------------------------------------------------------ while it is drawn
 
-    def stream(self, session: str, draw: Callable) -> Generator[Step, None, Any]:
-        """Have `draw` called by the worker; yields its steps, returns its answer, None once cancelled.
+    def stream(self, session: str, draw: Callable, client: str | None = None) -> Generator[Step, None, Any]:
+        """Have `draw` called by the worker, in `client`'s turn; yields its steps, returns its answer, None once cancelled.
 
-        Closing the generator cancels, too. Raises what `draw` raises, and Busy.
+        A session draws one thing at a time: what it drew before is cancelled. Closing the generator cancels, too. Raises
+        what `draw` raises, and Busy.
         """
         events: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self.cancel(session)
-        (answer,) = self.worker.submit(session, Calling("studio"), [lambda wanted: draw(self._watch(events, wanted))])
+        (answer,) = self.worker.submit(client or session, Calling("studio"), [lambda wanted: draw(self._watch(events, wanted))])
         self._jobs[session] = answer
         answer.add_done_callback(lambda _: events.put(None))
         try:
@@ -155,6 +164,9 @@ class Studio:
             answer.cancel()
             if self._jobs.get(session) is answer:
                 del self._jobs[session]
+
+    def draws(self, session: str) -> bool:
+        return session in self._jobs
 
     def cancel(self, session: str) -> bool:
         """Drop what this session is drawing: the model is free after its step. -> whether there was something."""

@@ -4,6 +4,7 @@ import atexit
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from typing import Any
@@ -53,6 +54,7 @@ def open_page(page, port: int | None, share: bool) -> None:
     if share:
         auth = ("unclip", secrets.token_urlsafe(12))
         print("others can open the shared address with the name {} and the password {}".format(*auth), file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # its files are deleted at an orderly end only
     where = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
     try:
         page.launch(**where, strict_cors=True, quiet=True, prevent_thread_lock=True, **settings())
@@ -63,10 +65,11 @@ def open_page(page, port: int | None, share: bool) -> None:
 
 
 def mount(app, page, path: str, keys=None) -> None:
-    """Put the page beside the server's endpoints; with `keys`, it asks for one at login."""
+    """Put the page beside the server's endpoints; with `keys`, it asks for one of them and its name at login."""
     import gradio as gr
 
     page.has_launched = True  # only then does Gradio check that a path it is sent is one that was uploaded
-    auth = None if keys is None else lambda name, key: keys.owner(key) is not None
-    message = "Any name, and your API key as the password." if keys is not None else None
-    gr.mount_gradio_app(app, page, path, server_name="127.0.0.1", auth=auth, auth_message=message, **settings())
+    auth = None if keys is None else keys.opens
+    message = "Your key's name (key-1 for a nameless one in line 1), and the key as the password." if keys is not None else None
+    # without `root_path`, what handlers outside its queue answer has pictures' addresses that lack `path`
+    gr.mount_gradio_app(app, page, path, server_name="127.0.0.1", root_path=path, auth=auth, auth_message=message, **settings())

@@ -25,19 +25,47 @@ MAX_PICTURES = 8
 MAX_SEED = 2**31 - 1  # what a number field holds exactly, in every browser
 HISTORY = 48  # pictures
 KEPT = 3600  # seconds that Gradio keeps a picture's file
+SESSIONS = 16  # of which drawings wait for the model; beyond it, Gradio's queue
+# Where the pictures are below what says what to draw, as on a phone, they come into view.
+INTO_VIEW = "() => document.getElementById('pictures').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 EXAMPLES = ["a red apple", "a rocket", "two yellow stars", "a cat with a crown", "a blue fish next to a green leaf"]
 
-HEAD = """<meta name="description" content="Draw pictures of sentences on this machine.">
+ICON = (
+    "%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='4' fill='%234338ca'/%3E"
+    "%3Ccircle cx='8' cy='8' r='4' fill='%23fff'/%3E%3C/svg%3E"
+)
+HEAD = f"""<meta name="description" content="Draw pictures of sentences on this machine.">
+<link rel="icon" href="data:image/svg+xml,{ICON}">
 <script>document.documentElement.lang = "en";</script>"""
 CSS = """
+.dark {--color-accent: var(--primary-400)}
+#title h1 {margin: 0}
+#title p {margin: .25rem 0 0}
 #now {position: sticky; top: 0; z-index: 20; align-items: center; background: var(--body-background-fill)}
 .status {min-height: 2.6rem}
-.status progress {width: 100%; height: .6rem; accent-color: var(--color-accent)}
 .status p {margin: .25rem 0}
+.status progress {width: 100%; height: .5rem; border: 0; border-radius: .25rem; overflow: hidden; appearance: none;
+  background: var(--neutral-300); color: var(--color-accent)}
+.status progress::-webkit-progress-bar {background: var(--neutral-300)}
+.status progress::-webkit-progress-value {background: var(--color-accent)}
+.status progress::-moz-progress-bar {background: var(--color-accent)}
+.status progress:indeterminate {animation: waiting 1.5s linear infinite;
+  background: linear-gradient(90deg, var(--neutral-300) 30%, var(--color-accent) 50%, var(--neutral-300) 70%) 0/200%}
+.status progress:indeterminate::-webkit-progress-bar {background: none}
+@keyframes waiting {from {background-position: 200%} to {background-position: 0}}
+.gradio-container {overflow: clip !important}
+.gradio-container main {width: 100%; max-width: 1600px; margin: 0 auto}
+#pictures {scroll-margin-top: 5rem}
+#pictures .grid-wrap, .strip .grid-wrap {max-height: none; min-height: 0}
+#pictures .grid-container {padding-top: 1.5rem}
 #pictures img {image-rendering: auto; background: repeating-conic-gradient(#ddd 0 25%, #fff 0 50%) 0 0/24px 24px}
+#pictures .media-button img {width: auto; max-width: 100%; margin: 0 auto}
+#frame {border-width: 0 !important}
+.label-wrap > span:first-child {text-align: left}
+.wrap .or, .min_value, .max_value {color: var(--body-text-color-subdued) !important}
 :focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
-@media (max-width: 640px) {.gradio-container {padding: .5rem !important} #title p {display: none}}
+@media (max-width: 640px) {.gradio-container .main {padding: .75rem !important} #title p {display: none}}
 @media (prefers-reduced-motion: reduce) {* {animation: none !important; transition: none !important}}
 """
 
@@ -45,7 +73,16 @@ CSS = """
 def theme() -> gr.themes.Base:
     """Gradio's default in the machine's own fonts, with a button dark enough for white letters."""
     made = gr.themes.Default(primary_hue="indigo", font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"])
-    return made.set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
+    return made.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
 
 
 def bounded(decode: Callable) -> Callable:
@@ -72,7 +109,9 @@ class Page:
     def __init__(self, studio: Studio, index: Index | None = None):
         self.studio, self.index = studio, index
         sizes = studio.pipe.sizes
-        with gr.Blocks(title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False) as self.blocks:
+        with gr.Blocks(
+            title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False, fill_width=True
+        ) as self.blocks:
             gr.Markdown("# unCLIP studio\nA sentence in, a picture out. Nothing leaves this machine.", elem_id="title")
             with gr.Row(elem_id="now"):
                 self.status = gr.HTML(status("Ready."), elem_id="status", min_height=0, padding=False)
@@ -99,8 +138,9 @@ class Page:
             self.size = gr.Radio(**size)
             with gr.Row():
                 self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
-                self.lock = gr.Checkbox(False, label="Keep the seed", min_width=120)
-                self.shuffle = gr.Button("Shuffle the seed", min_width=120)
+                with gr.Column(min_width=120):
+                    self.lock = gr.Checkbox(False, label="Keep the seed")
+                    self.shuffle = gr.Button("Shuffle the seed", size="sm")
             with gr.Accordion("More", open=False):
                 self.negative = gr.Textbox(label="Negative prompt: what it should not show", max_length=MAX_PROMPT)
                 default = self.studio.default
@@ -113,7 +153,7 @@ class Page:
                 self.restore = gr.File(
                     label="Restore the settings of a picture: drop its PNG here",
                     file_types=[".png"],
-                    height=110,
+                    height=150,
                     elem_id="restore",
                 )
         with gr.Tab("Variations", id="variations"):
@@ -125,13 +165,14 @@ class Page:
             self.vary_size = gr.Radio(**size)
             self.vary = gr.Button("Vary", variant="primary", elem_id="vary")
         with gr.Tab("Blend", id="blend"):
+            instead = {"placeholder": "or a sentence", "max_length": MAX_PROMPT}
             with gr.Row():
                 with gr.Column(min_width=140):
                     self.first = self._upload("First picture", "first")
-                    self.first_text = gr.Textbox(label="or first prompt", max_length=MAX_PROMPT, elem_id="first-text")
+                    self.first_text = gr.Textbox(label="First prompt", **instead, elem_id="first-text")
                 with gr.Column(min_width=140):
                     self.second = self._upload("Second picture", "second")
-                    self.second_text = gr.Textbox(label="or second prompt", max_length=MAX_PROMPT, elem_id="second-text")
+                    self.second_text = gr.Textbox(label="Second prompt", **instead, elem_id="second-text")
             self.blend_steps = gr.Slider(2, 16, 6, step=1, label="Pictures on the way")
             self.blend_size = gr.Radio(sizes, value=sizes[min(1, len(sizes) - 1)], label="Size in pixels")
             self.blend = gr.Button("Blend", variant="primary", elem_id="blend")
@@ -150,8 +191,9 @@ class Page:
             self.edit_size = gr.Radio(**size)
             self.edit = gr.Button("Change", variant="primary", elem_id="change")
         with gr.Tab("Inpaint", id="inpaint"):
+            gr.Markdown("Paint over what is to be drawn anew.")
             self.editor = gr.ImageEditor(
-                label="Picture: paint over what is to be drawn anew",
+                label="Picture",
                 type="pil",
                 sources=["upload", "clipboard"],
                 layers=False,
@@ -182,13 +224,23 @@ class Page:
                 self.query_picture = self._upload("or a picture like it", "query-picture")
                 self.find = gr.Button("Find", variant="primary", elem_id="find")
         with gr.Tab("Explore", id="explore"):
-            gr.Markdown("How a picture forms: the embeddings that the prior imagines, and the nearest one's way to 1024 px.")
+            *smaller, largest = sizes
+            way = f"the nearest one's way to {largest} px"
+            gr.Markdown(f"How a picture forms: the embeddings that the prior imagines, and {way}.")
             self.explored = gr.Textbox(label="Prompt", max_length=MAX_PROMPT, elem_id="explored")
             self.explore = gr.Button("Explore", variant="primary", elem_id="explore-button")
-            kwargs = {"interactive": False, "object_fit": "contain", "buttons": []}
-            self.candidates = gr.Gallery(label="Candidates, the nearest to the prompt first", columns=4, height=170, **kwargs)
-            self.film = gr.Gallery(label="The 64 px picture as it denoises", columns=6, height=220, **kwargs)
-            self.stages = gr.Gallery(label="64, 256 and 1024 px", columns=3, height=220, **kwargs)
+            kwargs = {"interactive": False, "object_fit": "contain", "buttons": [], "show_label": False, "height": "auto"}
+            kwargs["elem_classes"] = "strip"
+            with gr.Column(visible=False) as self.formed:
+                say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
+                gr.Markdown(say)
+                self.candidates = gr.Gallery(label=say, columns=4, **kwargs)
+                say = "The 64 px picture as it denoises"
+                gr.Markdown(say)
+                self.film = gr.Gallery(label=say, columns=6, **kwargs)
+                say = " and ".join(filter(None, [", ".join(map(str, smaller)), f"{largest} px"]))
+                gr.Markdown(say)
+                self.stages = gr.Gallery(label=say, columns=len(sizes), **kwargs)
 
     def _upload(self, label: str, name: str) -> gr.Image:
         return gr.Image(
@@ -218,7 +270,8 @@ class Page:
     # ------------------------------------------------------------------------------------------ what happens
 
     def _wire(self) -> None:
-        model = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private", "show_progress": "hidden"}
+        model = {"concurrency_limit": SESSIONS, "concurrency_id": "model"}  # the worker lets them in one by one
+        model |= {"api_visibility": "private", "show_progress": "hidden"}
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         shown = [self.pictures, self.status, self.cancel, self.history]
         given = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
@@ -232,8 +285,8 @@ class Page:
         self.edit.click(self.on_edit, given, shown, **model)
         given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size, self.history]
         self.paint.click(self.on_paint, given, shown, **model)
-        outputs = [self.status, self.cancel, self.candidates, self.film, self.stages]
-        gr.on([self.explore.click, self.explored.submit], self.on_explore, [self.explored], outputs, **model)
+        outputs = [*shown, self.formed, self.candidates, self.film, self.stages]
+        gr.on([self.explore.click, self.explored.submit], self.on_explore, [self.explored, self.history], outputs, **model)
         if self.index is not None:
             given = [self.query, self.query_picture]
             gr.on([self.find.click, self.query.submit], self.on_find, given, [self.pictures, self.status], **model)
@@ -243,6 +296,10 @@ class Page:
         self.shuffle.click(lambda: random.randrange(MAX_SEED), None, self.seed, **quick)
         self.restore.upload(self.on_restore, [self.restore], [*self._restorable(), self.status, self.lock], **quick)
         self.pictures.select(self.on_select, None, self.chosen, **quick)
+        self.pictures.preview_close(lambda: 0, None, self.chosen, **quick)
+        self.history.select(self.on_recall, [self.history], [self.pictures, self.chosen], **quick)
+        for button in (self.draw, self.vary, self.blend, self.edit, self.paint, self.explore):
+            button.click(None, js=INTO_VIEW)
         self.place.change(self.on_place, [self.path, self.place], self.frame, **quick)
         self.play.click(self.on_play, [self.playing], [self.playing, self.timer, self.play], **quick)
         self.timer.tick(self.on_tick, [self.path, self.place], self.place, **quick)
@@ -257,10 +314,10 @@ class Page:
         seed = whole("seed", seed, 0, MAX_SEED)
         seeds = [seed + n for n in range(whole("number of pictures", number, 1, MAX_PICTURES))]
         facts = {"prompt": self._text("prompt", prompt), "negative_prompt": self._text("negative prompt", negative, empty=True)}
+        guidance, steps, size = between("guidance", guidance, 1, 20), whole("steps", steps, 1, 100), self._size(size)
         facts |= {"size": str(size), "guidance": f"{guidance:g}", "steps": str(steps), "sampler": str(sampler)}
         facts |= {"transparent": "yes" if transparent else "no"}
-        settings = {"size": size, "decoder_guidance_scale": between("guidance", guidance, 1, 20)}
-        settings["decoder_num_inference_steps"] = whole("steps", steps, 1, 100)
+        settings = {"size": size, "decoder_guidance_scale": guidance, "decoder_num_inference_steps": steps}
         with mistakes():
             draw = self.studio.create(facts["prompt"], facts["negative_prompt"], seeds, sampler, **settings)
         each = [facts | {"seed": str(s)} for s in seeds]
@@ -272,7 +329,7 @@ class Page:
         picture, far = self._picture("the picture to vary", file), between("how far to go", far, 0, 1)
         count = whole("number of variations", number, 1, MAX_PICTURES)
         first = random.randrange(MAX_SEED)
-        seeds = [first + n for n in range(count)]
+        seeds, size = [first + n for n in range(count)], self._size(size)
         settings = {"size": size} | ({"eta": far} if far < 1 else {})
         each = [{"variation_of": "an upload", "seed": str(s), "size": str(size)} for s in seeds]
         yield from self._draw(self.studio.vary(picture, seeds, **settings), each, history, request)
@@ -281,7 +338,7 @@ class Page:
         ends = []
         for name, file, text in (("first", first, first_text), ("second", second, second_text)):
             ends.append(self._picture(name, file) if file else self._text(f"{name} prompt", text))
-        steps, seed = whole("pictures on the way", steps, 2, 16), random.randrange(MAX_SEED)
+        steps, seed, size = whole("pictures on the way", steps, 2, 16), random.randrange(MAX_SEED), self._size(size)
         names = [e if isinstance(e, str) else "an upload" for e in ends]
         facts = {"from": names[0], "to": names[1], "seed": str(seed), "size": str(size)}
         each = [facts | {"share": f"{n / (steps - 1):.4f}"} for n in range(steps)]
@@ -294,7 +351,8 @@ class Page:
 
     def on_edit(self, file, source, target, strength, size, history, request: gr.Request) -> Iterator:
         picture, strength = self._picture("the picture to change", file), between("how far to go", strength, 0, 1)
-        source, target, seed = self._text("from", source, empty=True), self._text("to", target), random.randrange(MAX_SEED)
+        source, target = self._text("from", source, empty=True), self._text("to", target)
+        seed, size = random.randrange(MAX_SEED), self._size(size)
         facts = {"edit_of": "an upload", "from": source, "to": target, "strength": f"{strength:g}", "size": str(size)}
         draw = self.studio.edit(picture, target, source, [strength], seed, size=size)
         yield from self._draw(draw, [facts], history, request)
@@ -302,10 +360,11 @@ class Page:
     def on_paint(
         self, editor, prompt, left, top, width, height, west, east, north, south, size, history, request: gr.Request
     ) -> Iterator:
-        if not editor or editor.get("background") is None:
+        if not isinstance(editor, dict) or not isinstance(editor.get("background"), Image.Image):
             raise gr.Error("Give a picture first.", print_exception=False)
         picture = on_white(editor["background"])
-        prompt, seed = self._text("prompt", prompt), random.randrange(MAX_SEED)
+        self._check_content(picture)
+        prompt, seed, size = self._text("prompt", prompt), random.randrange(MAX_SEED), self._size(size)
         numbers = zip(("left", "top", "width", "height"), (left, top, width, height), strict=True)
         rectangle = [between(name, value, 0, 100) for name, value in numbers]
         margins = [between("margin", value, 0, 100) for value in (west, east, north, south)]
@@ -315,21 +374,22 @@ class Page:
         draw = self.studio.inpaint(prompt, picture, mask, [seed], size=size)
         yield from self._draw(draw, [facts], history, request)
 
-    def on_explore(self, prompt, request: gr.Request) -> Iterator:
-        skip = [gr.skip()] * 3
-        draw = self.studio.explore(self._text("prompt", prompt), random.randrange(MAX_SEED), self.studio.pipe.sizes[-1])
-        found = None
-        for step in self._steps(draw, request):
-            if isinstance(step, Step):
-                yield status(str(step), step), gr.Button(interactive=True), *skip
-            else:
-                found = step
-        if found is None:
-            yield status("Cancelled."), gr.Button(interactive=False), *skip
-            return
-        candidates = [(picture, f"cosine {score:.3f}") for score, picture in found.candidates]
-        stages = [(picture, f"{picture.width} px") for picture in found.stages]
-        yield status("Done."), gr.Button(interactive=False), candidates, found.film, stages
+    def on_explore(self, prompt, history, request: gr.Request) -> Iterator:
+        size, seed = self.studio.pipe.sizes[-1], random.randrange(MAX_SEED)
+        facts = {"prompt": self._text("prompt", prompt), "seed": str(seed), "size": str(size)}
+        explore, found = self.studio.explore(facts["prompt"], seed, size), []
+
+        def draw(watch) -> list[Image.Image]:
+            found[:] = [explore(watch)]
+            return found[0].pictures
+
+        for shown in self._draw(draw, [facts], history, request):
+            yield *shown, *[gr.skip()] * 4
+        if found and found[0].pictures:
+            self._check_content(*(picture for _, picture in found[0].candidates), *found[0].stages)
+            candidates = [(picture, f"cosine {score:.3f}") for score, picture in found[0].candidates]
+            stages = [(picture, f"{picture.width} px") for picture in found[0].stages]
+            yield *[gr.skip()] * 4, gr.Column(visible=True), candidates, found[0].film, stages
 
     def on_find(self, text, file) -> tuple:
         query = self._picture("the picture", file) if file else self._text("query", text)
@@ -364,6 +424,10 @@ class Page:
     def on_select(self, event: gr.SelectData) -> int:
         return event.index
 
+    def on_recall(self, history, event: gr.SelectData) -> tuple:
+        """A picture of the history, back where it can be sent on from."""
+        return [history[event.index]] if history else gr.skip(), 0
+
     def on_place(self, path: list[str], place) -> Any:
         return path[min(max(int(place), 1), len(path)) - 1] if path else gr.skip()
 
@@ -390,25 +454,40 @@ class Page:
 
     # ------------------------------------------------------------------------------------------ drawing
 
+    def _admit(self, request: gr.Request, pictures: int) -> None:
+        """Count pictures on the rate of who asks: the key's, else the address's."""
+        if self.studio.rate is not None:
+            wait = self.studio.rate.take(request.username or request.client.host, pictures)
+            if wait:
+                raise gr.Error(self.studio.rate.message(wait, pictures), print_exception=False)
+
     def _steps(self, draw: Callable, request: gr.Request) -> Iterator[Any]:
         """The steps, then the answer, None once cancelled."""
         with mistakes():
-            yield (yield from self.studio.stream(request.session_hash, draw))
+            yield (yield from self.studio.stream(request.session_hash, draw, getattr(request, "username", None)))
 
     def _draw(
         self, draw: Callable, facts: list[dict], history, request: gr.Request, clear: bool = False, files: list | None = None
     ) -> Iterator[tuple]:
         """What the gallery, the status, the cancel button and the history show, step by step; `files` gets the files."""
+        self._admit(request, len(facts))
         images = None
-        for step in self._steps(draw, request):
-            if isinstance(step, Step):
-                yield step.pictures or gr.skip(), status(str(step), step), gr.Button(interactive=True), gr.skip()
-            else:
-                images = step
+        try:
+            for step in self._steps(draw, request):
+                if isinstance(step, Step):
+                    early = step.pictures if self.studio.content_filter is None else None  # only what it has seen is shown
+                    yield early or gr.skip(), status(str(step), step), gr.Button(interactive=True), gr.skip()
+                else:
+                    images = step
+            self._check_content(*images or ())
+        except Exception as error:
+            say = error.message if isinstance(error, gr.Error) else "That failed; the log says more."
+            yield gr.skip(), status(say), gr.Button(interactive=False), gr.skip()
+            raise
         if images is None:
-            yield gr.skip(), status("Cancelled."), gr.Button(interactive=False), gr.skip()
+            if not self.studio.draws(request.session_hash):  # else something newer took its place, and tells of itself
+                yield gr.skip(), status("Cancelled."), gr.Button(interactive=False), gr.skip()
             return
-        self._check_content(*images)
         saved = [self._save(cut_out(i) if clear else i, f) for i, f in zip(images, facts, strict=True)]
         if files is not None:
             files += saved
@@ -434,11 +513,21 @@ class Page:
         self._check_content(text)
         return text
 
+    def _size(self, size: Any) -> int:
+        if isinstance(size, bool) or size not in self.studio.pipe.sizes:
+            sizes = ", ".join(map(str, self.studio.pipe.sizes))
+            raise gr.Error(f"The size must be one of {sizes} pixels, got {size!r}.", print_exception=False)
+        return int(size)
+
     def _picture(self, name: str, file: str | None) -> Image.Image:
-        if not file:
+        if not isinstance(file, str) or not file:
             raise gr.Error(f"Give {name} first.", print_exception=False)
+        try:
+            data = Path(file).read_bytes()
+        except (OSError, ValueError):
+            raise gr.Error(f"{name} is here no more: upload it again.".capitalize(), print_exception=False) from None
         with mistakes():
-            picture = on_white(open_upload(Path(file).read_bytes(), name))
+            picture = on_white(open_upload(data, name))
         self._check_content(picture)
         return picture
 
@@ -537,5 +626,5 @@ def status(text: str, step: Step | None = None) -> str:
 def caption(facts: dict[str, str]) -> str:
     if "share" in facts:
         return f"{float(facts['share']):.0%} of the way"
-    parts = [facts.get("prompt") or facts.get("to") or "", f"seed {facts['seed']}" if "seed" in facts else ""]
+    parts = [f"seed {facts['seed']}" if "seed" in facts else "", facts.get("prompt") or facts.get("to") or ""]
     return ", ".join(part for part in parts if part)

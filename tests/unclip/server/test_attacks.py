@@ -1,63 +1,21 @@
 """What hostile clients try, each with raw bytes on a real socket: none reaches a file, another host or another's time."""
 
 import contextlib
-import http.client
 import io
 import json
 import socket
 import struct
 import threading
 import time
-import urllib.error
-import urllib.request
 import zlib
 from urllib.parse import urlsplit
 
 import pytest
+from asking import alive, ask, form, raw
 from drawing import png
 from PIL import Image
 
 pytest.importorskip("uvicorn")
-
-
-def ask(address: str, method="POST", path="/v1/images/generations", body=b"", headers=None) -> tuple[int, dict]:
-    """Status and parsed body of an answer."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
-    try:
-        connection.request(method, path, body, headers or {"content-type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read()
-        kind = answer.headers.get("content-type", "")
-        return answer.status, json.loads(text) if kind.startswith("application/json") else {"raw": text}
-    finally:
-        connection.close()
-
-
-def raw(address: str, data: bytes, wait: float = 20) -> bytes:
-    """What comes back for bytes as they are, until the server closes the connection."""
-    parts = urlsplit(address)
-    with socket.create_connection((parts.hostname, parts.port), timeout=wait) as connection:
-        connection.sendall(data)
-        got = b""
-        try:
-            while part := connection.recv(65536):
-                got += part
-        except ConnectionResetError:
-            pass
-        return got
-
-
-def form(fields: dict[str, bytes | tuple[str, bytes]], boundary: str = "b") -> tuple[bytes, dict[str, str]]:
-    parts = []
-    for name, value in fields.items():
-        file, value = value if isinstance(value, tuple) else (None, value)
-        says = f'; filename="{file}"' if file is not None else ""
-        parts += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{says}\r\n\r\n'.encode() + value + b"\r\n"]
-    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), {"content-type": f"multipart/form-data; boundary={boundary}"}
-
-
-def alive(address: str) -> bool:
-    return urllib.request.urlopen(f"{address}/healthz", timeout=20).status == 200
 
 
 def test_no_path_leads_out_of_the_shelf(serve):
@@ -212,6 +170,37 @@ def test_slow_clients_are_let_go(serve, monkeypatch):
     second = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /heal"
     assert raw(address, second, wait=10).startswith(b"HTTP/1.1 200"), "a second request that is never finished"
     assert alive(address)
+
+
+def test_an_answer_that_is_not_taken_is_not_kept_for_ever(serve, monkeypatch):
+    """One who asks, and again, and never reads."""
+    from unclip.server import serving
+
+    monkeypatch.setattr(serving, "WRITE_SECONDS", 0.3)
+    address = serve()
+    parts = urlsplit(address)
+    request = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    whole = len(raw(address, request + b"GET / HTTP/x\r\n\r\n"))
+    count = 16 * 2**20 // whole  # more than the two sockets' buffers hold
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect((parts.hostname, parts.port))
+        asking = threading.Thread(target=_send, args=(connection, request * count))
+        asking.start()
+        time.sleep(1.5)
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(2**20):
+                got += len(part)
+        asking.join(20)
+    assert got < whole * count / 2, "the rest was let go"
+    assert alive(address)
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
 
 
 def test_other_sites_pages_and_other_names_are_refused(serve):

@@ -205,6 +205,8 @@ def test_the_rate_is_each_keys_own_and_says_when_to_come_back(serve, tmp_path):
         a.images.generate(prompt="a ring", size="64x64")
     assert caught.value.code == "rate_limit_exceeded" and 1 <= int(caught.value.response.headers["retry-after"]) <= 30
     b.images.generate(prompt="a ring", size="64x64")
+    with pytest.raises(openai.RateLimitError, match="3 pictures are more than the 2 a minute"):
+        b.images.generate(prompt="a ring", size="64x64", n=3)
 
     now = [0.0]
     rate = Rate(6, clock=lambda: now[0])

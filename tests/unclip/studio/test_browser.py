@@ -23,10 +23,10 @@ def status(page, text: str) -> None:
     page.locator(".status", has_text=text).wait_for()
 
 
-def drawn(page) -> list[bytes]:
-    """The files of the gallery, as the browser shows them."""
+def drawn(page, name: str = "picture.png") -> list[bytes]:
+    """The files of the gallery, as the browser shows them: what is shown early is none yet."""
     images = page.locator("#pictures img")
-    images.first.wait_for()
+    page.locator(f"#pictures img[src$='/{name}']").first.wait_for()
     return [urllib.request.urlopen(images.nth(n).get_attribute("src")).read() for n in range(images.count())]
 
 
@@ -63,6 +63,12 @@ def test_cancel_works_at_once_and_frees_the_model(studio_address, browse, slow_m
     slow_model.set()
     draw(page, "a ring")
     status(page, DONE)
+
+
+def loaded(page, selector: str) -> None:
+    """Wait until an image is there and is not a broken one."""
+    page.locator(selector).first.wait_for()
+    page.wait_for_function("s => document.querySelector(s).naturalWidth > 0", arg=selector)
 
 
 def upload(page, name: str, data: bytes) -> None:
@@ -102,21 +108,27 @@ def test_a_drawn_picture_is_varied(studio_address, browse, shot):
     page = browse(studio_address())
     draw(page, "a star")
     status(page, DONE)
+    first = drawn(page)
     page.get_by_role("button", name="Vary it").click()
-    page.locator("#varied img").wait_for()
+    loaded(page, "#varied img")
     small(page)
     page.get_by_role("button", name="Vary", exact=True).click()
     status(page, "4 pictures are done")
+    page.locator("#pictures img").nth(3).wait_for()
     assert len({*drawn(page)}) == 4
     shot(page, "variations")
+    page.get_by_role("button", name="History").click()
+    page.locator("#history").get_by_role("button", name="Thumbnail 5 of 5").click()
+    page.wait_for_function("() => document.querySelectorAll('#pictures .gallery-item').length == 1")
+    assert drawn(page) == first, "the oldest, back in its place"
 
 
 @pytest.mark.slow
 def test_two_prompts_are_blended_and_the_way_is_played(studio_address, browse, shot):
     page = browse(studio_address())
     tab(page, "Blend")
-    page.get_by_label("or first prompt").fill("a star")
-    page.get_by_label("or second prompt").fill("a ring")
+    page.get_by_label("First prompt").fill("a star")
+    page.get_by_label("Second prompt").fill("a ring")
     small(page)
     page.get_by_role("button", name="Blend", exact=True).click()
     status(page, "6 pictures are done")
@@ -197,13 +209,37 @@ def test_a_search_and_an_exploration(studio_address, browse, shot, tiny_model, t
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Find").click()
     status(page, "2 pictures, the nearest first")
-    assert Image.open(io.BytesIO(drawn(page)[0])).convert("RGB").getpixel((5, 5)) == (0, 0, 255)
+    assert Image.open(io.BytesIO(drawn(page, "image.png")[0])).convert("RGB").getpixel((5, 5)) == (0, 0, 255)
     tab(page, "Explore")
     page.locator("#explored textarea, #explored input").first.fill("a star")
     page.get_by_role("button", name="Explore", exact=True).click()
-    status(page, "Done.")
-    page.get_by_text("1024 px").last.wait_for()
+    status(page, DONE)
+    page.locator(".caption-label", has_text="1024 px").wait_for()
+    assert page.locator(".caption-label", has_text="cosine").count() == 4
+    assert Image.open(io.BytesIO(drawn(page)[0])).size == (1024, 1024)
     shot(page, "explore")
+
+
+@pytest.mark.slow
+def test_a_second_page_waits_its_turn_and_may_leave(studio_address, browse, slow_model, serve):
+    """While one draws, another is told that it waits, and can cancel that."""
+    address = studio_address()
+    one, two = browse(address), browse(address)
+    draw(one, "a star")
+    status(one, "step")
+    draw(two, "a ring")
+    status(two, "Waiting for the model")
+    assert serve.app.state.worker.waiting == 1
+    two.get_by_role("button", name="Cancel").click()
+    status(two, "Cancelled")
+    assert serve.app.state.worker.waiting == 0
+    draw(two, "a ring")
+    status(two, "Waiting for the model")
+    two.context.close()
+    while serve.app.state.worker.waiting:
+        one.wait_for_timeout(50)
+    slow_model.set()
+    status(one, DONE)
 
 
 @pytest.mark.slow
@@ -211,12 +247,29 @@ def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot)
     page = browse(studio_address(), viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
     draw(page, "a star")
     status(page, DONE)
+    page.wait_for_timeout(1000)  # scrolling is smooth
+    assert page.evaluate("() => document.querySelector('#pictures').getBoundingClientRect().top") < 740, "it came into view"
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.evaluate("document.querySelector('#now').getBoundingClientRect().top") == 0, "status and cancel stay in view"
     for name in ("Variations", "Blend", "Edit", "Inpaint", "Explore"):
         tab(page, name)
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
     shot(page, "phone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [700, 1000, 1280, 2000])
+def test_a_tab_is_as_wide_as_the_others(width, studio_address, browse):
+    """What is in it neither widens nor narrows it: else the tabs that fit, and with them its width, could go on changing."""
+    page = browse(studio_address(), viewport={"width": width, "height": 900})
+    widths = set()
+    for name in ("Create", "Variations", "Blend", "Edit", "Inpaint", "Explore"):
+        tab(page, name)
+        page.wait_for_timeout(500)
+        widths.add(page.evaluate("Math.round(document.querySelector('#tabs').getBoundingClientRect().width)"))
+    assert len(widths) == 1 and widths.pop() > 0.42 * min(width, 1600)
 
 
 @pytest.mark.slow
@@ -231,7 +284,7 @@ def test_the_keyboard_alone_draws_a_picture(studio_address, browse):
                 "() => { const e = document.activeElement; const l = (e.labels && e.labels[0]) || e;"
                 " return [(e.getAttribute('aria-label') || '') + ' ' + (l.innerText || ''), getComputedStyle(e).outlineStyle] }"
             )
-            if words in found[0]:
+            if words in found[0] and page.evaluate("document.activeElement !== document.body"):
                 assert found[1] != "none" or page.evaluate("document.activeElement.type") == "radio"
                 return
         raise AssertionError(f"{words!r} is not reached by Tab")
@@ -245,20 +298,35 @@ def test_the_keyboard_alone_draws_a_picture(studio_address, browse):
 
 
 @pytest.mark.slow
-def test_axe_finds_nothing_serious_in_our_own_markup(studio_address, browse):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_our_own_markup(scheme, studio_address, browse):
+    """On every tab, before and after a picture is drawn, and with everything unfolded."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    page = browse(studio_address())
-    found = axe.Axe().run(page).response["violations"]
-    serious = [v for v in found if v["impact"] in ("serious", "critical")]
-    ours = [node["html"][:200] for v in serious for node in v["nodes"] if 'class="status' in node["html"]]
-    for violation in serious:
-        print(violation["impact"], violation["id"], len(violation["nodes"]), violation["nodes"][0]["html"][:120])
-    assert not ours
-    assert {v["id"] for v in serious} <= GRADIOS_OWN, serious
+    page = browse(studio_address(), color_scheme=scheme)
+    found: dict[str, set[str]] = {}
+
+    def look() -> None:
+        page.wait_for_timeout(1000)  # colours fade in
+        for violation in axe.Axe().run(page).response["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                found.setdefault(violation["id"], set()).update(node["html"][:200] for node in violation["nodes"])
+
+    look()
+    draw(page, "a star")
+    status(page, DONE)
+    page.get_by_role("button", name="History").click()
+    page.get_by_role("button", name="More").click()
+    look()
+    for name in ("Variations", "Blend", "Edit", "Inpaint", "Explore"):
+        tab(page, name)
+        look()
+    for rule, places in found.items():
+        print(scheme, rule, *sorted(places), sep="\n  ")
+    assert found.keys() <= GRADIOS_OWN, found
 
 
-# What axe finds in Gradio's own components (6.31), which we do not draw.
-GRADIOS_OWN: set[str] = {"aria-required-children", "color-contrast", "label", "button-name", "nested-interactive"}
+# Serious findings in Gradio's own components (6.31), which we do not draw; docs/studio.md lists them.
+GRADIOS_OWN: set[str] = {"aria-prohibited-attr"}
 
 
 @pytest.mark.slow
@@ -276,6 +344,10 @@ def test_the_page_asks_for_a_key_where_the_server_does(studio_address, chromium,
     page.set_default_timeout(120_000)
     page.goto(address)
     page.get_by_label("username").fill("me")
+    page.get_by_label("password").fill("sk-0123456789abcdef")
+    page.get_by_role("button", name="Login").click()
+    page.get_by_text("Incorrect").wait_for()
+    page.get_by_label("username").fill("key-1")
     page.get_by_label("password").fill("sk-0123456789abcdef")
     page.get_by_role("button", name="Login").click()
     page.get_by_role("button", name="Draw", exact=True).wait_for()

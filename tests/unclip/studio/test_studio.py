@@ -2,22 +2,29 @@
 
 import http.client
 import json
+import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import gradio as gr
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from unclip.images import png_facts
-from unclip.studio.drawing import OWN, Step, Studio
+from unclip.studio.drawing import OWN, Explored, Step, Studio
 from unclip.studio.page import MAX_SEED, Page, between, restored, to_repaint, whole
 
 ANYTHING = st.one_of(
@@ -129,6 +136,26 @@ def test_the_mounted_page_reads_no_other_files_and_fetches_no_urls(studio_addres
     assert not reached
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["app.py"], ["-m", "unclip", "serve", "--port", "0"]], ids=["app", "serve"])
+def test_sigterm_ends_it_and_its_files_are_gone(words, tiny_folder, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment.pop("GRADIO_TEMP_DIR", None)
+    command = [sys.executable, *words, "--model", tiny_folder, "--dtype", "fp32"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment)
+    try:
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        page = address.rstrip("/") + ("/app" if "serve" in words else "/")
+        assert b"unCLIP studio" in urllib.request.urlopen(page).read()
+        assert [*tmp_path.glob("unclip-studio-*")]
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+    assert not [*tmp_path.glob("unclip-studio-*")]
+
+
 @pytest.fixture
 def page(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
@@ -167,9 +194,128 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
     assert (pixels[:, 20:] == (255, 0, 0)).all() and (pixels[:, :20] != (255, 0, 0)).any()
     drawn, _ = last(page.on_paint(editor | {"layers": []}, "a star", 50, 0, 50, 100, *nothing, 64, [], me))
     assert (np.array(drawn)[:, :32] == (255, 0, 0)).all()
-    *_, (_, _, candidates, film, stages) = page.on_explore("a star", me)
-    assert len(candidates) == 4 and film and [p.width for p, _ in stages] == [64, 256, 1024]
+    steps = list(page.on_explore("a star", [], me))
+    drawn, facts = last(steps)
+    *_, candidates, film, stages = steps[-1]
+    assert len(candidates) == 4 and len(film) == 3 and [p.width for p, _ in stages] == [64, 256, 1024]
+    assert facts["prompt"] == "a star" and drawn.tobytes() == stages[-1][0].tobytes()
     assert page.studio._jobs == {}
+
+
+def test_a_film_is_as_long_as_its_strip_and_ends_with_the_picture(page, monkeypatch):
+    from unclip.studio import drawing
+
+    monkeypatch.setattr(drawing, "FILM", 2)
+    *_, (*_, film, stages) = page.on_explore("a star", [], SimpleNamespace(session_hash="me"))
+    assert len(film) == 2 and film[-1].tobytes() == stages[0][0].tobytes()
+
+
+def test_a_trouble_while_drawing_is_told_where_the_progress_was(page, monkeypatch):
+    """Not only in a message that goes away: the bar of a drawing that is over is gone, and so is its cancel button."""
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("deep inside")
+
+    monkeypatch.setattr(type(page.studio.pipe), "__call__", broken)
+    shown = []
+    steps = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, SimpleNamespace(session_hash="me"))
+    with pytest.raises(RuntimeError):
+        for step in steps:
+            shown.append(step)
+    _, said, cancel, *_ = shown[-1]
+    assert "failed" in said and "progress" not in said and "deep" not in said and not cancel.interactive
+
+
+def test_with_a_content_filter_nothing_is_shown_that_it_has_not_seen(page):
+    seen = []
+    page.studio.content_filter = lambda content: seen.append(content) or None
+    me = SimpleNamespace(session_hash="me")
+    steps = list(page.on_draw("a star", "", 1, 0, True, 256, 2.0, 2, OWN, False, None, me))
+    assert [isinstance(step[0], list) for step in steps].count(True) == 1
+    assert [s if isinstance(s, str) else s.size for s in seen] == ["a star", "", (256, 256)]
+    page.studio.content_filter = lambda content: None if isinstance(content, str) else "not that"
+    for handler in (
+        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me),
+        page.on_explore("a star", [], me),
+    ):
+        shown = []
+        with pytest.raises(gr.Error, match="not that"):
+            for step in handler:
+                shown.append(step)
+        assert not any(isinstance(value, list) for step in shown for value in (step[0], *step[4:]))
+        assert "not that" in shown[-1][1]
+
+
+def test_the_rate_counts_what_the_page_draws(page):
+    from unclip.server.keys import Rate
+
+    page.studio.rate = Rate(2)
+    alice, bob = (SimpleNamespace(session_hash=name, username=name, client=None) for name in ("alice", "bob"))
+    assert list(page.on_draw("a star", "", 2, 0, True, 64, 2.0, 2, OWN, False, None, alice))
+    with pytest.raises(gr.Error, match="2 pictures a minute. Try again in"):
+        list(page.on_explore("a star", [], alice))
+    assert list(page.on_explore("a star", [], bob))
+
+
+def test_what_a_session_draws_anew_takes_the_old_ones_place_and_its_status(page, slow_model):
+    """The old one's end says nothing: the status and the cancel button are the new one's by then."""
+    me = SimpleNamespace(session_hash="me")
+    first = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me)
+    assert next(first) and slow_model.begun.wait(30)
+    second = page.on_draw("a ring", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me)
+    assert "Waiting" in next(second)[1]
+    assert not any("Cancelled" in str(step[1]) for step in first)
+    slow_model.set()
+    assert "done" in list(second)[-2][1]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def fuzz(page, counts, data):
+    """One handler with anything for its arguments, or with all but a few of them right."""
+    me = SimpleNamespace(session_hash="me")
+    right = {
+        page.on_draw: ["a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, []],
+        page.on_vary: [None, 1, 1, 64, []],
+        page.on_blend: [None, "a star", None, "a ring", 2, 64, []],
+        page.on_edit: [None, "a star", "a ring", 0.3, 64, []],
+        page.on_paint: [{"background": Image.new("RGB", (8, 8)), "layers": []}, "a star", *[50] * 4, *[0] * 4, 64, []],
+        page.on_explore: ["a star", []],
+    }
+    handler = data.draw(st.sampled_from(list(right)))
+    values = right[handler][:-1]
+    for place in data.draw(st.sets(st.integers(0, len(values) - 1), max_size=2)):
+        values[place] = data.draw(ANYTHING)
+    try:
+        for _ in handler(*values, [], me):
+            pass
+        counts["drawn"] += 1
+    except gr.Error as error:
+        assert error.message and "\n" not in error.message
+        counts["refused"] += 1
+
+
+def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch):
+    tiny = Image.new("RGB", (8, 8))
+    monkeypatch.setattr(page.studio, "explore", lambda prompt, seed, size: lambda watch: Explored([], pictures=[tiny]))
+    counts = Counter()
+    fuzz(page, counts)
+    print(dict(counts))
+    assert counts["refused"] > 50 and counts["drawn"] > 0
+    assert page.studio._jobs == {}
+
+
+def test_a_page_that_listens_does_not_keep_the_server_nor_end_in_an_error(studio_address, serve, caplog):
+    address = studio_address()
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
+    connection.request("GET", "/app/gradio_api/heartbeat/abc")
+    assert connection.getresponse().read(5) == b"data:"
+    started = time.monotonic()
+    serve.stop()
+    for _, thread in serve.started:
+        thread.join(20)
+    assert time.monotonic() - started < 4, "the time it would be waited for is 5 s"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_mistakes_on_the_page_are_one_line(page):
@@ -182,7 +328,8 @@ def test_mistakes_on_the_page_are_one_line(page):
         page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, "magic", False, None, me),
         page.on_vary(None, 1, 1, 64, None, me),
         page.on_paint(None, "a star", *[0] * 8, 64, None, me),
-        page.on_explore("", me),
+        page.on_draw("a star", "", 1, 0, True, 64, None, 2, OWN, False, None, me),
+        page.on_explore("", [], me),
     ):
         with pytest.raises(gr.Error) as caught:
             list(steps)
