@@ -53,7 +53,7 @@ def keep(page: Page, file: Path) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)  # what fades has faded
     picture = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
     print(f"{file}  {file.stat().st_size // 1024} KiB", flush=True)
 
 
