@@ -64,11 +64,12 @@ class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         return_dict: bool = True,
     ):
         """`hidden_states` [B, D], the noised whitened image embedding; `timestep` a number or [B]; `proj_embedding` [B, D],
-        the text embedding; `encoder_hidden_states` [B, N, D]; `attention_mask` [B, N] bool, True at a token.
+        the text embedding; `encoder_hidden_states` [B, N, D]; `attention_mask` [B, N] bool, True at a token. Padding that
+        every text ends in may be left out of both.
         """
-        tokens = self.config.num_embeddings
-        if encoder_hidden_states.shape[1] != tokens:
-            raise ValueError(f"encoder_hidden_states must have {tokens} tokens, got {encoder_hidden_states.shape[1]}")
+        tokens = encoder_hidden_states.shape[1]
+        if tokens > self.config.num_embeddings:
+            raise ValueError(f"encoder_hidden_states may have {self.config.num_embeddings} tokens, got {tokens}")
         text = self.embed_text(proj_embedding, encoder_hidden_states)
         x = torch.cat([text, self.embed_step(hidden_states, timestep)], 1)  # [B, S, C]
         mask = torch.ones(tokens + 4, tokens + 4, dtype=torch.bool, device=x.device).tril()[None, None]  # [1, 1, S, S]
@@ -84,7 +85,8 @@ class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         scale = math.sqrt(proj_embedding.shape[-1])  # unit vectors arrive with entries of order one
         text = self.embedding_proj(proj_embedding * scale)[:, None]
         tokens = torch.cat([self.encoder_hidden_states_proj(encoder_hidden_states), text], 1)
-        return tokens + self.positional_embedding[:, :-3].to(tokens.dtype)
+        places = self.positional_embedding.to(tokens.dtype)
+        return tokens + torch.cat([places[:, : tokens.shape[1] - 1], places[:, -4:-3]], 1)
 
     def embed_step(self, hidden_states: Tensor, timestep: Tensor | float | int) -> Tensor:
         """Its last three tokens [B, 3, C]: timestep, noised embedding and query."""

@@ -29,6 +29,8 @@ def test_padding_is_not_seen(prior, length):
     changed[:, length:] = 100.0
     answers = [prior(noised, 10, text, e, mask).predicted_image_embedding for e in (encodings, changed)]
     torch.testing.assert_close(*answers)
+    left_out = prior(noised, 10, text, encodings[:, :length], mask[:, :length]).predicted_image_embedding
+    torch.testing.assert_close(left_out, answers[0])
 
 
 def test_every_input_is_seen(prior):
@@ -64,7 +66,7 @@ def test_whitening_round_trip():
     torch.testing.assert_close(prior.post_process_latents(white), embeds)
 
 
-def test_wrong_number_of_tokens_is_named(prior):
+def test_too_many_tokens_are_named(prior):
     noised, text, encodings, mask = inputs()
-    with pytest.raises(ValueError, match="8 tokens, got 5"):
-        prior(noised, 10, text, encodings[:, :5], mask[:, :5])
+    with pytest.raises(ValueError, match="8 tokens, got 16"):
+        prior(noised, 10, text, encodings.repeat(1, 2, 1), mask.repeat(1, 2))

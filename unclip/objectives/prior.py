@@ -7,11 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from prior import DiffusionPrior
+
 from .. import networks
 from ..data.examples import seeded_noise
 from ..diffusion import ddim
 from ..sampling import denoise
 from .conditioned import ClipConditioned, NoiseLevels, check_shares
+
+LENGTHS = 4  # few lengths: each is compiled anew
 
 
 class PriorObjective(ClipConditioned):
@@ -58,6 +62,8 @@ class PriorObjective(ClipConditioned):
         prior = self.trained["prior"]
         clean = (self._image(batch) - prior.clip_mean) / prior.clip_std
         text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
+        if isinstance(prior, DiffusionPrior):
+            encodings, mask = unpadded(encodings, mask)
         noised, _, timesteps = self._noised(clean, batch)
         predicted = prior(noised, timesteps, text, encodings, mask).predicted_image_embedding.float()
         return self._squared_error(predicted, clean, timesteps), timesteps
@@ -82,6 +88,13 @@ class PriorObjective(ClipConditioned):
 
     def components(self) -> dict[str, Any]:
         return {**self.trained, "prior_scheduler": ddim(self.schedule)}
+
+
+def unpadded(encodings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`encodings` [B, N, D] and `mask` [B, N] without the padding that all rows end in, N still a multiple of `LENGTHS`."""
+    longest = int(mask.any(0).nonzero().max()) + 1
+    kept = -(-longest // LENGTHS) * LENGTHS
+    return encodings[:, :kept], mask[:, :kept]
 
 
 def cosines(drawn: Tensor, true: Tensor, text: Tensor) -> dict[str, float]:
