@@ -69,6 +69,10 @@ class Bench:
         pictures = np.stack([self.icons.pixels(p.truth) for p in prompts])
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
+    def true_embeddings(self, prompts: list[Prompt]) -> Tensor:
+        """The embeddings [N, D] that the model's own CLIP gives real renders of the prompts."""
+        return torch.cat([self.clip.encode_image(chunk.float() / 255) for chunk in self.truths(prompts).split(64)])
+
     @cached_property
     def names(self) -> Tensor:
         """The judge's embeddings [T, D] of all concepts' names."""

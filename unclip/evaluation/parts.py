@@ -249,7 +249,10 @@ def _on_white(icons: IconSet, rows: Tensor) -> Tensor:
 
 
 def prior(bench: Bench) -> Part:
-    """The paper's section 5.1: the decoder after the prior, after the text embedding in its place, and after neither."""
+    """The paper's section 5.1: the decoder after the prior, after the text embedding in its place, and after neither.
+
+    And after the real picture's embedding: what a perfect prior would give this decoder.
+    """
     named = bench.cut(ask.recognition(bench.icons, bench.split), NAMED)
     count = bench.count(COMPARED)
     prompts = ask.scenes(bench.icons, bench.split, count)
@@ -257,7 +260,7 @@ def prior(bench: Bench) -> Part:
     bench.pipe._prepare()  # the dtype that the embeddings below shall have
     null = bench.pipe.text_proj.learned_classifier_free_guidance_embeddings.detach()
     results, rows, shown = {}, [], []
-    for way in ("prior", "text embedding", "no prior"):
+    for way in ("prior", "text embedding", "no prior", "true embedding"):
         sets = []
         for name, asked in (("recognition", named), ("scenes", prompts)):
             embeds = None
@@ -265,6 +268,8 @@ def prior(bench: Bench) -> Part:
                 embeds = bench.clip.encode_text([p.text for p in asked])
             elif way == "no prior":
                 embeds = null.expand(len(asked), -1)
+            elif way == "true embedding":
+                embeds = bench.true_embeddings(asked)
             folder = name if way == "prior" else f"{name}-{way.replace(' ', '-')}"
             sets.append(bench.draw(folder, asked, embeds))
         first, five = bench.named(sets[0], named)
@@ -292,7 +297,7 @@ def _cosines(bench: Bench, prompts: list[Prompt]) -> dict[str, Estimate]:
         drawn.append(source([p.text for p in chunk], generator=generators, **settings).image_embeds.float().cpu())
     prior = F.normalize(torch.cat(drawn), dim=-1)
     text = bench.clip.encode_text([p.text for p in prompts]).cpu()
-    true = torch.cat([bench.clip.encode_image(chunk.float() / 255).cpu() for chunk in bench.truths(prompts).split(64)])
+    true = bench.true_embeddings(prompts).cpu()
     pairs = {
         "prior, true": (prior, true),
         "text, true": (text, true),

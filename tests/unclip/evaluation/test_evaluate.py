@@ -195,5 +195,5 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert {row["what"] for row in found["summary"]} >= {"weights, MB", "Fréchet distance, times the floor"}
     assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
     ways = found["results"]["prior"]
-    assert len({ways[w]["frechet_distance"]["value"] for w in ("prior", "text embedding", "no prior")}) == 3
+    assert len({ways[w]["frechet_distance"]["value"] for w in ("prior", "text embedding", "no prior", "true embedding")}) == 4
     assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 2
