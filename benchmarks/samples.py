@@ -59,21 +59,21 @@ def main() -> None:
         rank(concepts, pictures, IconSet.load(arguments.data).concepts, CLIP.from_pretrained(arguments.model))
 
 
-def sheet(prompts: list[str], pictures: list[Image.Image]) -> Image.Image:
-    """The pictures in rows with their prompts below."""
-    rows = -(-len(prompts) // COLUMNS)
-    page = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + 28)), "white")
+def sheet(prompts: list[str], pictures: list[Image.Image], columns: int = COLUMNS, cell: int = CELL) -> Image.Image:
+    """The pictures in rows of `columns`, each in `cell` pixels with its margin, and their prompts below."""
+    rows = -(-len(prompts) // columns)
+    page = Image.new("RGB", (columns * cell, rows * (cell + 28)), "white")
     draw = ImageDraw.Draw(page)
     for n, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-        left, top = n % COLUMNS * CELL, n // COLUMNS * (CELL + 28)
-        page.paste(picture.resize((CELL - 8, CELL - 8), Image.Resampling.LANCZOS), (left + 4, top + 2))
+        left, top = n % columns * cell, n // columns * (cell + 28)
+        page.paste(picture.resize((cell - 8, cell - 8), Image.Resampling.LANCZOS), (left + 4, top + 2))
         words, lines = prompt.split(), [""]
         for word in words:
-            if draw.textlength(f"{lines[-1]} {word}") > CELL - 8:
+            if draw.textlength(f"{lines[-1]} {word}") > cell - 8:
                 lines.append("")
             lines[-1] = f"{lines[-1]} {word}".strip()
         for number, line in enumerate(lines[:2]):
-            draw.text((left + 6, top + CELL - 4 + 12 * number), line, fill="black")
+            draw.text((left + 6, top + cell - 4 + 12 * number), line, fill="black")
     return page
 
 
