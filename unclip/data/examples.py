@@ -56,14 +56,22 @@ class EmojiCrops(Dataset):
     """Endless crops of single icons drawn at `size` px, rendered from the vectors; `crop` is their share of the side.
 
     A third of the icons have their hue turned and a fifth stand on a coloured ground, as in scenes. Flat crops are
-    drawn again. Items: `index`, `image` uint8 [3, S, S] with S = crop * size, `random` as in `EmojiScenes`.
+    drawn again. With `crops_each` above 1 an icon is rendered whole and cropped that often: at 1024 px a crop alone costs half
+    of what the whole does. So that a batch still sees many icons, `POOL` of them take turns. Items: `index`, `image`
+    uint8 [3, S, S] with S = crop * size, `random` as in `EmojiScenes`.
     """
 
     TRIES = 8
+    POOL = 32
 
-    def __init__(self, path: str, split: str = "train", seed: int = 0, size: int = 256, crop: float = 0.25):
+    def __init__(
+        self, path: str, split: str = "train", seed: int = 0, size: int = 256, crop: float = 0.25, crops_each: int = 1
+    ):
+        if crops_each < 1:
+            raise ValueError(f"crops_each must be at least 1, got {crops_each}")
         self.icons = IconSet.load(path)
-        self.seed, self.size, self.crop = seed, size, crop
+        self.seed, self.size, self.crop, self.crops_each = seed, size, crop, crops_each
+        self.renderings: dict[int, np.ndarray] = {}
         rows = [n for n, icon in enumerate(self.icons.icons) if split_of_concept(icon["concept"]) == split]
         self.rows = [n for n in rows if not self.icons.icons[n]["tone"]]
         if not self.rows:
@@ -72,12 +80,8 @@ class EmojiCrops(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 4, len(self.split), index])
-        side = round(self.crop * self.size)
         for _ in range(self.TRIES):
-            svg = self.icons.icons[self.rows[int(rng.integers(len(self.rows)))]]["svg"]
-            left, top = rng.uniform(0, 1 - self.crop, 2)
-            window = (round(left * self.size) / self.size, round(top * self.size) / self.size, self.crop)
-            rgba = render_svg(svg, side, window)
+            rgba = self._crop(rng) if self.crops_each == 1 else self._crop_of(self._rendering(index), rng)
             background = WHITE
             if rng.random() < 0.2:
                 background = BACKGROUNDS[list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]]
@@ -93,6 +97,30 @@ class EmojiCrops(Dataset):
             "image": torch.from_numpy(picture).permute(2, 0, 1).contiguous(),
             "random": torch.from_numpy(rng.random(16, dtype=np.float32)),
         }
+
+    def _crop(self, rng: np.random.Generator) -> np.ndarray:
+        svg = self._svg(rng)
+        left, top = rng.uniform(0, 1 - self.crop, 2)
+        window = (round(left * self.size) / self.size, round(top * self.size) / self.size, self.crop)
+        return render_svg(svg, round(self.crop * self.size), window)
+
+    def _svg(self, rng: np.random.Generator) -> str:
+        return self.icons.icons[self.rows[int(rng.integers(len(self.rows)))]]["svg"]
+
+    def _crop_of(self, whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        side = round(self.crop * self.size)
+        left, top = rng.integers(self.size - side + 1, size=2)
+        return whole[top : top + side, left : left + side]
+
+    def _rendering(self, index: int) -> np.ndarray:
+        """The whole icon [size, size, 4] that the crop `index` is from: kept, but decided by the index alone."""
+        number = index // (self.POOL * self.crops_each) * self.POOL + index % self.POOL
+        if number not in self.renderings:
+            if len(self.renderings) >= self.POOL:
+                del self.renderings[next(iter(self.renderings))]
+            rng = np.random.default_rng([self.seed, 7, len(self.split), number])
+            self.renderings[number] = render_svg(self._svg(rng), self.size)
+        return self.renderings[number]
 
 
 class Degraded(Dataset):

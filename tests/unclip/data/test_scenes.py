@@ -152,7 +152,26 @@ def test_impossible_requests_are_named(icons):
 
 
 def test_examples_are_functions_of_their_index():
-    for examples in (EmojiScenes("shapes"), EmojiCrops("shapes", size=256)):
+    several = EmojiCrops("shapes", size=256, crops_each=3)
+    for examples in (EmojiScenes("shapes"), EmojiCrops("shapes", size=256), several):
         first, again, other = (examples[i] for i in (5, 5, 6))
         assert (first["image"] == again["image"]).all() and (first["random"] == again["random"]).all()
         assert (first["random"] != other["random"]).any()
+
+
+def test_crops_of_one_rendering_are_windows_of_it_whatever_was_asked_before(monkeypatch):
+    monkeypatch.setattr(EmojiCrops, "POOL", 2)
+    whole, crops = (EmojiCrops("shapes", size=64, crop=c, crops_each=3) for c in (1.0, 0.5))
+    fresh = EmojiCrops("shapes", size=64, crop=0.5, crops_each=3)
+    there = [crops[i]["image"] for i in range(24)]
+    back = [fresh[i]["image"] for i in reversed(range(24))][::-1]
+    assert all((a == b).all() for a, b in zip(there, back, strict=True)) and len(crops.renderings) <= 2
+    first = whole._rendering(0)
+    assert (first == whole._rendering(4)).all() and any((first != whole._rendering(n)).any() for n in (1, 6, 7, 12, 13))
+    for index in (0, 5, 11):
+        rgba = whole._rendering(index)
+        found = crops._crop_of(rgba, np.random.default_rng(index))
+        windows = np.lib.stride_tricks.sliding_window_view(rgba, (32, 32, 4)).reshape(-1, 32, 32, 4)
+        assert (windows == found).all((1, 2, 3)).any()
+    with pytest.raises(ValueError, match="crops_each must be at least 1, got 0"):
+        EmojiCrops("shapes", crops_each=0)
