@@ -101,9 +101,10 @@ class Worker:
             places = [_Place(client, work, job) for job in jobs]
             self._clients.setdefault(client, deque()).extend(places)
             self._changed.notify()
-        for place in places:
-            place.answer.add_done_callback(lambda _, place=place: self._forget(place))
-        return [place.answer for place in places]
+        answers = [place.answer for place in places]
+        for answer in answers:  # what it calls must not hold it: pictures in a cycle stay until Python looks for cycles
+            answer.add_done_callback(lambda answer: self._forget(client, answer))
+        return answers
 
     def close(self, timeout: float | None = None) -> None:
         """Take nothing more, draw what waits, and end; what is not done after `timeout` seconds is dropped."""
@@ -119,14 +120,15 @@ class Worker:
     def _count(self) -> int:
         return sum(map(len, self._clients.values()))
 
-    def _forget(self, place: _Place) -> None:
+    def _forget(self, client: str, answer: Future) -> None:
         """Give a dropped job's place free."""
         with self._changed:
-            places = self._clients.get(place.client)
-            if places and place in places:
-                places.remove(place)
+            places = self._clients.get(client, ())
+            dropped = next((place for place in places if place.answer is answer), None)
+            if dropped is not None:
+                places.remove(dropped)
                 if not places:
-                    del self._clients[place.client]
+                    del self._clients[client]
 
     def _take(self) -> list[_Place]:
         """The next batch; empty once the worker is closed and nothing waits."""
@@ -159,6 +161,7 @@ class Worker:
             if batch:
                 self._draw(batch)
                 self._running = 0
+                del batch  # not held while there is nothing to do
             elif self._closed:
                 return
 

@@ -1,7 +1,9 @@
 """The queue before the model: what is drawn together, in whose turn, and what is dropped."""
 
+import gc
 import threading
 import time
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +49,29 @@ def held(worker, work=None):
     (answer,) = worker.submit("somebody", work, ["held"])
     assert work.entered.wait(5)
     return work, answer
+
+
+@dataclass(frozen=True)
+class Making:
+    """Answers each job with something new, and keeps nothing."""
+
+    batch: int = 4
+
+    def draw(self, jobs, wanted):
+        return [Counter() for _ in jobs]
+
+
+def test_pictures_are_freed_as_soon_as_nobody_wants_them(worker):
+    """Not when Python next looks for cycles: with a model's objects around, that may be thousands of requests later."""
+    gc.disable()
+    try:
+        answers = worker.submit("me", Making(), [1, 2])
+        pictures = [weakref.ref(answer.result(5)) for answer in answers]
+        worker.submit("me", Making(), [3])[0].result(5)
+        del answers
+        assert [picture() for picture in pictures] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_what_waits_together_is_drawn_together_and_no_more_than_fits(worker):
