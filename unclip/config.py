@@ -34,7 +34,7 @@ def shipped(path: str | Path) -> Path:
     """
     if Path(path).is_file():
         return Path(path)
-    name = Path(path).with_suffix("").as_posix().removeprefix("configs/")
+    name = Path(path).as_posix().removesuffix(".yaml").removeprefix("configs/")
     found = CONFIGS / f"{name}.yaml"
     if found.is_file():
         return found
@@ -59,9 +59,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
     """The YAML file that `path` names, with `key=value` overrides (dots descend into sections, values are YAML)."""
     path = shipped(path)
     try:
-        config = yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {_in_a_line(error)}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path} must hold a mapping, not {type(config).__name__}")
     return apply_overrides(config, overrides)
@@ -79,8 +79,18 @@ def apply_overrides(config: dict[str, Any], overrides: Iterable[str]) -> dict[st
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise ConfigError(f"{override!r}: {parent!r} is a value, not a section")
-        section[leaf] = yaml.load(value, Loader=_Loader)
+        try:
+            section[leaf] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not valid YAML: {_in_a_line(error)}") from None
     return config
+
+
+def _in_a_line(error: Exception) -> str:
+    """What is wrong with a text, and where in it."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return (getattr(error, "problem", None) or str(error).splitlines()[0]) + where
 
 
 def construct(factory: Callable, section: Mapping[str, Any] | None, where: str, **given: Any) -> Any:

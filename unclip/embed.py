@@ -93,7 +93,12 @@ def _embed(clip: FrozenCLIP, pictures: Captioned, rows: list[int], size: int, un
 def _begin(out: Path, manifest: dict, force: bool) -> None:
     path = out / MANIFEST
     if path.is_file():
-        held = json.loads(path.read_text())
+        try:
+            held = json.loads(path.read_text())
+        except ValueError:
+            if not force:
+                raise ValueError(f"{path} is damaged; pass --force to write the embeddings again") from None
+            held = {}
         differs = [k for k in manifest if held.get(k) != manifest[k]]
         if not differs:
             return

@@ -20,9 +20,9 @@ from .config import ConfigError, construct, nearest
 Section = Mapping[str, Any] | None
 
 
-def prior(model: Section, fingerprint: str | None = None) -> nn.Module:
-    """A diffusion prior, `DiffusionPrior` or diffusers' `PriorTransformer`."""
-    network = _diffusers(DiffusionPrior, model, "PriorTransformer")
+def prior(model: Section, dim: int | None = None, fingerprint: str | None = None) -> nn.Module:
+    """A diffusion prior, `DiffusionPrior` or diffusers' `PriorTransformer`, for CLIP embeddings of width `dim`, if known."""
+    network = _of_width(_diffusers(DiffusionPrior, model, "PriorTransformer"), dim)
     if isinstance(network, DiffusionPrior):
         network.register_to_config(clip_fingerprint=fingerprint)
     else:  # statistics, though parameters there; and its configuration has no place for a fingerprint
@@ -31,9 +31,17 @@ def prior(model: Section, fingerprint: str | None = None) -> nn.Module:
     return attention.install(network)
 
 
-def prior_autoregressive(model: Section, fingerprint: str | None = None) -> AutoregressivePrior:
-    network = construct(AutoregressivePrior, model, "model", clip_fingerprint=fingerprint)
+def prior_autoregressive(model: Section, dim: int | None = None, fingerprint: str | None = None) -> AutoregressivePrior:
+    network = _of_width(construct(AutoregressivePrior, model, "model", clip_fingerprint=fingerprint), dim)
     return attention.install(network)
+
+
+def _of_width(prior: nn.Module, dim: int | None) -> nn.Module:
+    """Raises ConfigError for a prior of embeddings of another width than `dim`."""
+    stated = prior.config.embedding_dim
+    if dim is not None and stated != dim:
+        raise ConfigError(f"model.embedding_dim is {stated}, but the CLIP's embeddings have {dim} dimensions")
+    return prior
 
 
 def decoder(model: Section, dim: int | None = None, fingerprint: str | None = None) -> nn.ModuleDict:

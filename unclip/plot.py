@@ -21,7 +21,7 @@ def read_log(run: Path) -> dict[str, Rows]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: {run} is no training run, or has not logged yet")
     kept: dict[str, dict[int, dict]] = {"train": {}, "validation": {}}
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -29,6 +29,8 @@ def read_log(run: Path) -> dict[str, Rows]:
             if number == len(lines):  # killed in the middle of it
                 continue
             raise ValueError(f"{path}, line {number} is not JSON") from None
+        if not isinstance(row, dict) or not {"step", "samples"} <= row.keys():
+            raise ValueError(f"{path}, line {number} is no row of a training run: {line[:80]}")
         kept.setdefault(row.get("kind", "train"), {})[row["step"]] = row
     if not kept["train"]:
         raise ValueError(f"{path} has no row of training yet")

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from .checkpoints import (
     DiskFull,
+    check_safetensors,
     checkpoints,
     components_folder,
     load_checkpoint,
@@ -196,6 +197,8 @@ class Loop:
 
     def __init__(self, run: Run, sections: dict[str, Any]):
         self.run, self.sections, self.folder = run, sections, Path(run.output_dir)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"output_dir {self.folder} is a file")
         precision = run.precision
         if precision == "auto":
             precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
@@ -211,8 +214,6 @@ class Loop:
             raise ConfigError("precision fp16 needs a GPU: choose bf16 or no")
         self._say(f"processes: {self.accelerator.num_processes}, device: {self.accelerator.device.type}, dtype: {precision}")
         self.sharding = self._shardable(asked if run.sharding == "none" else run.sharding, precision)
-        set_seed(run.seed)
-        self.objective: Objective = create(run.stage, sections, run.seed)
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None  # the step of the newest checkpoint
         self.recent: deque[float] = deque(maxlen=100)  # losses of the steps before this one
@@ -228,7 +229,11 @@ class Loop:
         return dict(self._parameters()) if self.objective.lora else self.objective.trained.state_dict()
 
     def _setup(self) -> None:
-        run, objective = self.run, self.objective
+        run = self.run
+        set_seed(run.seed)
+        self.objective: Objective = create(run.stage, self.sections, run.seed)
+        objective = self.objective
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self.sharding and not objective.shardable:
             raise ConfigError(f"the stage {run.stage} cannot be trained in parts: leave sharding {self.sharding} out")
         found = self._newest()
@@ -312,9 +317,19 @@ class Loop:
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
                 raise ConfigError(f"init_from: {folder / name} holds no .safetensors")
+            for file in files:
+                check_safetensors(file)
+            self._compare_clips(network, folder / name)
             state = {k: v.float() for f in files for k, v in load_file(f).items()}
             _fill(network, self.objective.starting(name, state), f"init_from: {folder / name}")
         self._say(f"initialised from {folder}")
+
+    def _compare_clips(self, network: nn.Module, folder: Path) -> None:
+        """Tell where weights to start from were made for another CLIP than this run's."""
+        own = getattr(network, "config", {}).get("clip_fingerprint")
+        other = json.loads((folder / "config.json").read_text()).get("clip_fingerprint")
+        if own and other and own != other:
+            self._say(f"warning: {folder} was made for the CLIP {other}, and objective.clip is {own}")
 
     def _restore_weights(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         where, trained = self._origin(state), self.objective.trained
@@ -413,7 +428,6 @@ class Loop:
             self._say(f"{self.folder / 'final'} is there already: this run is finished")
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._setup()
             self._resume_log()
             self._start_trackers()

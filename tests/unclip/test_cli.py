@@ -89,6 +89,8 @@ BAD = [
     (["generate", "a ring", "--modle", "x"], "--modle"),
     (["generat"], "generat"),
     (["train", "nowhere.yaml"], "no configuration at nowhere.yaml"),
+    (["train", "."], "no configuration at ."),
+    (["train", "{file}"], "file must hold a mapping, not str"),
     (["export", "a"], "at least one run"),
 ]
 
@@ -134,6 +136,9 @@ def test_export_makes_a_pipeline_of_components(command, tiny_folder, tmp_path):
     for name, value in ours.decoder.state_dict().items():
         assert torch.equal(value, theirs.decoder.state_dict()[name].half().float())
     assert command("export", tiny_folder, out)[0] == 2
+    for default in ("decoder_guidance_scale=high", "decoder_guidance_scale=-1", "prior_candidates=0"):
+        code, _, error = command("export", out, out, "--force", "--default", default)
+        assert code == 2 and "must be a" in error and repr(default.split("=")[1]).strip("'") in error
     assert command("export", out, out, "--force", "--default", "decoder_guidance_scale=1.5")[0] == 0
     changed = UnCLIPPipeline.from_pretrained(out).config.defaults
     assert changed == theirs.config.defaults | {"decoder_guidance_scale": 1.5}

@@ -1,6 +1,7 @@
 """The cache of CLIP's embeddings: what it saves, what it refuses, and that training from it is training without it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -128,6 +129,19 @@ def test_what_does_not_fit_is_refused(pictures, cache, tiny_folder, tmp_path, co
         objective("prior", tmp_path / "few", tiny_folder, embeddings=str(cache))
     with pytest.raises(ConfigError, match=r"holds no embeddings: embeddings.json is missing"):
         objective("prior", pictures, tiny_folder, embeddings=str(tmp_path))
+    damaged = shutil.copytree(cache, tmp_path / "damaged")
+    shard = damaged / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"shard-00001.safetensors is truncated or damaged"):
+        objective("prior", pictures, tiny_folder, embeddings=str(damaged))
+    (damaged / "embeddings.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"embeddings.json is damaged; `unclip embed --force` writes it again"):
+        objective("prior", pictures, tiny_folder, embeddings=str(damaged))
+    words = ("embed", pictures, damaged, "--model", tiny_folder)
+    code, _, said = command(*words)
+    assert code == 2 and "embeddings.json is damaged; pass --force" in said
+    assert command(*words, "--force")[0] == 0
+    EmbeddingCache(damaged)
     with pytest.raises(ConfigError, match="shapes is composed anew for every example"):
         objective("prior", "shapes", tiny_folder, embeddings=str(cache))
     code, _, said = command("embed", pictures, pictures, "--model", tiny_folder)

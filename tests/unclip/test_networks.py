@@ -181,5 +181,7 @@ def test_the_papers_networks_have_their_sizes(name):
 def test_a_configuration_is_found_by_name_and_by_path():
     by_name = load_config("emoji/prior")
     assert by_name == load_config(ROOT / "configs/emoji/prior.yaml") == load_config("configs/emoji/prior.yaml")
+    with pytest.raises(ConfigError, match=r"samples.png is not valid YAML: 'utf-8' codec can't decode byte 0x89"):
+        load_config(ROOT / "docs/samples.png")
     with pytest.raises(ConfigError, match=r"no configuration at emoji/piror .did you mean 'emoji/prior'"):
         load_config("emoji/piror")

@@ -1,6 +1,7 @@
 """What the options of a configuration do to what is learned, and that fine-tuned networks go back into a pipeline."""
 
 import json
+import shutil
 
 import karlo
 import pytest
@@ -260,8 +261,44 @@ def test_adapters_that_cannot_be_are_refused(clip, plain, tmp_path):
         run_here("decoder", tmp_path / "b", *common, "objective.lora={rnk: 2}")
     with pytest.raises(ConfigError, match="no layer's name ends in nonsense"):
         run_here("decoder", tmp_path / "c", *common, f"init_from={plain}", "objective.lora={targets: [nonsense]}")
+    damaged = shutil.copytree(plain / "final", tmp_path / "damaged")
+    (weights,) = (damaged / "decoder").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{weights.name} is truncated or damaged"):
+        run_here("decoder", tmp_path / "c", *common, f"init_from={damaged}")
     with pytest.raises(ConfigError, match="not v_prediction"):
         run_here("decoder", tmp_path / "d", *common, "model.out_channels=6")
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        ("decoder", ["data.size=96"], "data.size is 96, which is no multiple of the 64 px that the decoder is trained at"),
+        ("decoder", ["objective.resolution=0"], "data.size is 64, which is no multiple of the 0 px"),
+        ("decoder", ["data.size=0"], "size must be at least 1, got 0"),
+        ("decoder", ["data.max_unreadable=-1"], "max_unreadable must be at least 0, got -1"),
+        ("decoder", ["objective.lora={dropout: 1}"], "dropout must be from 0 to less than 1, got 1"),
+        ("prior", ["model.embedding_dim=48"], "model.embedding_dim is 48, but the CLIP's embeddings have 32 dimensions"),
+        ("prior_autoregressive", ["model.embedding_dim=48"], "model.embedding_dim is 48, but the CLIP's embeddings have 32"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(clip, tmp_path, stage, settings, message):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a thing")
+    with pytest.raises(ConfigError, match=message):
+        run_here(stage, tmp_path / "x", f"objective.clip={clip}", f"data.path={tmp_path}", "max_steps=1", *settings)
+    assert not (tmp_path / "x").exists()
+
+
+def test_weights_that_were_made_for_another_clip_are_told_of(clip, plain, tmp_path, capsys):
+    other = shutil.copytree(plain / "final", tmp_path / "other")
+    path = other / "text_proj" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"clip_fingerprint": "another"}))
+    few = (f"objective.clip={clip}", "max_steps=1", "batch_size=2")
+    run_here("decoder", tmp_path / "one", *few, f"init_from={other}")
+    assert "text_proj was made for the CLIP another, and objective.clip is " in capsys.readouterr().err
+    run_here("decoder", tmp_path / "two", *few, f"init_from={plain}")
+    assert "was made for" not in capsys.readouterr().err
 
 
 STOCK = {

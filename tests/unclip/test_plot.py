@@ -58,3 +58,7 @@ def test_runs_without_a_log_are_named(tmp_path, command):
     (tmp_path / "log.jsonl").write_text("oops\n{}\n")
     with pytest.raises(ValueError, match="line 1 is not JSON"):
         read_log(tmp_path)
+    for line in ("[1]", "{}", '{"kind": "train", "step": 1}'):
+        (tmp_path / "log.jsonl").write_text(line + "\n{}\n")
+        with pytest.raises(ValueError, match="log.jsonl, line 1 is no row of a training run"):
+            read_log(tmp_path)

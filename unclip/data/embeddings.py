@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..checkpoints import check_safetensors
 from ..config import ConfigError
 
 MANIFEST, EMPTY = "embeddings.json", "empty.safetensors"
@@ -35,21 +36,26 @@ class EmbeddingCache:
     A shard holds `image_embeds` [n, D], `text_embeds` [n, D], `encodings` [all tokens, E] with `ends` [n] after each
     caption's last, and `readable` [n]. The fields of the manifest are attributes: `fingerprint` and `dim` of the CLIP,
     `tokens` N, `data` naming pictures and captions, `size` in pixels of what the CLIP saw, `count`, `rows`, `dtype`.
-    Raises ConfigError for a folder that is none, or is not complete.
+    Raises ConfigError for a folder that is none, or is not complete, and ValueError for a damaged file, naming it.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser()
         if not (self.folder / MANIFEST).is_file():
             raise ConfigError(f"{folder} holds no embeddings: {MANIFEST} is missing; `unclip embed` writes it")
-        manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
-        self.fingerprint, self.data, self.dtype = manifest["fingerprint"], manifest["data"], manifest["dtype"]
-        self.dim, self.tokens, self.size = manifest["dim"], manifest["tokens"], manifest["size"]
-        self.count, self.rows = manifest["count"], manifest["rows"]
+        try:
+            manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+            self.fingerprint, self.data, self.dtype = manifest["fingerprint"], manifest["data"], manifest["dtype"]
+            self.dim, self.tokens, self.size = manifest["dim"], manifest["tokens"], manifest["size"]
+            self.count, self.rows = manifest["count"], manifest["rows"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self.folder / MANIFEST} is damaged; `unclip embed --force` writes it again") from None
         shards = -(-self.count // self.rows)
         there = sum((self.folder / shard_name(n)).is_file() for n in range(shards))
         if there < shards:
             raise ConfigError(f"{folder} is not complete: {there} of {shards} shards; the same `unclip embed` goes on with it")
+        for number in range(shards):
+            check_safetensors(self.folder / shard_name(number))
         self._open: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     def check(self, names: list[str], captions: list[str], size: int) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from upsamplers.degrade import bsr
 
 from ..config import ConfigError, construct
-from .emoji import STYLES
+from .emoji import SPRITE_SIZE, STYLES
 from .pictures import PictureCrops, Pictures
 from .render import BACKGROUNDS, WHITE, apply_matrix, flatten, hue_rotation, render_svg
 from .scenes import IconSet, SceneSampler, mentions_style, split_of_concept
@@ -33,7 +33,7 @@ class EmojiScenes(Dataset):
         kinds: tuple[str, ...] | list[str] | None = None,
         contrast: float = 0.0,
     ):
-        self.icons = IconSet.load(path)
+        self.icons, self.size = IconSet.load(path), SPRITE_SIZE
         self.sampler = SceneSampler(self.icons, split, seed, tuple(kinds) if kinds else None, contrast)
         self.seed = seed
 

@@ -37,6 +37,8 @@ class Unreadable:
     """The count of what could not be opened, up to a limit."""
 
     def __init__(self, limit: int):
+        if limit < 0:
+            raise ValueError(f"max_unreadable must be at least 0, got {limit}")
         self.limit, self.names = limit, set()
 
     def add(self, name: str, error: object, of: int | None = None) -> None:
@@ -233,6 +235,8 @@ class Pictures(Dataset):
         embeddings: str | None = None,
         pixels: bool = True,
     ):
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
         columns = {"caption_column": caption_column, "image_column": image_column, "subset": subset}
         self.cache = EmbeddingCache(embeddings) if embeddings else None
         cached = {} if streaming and self.cache is None else {"cache": self.cache, "pixels": pixels or self.cache is None}

@@ -75,8 +75,8 @@ def read_pictures(
 
 def _from_metadata(folder: Path, caption_column: str) -> tuple[list[str], list[str]]:
     path = next(p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file())
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file)) if path.suffix == ".csv" else _json_lines(path, file)
+    text = _text(path)
+    rows = list(csv.DictReader(io.StringIO(text, newline=""))) if path.suffix == ".csv" else _json_lines(path, text)
     names, captions = [], []
     for number, row in enumerate(rows, 1):
         name, caption = row.get("file_name"), row.get(caption_column)
@@ -91,15 +91,25 @@ def _from_metadata(folder: Path, caption_column: str) -> tuple[list[str], list[s
     return names, captions
 
 
-def _json_lines(path: Path, file: io.TextIOBase) -> list[dict]:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # Windows' editors begin it with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}") from None
+
+
+def _json_lines(path: Path, text: str) -> list[dict]:
     rows = []
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is no JSON object: {line.strip()[:50]}")
+        rows.append(row)
     return rows
 
 
@@ -107,7 +117,7 @@ def _from_text_files(folder: Path) -> tuple[list[str], list[str]]:
     names, captions = [], []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
         text = path.with_suffix(".txt")
-        caption = " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
+        caption = " ".join(_text(text).split()) if text.is_file() else ""
         if not caption:
             raise ValueError(f"{path} has no caption: {text.name} is {'empty' if text.is_file() else 'missing'}")
         names.append(path.relative_to(folder).as_posix())
@@ -209,7 +219,7 @@ def _tar_caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], column
     if ".json" in parts:
         try:
             said = json.loads(tar.extractfile(parts[".json"]).read()).get(column)
-        except (json.JSONDecodeError, AttributeError):
+        except (ValueError, AttributeError):
             raise ValueError(f"{tar.name}: {parts['.json'].name} is no JSON object") from None
         return said.strip() if isinstance(said, str) else ""
     return ""

@@ -49,6 +49,8 @@ class LoRA:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to less than 1, got {self.dropout}")
 
 
 def check_shares(**shares: float) -> None:

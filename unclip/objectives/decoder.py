@@ -73,7 +73,12 @@ class DecoderObjective(ClipConditioned):
         if redraw is not None:
             self.redrawn = RedrawnEmbeddings(construct(Redraw, redraw, "objective.redraw"), self.frozen, seed + 2)
         self.inpainting, self.learned_variance = inputs == 7, outputs == 6
-        self.resolution = resolution or decoder.config.sample_size
+        self.resolution = decoder.config.sample_size if resolution is None else resolution
+        if self.resolution < 1 or self.examples.size % self.resolution:
+            raise ConfigError(
+                f"data.size is {self.examples.size}, which is no multiple of the {self.resolution} px that the decoder is "
+                "trained at (objective.resolution, else model.sample_size)"
+            )
 
     def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if name == "decoder":

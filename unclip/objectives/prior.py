@@ -42,7 +42,7 @@ class PriorObjective(ClipConditioned):
     ):
         check_shares(drop_text=drop_text)
         super().__init__(data, seed, clip, "sample", NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
-        self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.fingerprint)})
+        self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.dim, self.frozen.fingerprint)})
         self.drop_text, self.whitening_examples = drop_text, whitening_examples
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ class AutoregressivePriorObjective(ClipConditioned):
     ):
         check_shares(drop_text=drop_text)
         super().__init__(data, seed, clip, "sample", NoiseLevels(), None, lora)
-        self.trained = nn.ModuleDict({"prior": networks.prior_autoregressive(model, self.frozen.fingerprint)})
+        self.trained = nn.ModuleDict({"prior": networks.prior_autoregressive(model, self.frozen.dim, self.frozen.fingerprint)})
         self.drop_text, self.fit_examples = drop_text, fit_examples
 
     @torch.no_grad()

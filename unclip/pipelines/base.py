@@ -123,6 +123,23 @@ class Call:
         return self.settings[f"{stage}_guidance_scale"] if self.guided else 1.0
 
 
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raises ValueError for a sampling setting, of those in `DEFAULTS`, that cannot be; the message names it and its value."""
+    for name, value in settings.items():
+        if name.endswith("scale"):
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        elif name.endswith("interval"):
+            numbers = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+            if not numbers or not 0 <= value[0] < value[1] <= 1:
+                raise ValueError(f"{name} must be (low, high) with 0 <= low < high <= 1, got {value!r}")
+        elif name.endswith("level"):
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
+        elif not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 class UnCLIPBase(Loading):
     """Prompt -> text embedding -> image embedding -> 64 px -> 256 px -> 1024 px, with diffusers' conventions around it."""
 
@@ -134,6 +151,7 @@ class UnCLIPBase(Loading):
         unknown = set(defaults or {}) - set(DEFAULTS)
         if unknown:
             raise ValueError(f"unknown sampling defaults {sorted(unknown)}; known: {', '.join(DEFAULTS)}")
+        check_settings(defaults or {})
         components = {n: own(c) if n.endswith("scheduler") and c is not None else c for n, c in components.items()}
         check_fit(components)
         prior = components.get("prior")
@@ -305,21 +323,12 @@ class UnCLIPBase(Loading):
             raise ValueError(f"{len(generator)} generators were given for {count * num_images} images")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be pil, np or pt, got {output_type!r}")
-        for name, value in settings.items():
-            if name.endswith("scale"):
-                if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-                    raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-            elif name.endswith("interval"):
-                numbers = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
-                if not numbers or not 0 <= value[0] < value[1] <= 1:
-                    raise ValueError(f"{name} must be (low, high) with 0 <= low < high <= 1, got {value!r}")
-            elif name.endswith("level"):
-                if not isinstance(value, int | float) or not 0 <= value <= 1:
-                    raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
-                if value and self.sizes and not any(map(told_of_noise, self._networks("super_res_first", "upsampler_1024"))):
-                    raise ValueError(f"this checkpoint's upsamplers are told of no noise: {name} must be 0, got {value!r}")
-            elif not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_settings(settings)
+        level = settings["upsampler_noise_level"]
+        if level and self.sizes and not any(map(told_of_noise, self._networks("super_res_first", "upsampler_1024"))):
+            raise ValueError(
+                f"this checkpoint's upsamplers are told of no noise: upsampler_noise_level must be 0, got {level!r}"
+            )
         if callback is not None and not callable(callback):
             raise ValueError(f"callback_on_step_end must be callable, got {callback!r}")
         callback_inputs = getattr(callback, "tensor_inputs", callback_inputs)  # diffusers' callback objects say it themselves

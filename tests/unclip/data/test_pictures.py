@@ -125,6 +125,13 @@ def test_pictures_that_do_not_open_are_named_and_skipped_up_to_a_limit(tmp_path,
             strict[i]
 
 
+def test_a_table_that_begins_with_a_byte_order_mark(tmp_path):
+    paint(tmp_path / "a.png", 1)
+    (tmp_path / "metadata.csv").write_text('file_name,text\r\na.png,"an Öl lamp,\nlit"\r\n', encoding="utf-8-sig", newline="")
+    found = read_pictures(tmp_path)
+    assert found.names == ["a.png"] and found.captions == ["an Öl lamp,\nlit"]
+
+
 def test_what_is_missing_is_named(tmp_path):
     def refuses(message: str, error=ValueError, **data) -> None:
         with pytest.raises(error, match=message):
@@ -137,6 +144,8 @@ def test_what_is_missing_is_named(tmp_path):
     refuses("a.png has no caption: a.txt is missing")
     (tmp_path / "pictures" / "a.txt").write_text(" \n")
     refuses("a.png has no caption: a.txt is empty")
+    (tmp_path / "pictures" / "a.txt").write_bytes("ein Öl".encode("latin-1"))
+    refuses("a.txt is not UTF-8: byte 4 is 0xd6")
     metadata = tmp_path / "pictures" / "metadata.jsonl"
     metadata.write_text('{"file_name": "a.png", "label": "cat"}\n')
     refuses("row 1: a.png has no 'text'; columns: file_name, label")
@@ -145,6 +154,10 @@ def test_what_is_missing_is_named(tmp_path):
     refuses("row 1: .*b.png is not a file")
     metadata.write_text("{oops\n")
     refuses("line 1 is not JSON")
+    metadata.write_text('\n["a.png", "cat"]\n')
+    refuses("line 2 is no JSON object: ..a.png")
+    metadata.write_bytes('{"file_name": "a.png", "text": "Öl"}'.encode("latin-1"))
+    refuses("metadata.jsonl is not UTF-8: byte 32 is 0xd6")
     metadata.write_text('{"text": "cat"}\n')
     refuses("row 1: there is no file_name")
     with pytest.raises(ConfigError, match="data.path is missing"):
