@@ -4,6 +4,7 @@ import html
 import math
 import os
 import random
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,20 +15,28 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageChops
 
-from ..images import cut_out, on_white, open_upload, png_facts, read_facts, with_margins
+from ..images import cut_out, on_white, open_image, open_upload, png_facts, read_facts, with_margins
 from ..pipelines.base import SAMPLERS
 from ..search import Index
 from ..worker import Busy
 from .drawing import OWN, Step, Studio
+from .history import Histories
 
 MAX_PROMPT = 1000  # characters
 MAX_PICTURES = 8
+MOST = 16  # pictures of a blend, the most that the gallery holds
 MAX_SEED = 2**31 - 1  # what a number field holds exactly, in every browser
-HISTORY = 48  # pictures
 KEPT = 3600  # seconds that Gradio keeps a picture's file
 SESSIONS = 16  # of which drawings wait for the model; beyond it, Gradio's queue
 # Where the pictures are below what says what to draw, as on a phone, they come into view.
 INTO_VIEW = "() => document.getElementById('pictures').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+# A number that nobody can guess and that says nothing of what was drawn; a browser keeps it for one tab, through reloads.
+SESSION = """() => {
+    try {
+        const bytes = crypto.getRandomValues(new Uint8Array(16));
+        return [sessionStorage.unclip ??= Array.from(bytes, n => n.toString(16).padStart(2, "0")).join("")];
+    } catch { return [""]; }  // where storage is forbidden the history ends with the page
+}"""
 SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 EXAMPLES = ["a red apple", "a rocket", "two yellow stars", "a cat with a crown", "a blue fish next to a green leaf"]
 
@@ -107,7 +116,7 @@ class Page:
     """The components, and the handlers between them. Every handler checks what it is given: browsers can be bypassed."""
 
     def __init__(self, studio: Studio, index: Index | None = None):
-        self.studio, self.index = studio, index
+        self.studio, self.index, self.histories = studio, index, Histories()
         sizes = studio.pipe.sizes
         with gr.Blocks(
             title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False, fill_width=True
@@ -173,7 +182,7 @@ class Page:
                 with gr.Column(min_width=140):
                     self.second = self._upload("Second picture", "second")
                     self.second_text = gr.Textbox(label="Second prompt", **instead, elem_id="second-text")
-            self.blend_steps = gr.Slider(2, 16, 6, step=1, label="Pictures on the way")
+            self.blend_steps = gr.Slider(2, MOST, 6, step=1, label="Pictures on the way")
             self.blend_size = gr.Radio(sizes, value=sizes[min(1, len(sizes) - 1)], label="Size in pixels")
             self.blend = gr.Button("Blend", variant="primary", elem_id="blend")
             self.path = gr.State([])
@@ -262,7 +271,8 @@ class Page:
         with gr.Row():
             targets = [("variations", "Vary it"), ("blend", "Blend it"), ("edit", "Change it"), ("inpaint", "Paint in it")]
             self.send = {tab: gr.Button(name, size="sm", min_width=90, elem_id=f"send-{tab}") for tab, name in targets}
-        with gr.Accordion("History of this page", open=False):
+        self.session = gr.Textbox(visible=False)
+        with gr.Accordion("History of this session", open=False):
             self.history = gr.Gallery(
                 show_label=False, label="History", columns=6, height=260, interactive=False, format="png", elem_id="history"
             )
@@ -275,23 +285,24 @@ class Page:
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         shown = [self.pictures, self.status, self.cancel, self.history]
         given = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
-        given += [self.sampler, self.transparent, self.history]
+        given += [self.sampler, self.transparent, self.session]
         gr.on([self.draw.click, self.prompt.submit], self.on_draw, given, [*shown, self.seed], **model)
-        given = [self.varied, self.vary_number, self.keep_layout, self.vary_size, self.history]
+        given = [self.varied, self.vary_number, self.keep_layout, self.vary_size, self.session]
         self.vary.click(self.on_vary, given, shown, **model)
-        given = [self.first, self.first_text, self.second, self.second_text, self.blend_steps, self.blend_size, self.history]
+        given = [self.first, self.first_text, self.second, self.second_text, self.blend_steps, self.blend_size, self.session]
         self.blend.click(self.on_blend, given, [*shown, self.path, self.player, self.place, self.frame], **model)
-        given = [self.edited, self.source, self.target, self.strength, self.edit_size, self.history]
+        given = [self.edited, self.source, self.target, self.strength, self.edit_size, self.session]
         self.edit.click(self.on_edit, given, shown, **model)
-        given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size, self.history]
+        given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size, self.session]
         self.paint.click(self.on_paint, given, shown, **model)
         outputs = [*shown, self.formed, self.candidates, self.film, self.stages]
-        gr.on([self.explore.click, self.explored.submit], self.on_explore, [self.explored, self.history], outputs, **model)
+        gr.on([self.explore.click, self.explored.submit], self.on_explore, [self.explored, self.session], outputs, **model)
         if self.index is not None:
             given = [self.query, self.query_picture]
             gr.on([self.find.click, self.query.submit], self.on_find, given, [self.pictures, self.status], **model)
 
         self.cancel.click(self.on_cancel, None, [self.status, self.cancel], **quick)
+        self.blocks.load(self.on_open, [self.session], [self.session, self.history], js=SESSION, **quick)
         self.blocks.unload(self.on_leave)
         self.shuffle.click(lambda: random.randrange(MAX_SEED), None, self.seed, **quick)
         self.restore.upload(self.on_restore, [self.restore], [*self._restorable(), self.status, self.lock], **quick)
@@ -308,7 +319,7 @@ class Page:
             button.click(self._sender(tab), [self.pictures, self.chosen], [target, self.tabs], **quick)
 
     def on_draw(
-        self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, history, request: gr.Request
+        self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, session, request: gr.Request
     ) -> Iterator:
         """Pictures of a sentence; then, unless the seed is kept, the next one's seed."""
         seed = whole("seed", seed, 0, MAX_SEED)
@@ -321,44 +332,44 @@ class Page:
         with mistakes():
             draw = self.studio.create(facts["prompt"], facts["negative_prompt"], seeds, sampler, **settings)
         each = [facts | {"seed": str(s)} for s in seeds]
-        for shown in self._draw(draw, each, history, request, bool(transparent)):
+        for shown in self._draw(draw, each, session, request, bool(transparent)):
             yield *shown, gr.skip()
         yield *[gr.skip()] * 4, gr.skip() if lock else random.randrange(MAX_SEED)
 
-    def on_vary(self, file, number, far, size, history, request: gr.Request) -> Iterator:
+    def on_vary(self, file, number, far, size, session, request: gr.Request) -> Iterator:
         picture, far = self._picture("the picture to vary", file), between("how far to go", far, 0, 1)
         count = whole("number of variations", number, 1, MAX_PICTURES)
         first = random.randrange(MAX_SEED)
         seeds, size = [first + n for n in range(count)], self._size(size)
         settings = {"size": size} | ({"eta": far} if far < 1 else {})
         each = [{"variation_of": "an upload", "seed": str(s), "size": str(size)} for s in seeds]
-        yield from self._draw(self.studio.vary(picture, seeds, **settings), each, history, request)
+        yield from self._draw(self.studio.vary(picture, seeds, **settings), each, session, request)
 
-    def on_blend(self, first, first_text, second, second_text, steps, size, history, request: gr.Request) -> Iterator:
+    def on_blend(self, first, first_text, second, second_text, steps, size, session, request: gr.Request) -> Iterator:
         ends = []
         for name, file, text in (("first", first, first_text), ("second", second, second_text)):
             ends.append(self._picture(name, file) if file else self._text(f"{name} prompt", text))
-        steps, seed, size = whole("pictures on the way", steps, 2, 16), random.randrange(MAX_SEED), self._size(size)
+        steps, seed, size = whole("pictures on the way", steps, 2, MOST), random.randrange(MAX_SEED), self._size(size)
         names = [e if isinstance(e, str) else "an upload" for e in ends]
         facts = {"from": names[0], "to": names[1], "seed": str(seed), "size": str(size)}
         each = [facts | {"share": f"{n / (steps - 1):.4f}"} for n in range(steps)]
         files: list[str] = []
-        for shown in self._draw(self.studio.blend(ends, steps, seed, size=size), each, history, request, files=files):
+        for shown in self._draw(self.studio.blend(ends, steps, seed, size=size), each, session, request, files=files):
             yield *shown, *[gr.skip()] * 4
         if files:
             place = gr.Slider(1, len(files), value=1)
             yield *[gr.skip()] * 4, files, gr.Group(visible=True), place, files[0]
 
-    def on_edit(self, file, source, target, strength, size, history, request: gr.Request) -> Iterator:
+    def on_edit(self, file, source, target, strength, size, session, request: gr.Request) -> Iterator:
         picture, strength = self._picture("the picture to change", file), between("how far to go", strength, 0, 1)
         source, target = self._text("from", source, empty=True), self._text("to", target)
         seed, size = random.randrange(MAX_SEED), self._size(size)
         facts = {"edit_of": "an upload", "from": source, "to": target, "strength": f"{strength:g}", "size": str(size)}
         draw = self.studio.edit(picture, target, source, [strength], seed, size=size)
-        yield from self._draw(draw, [facts], history, request)
+        yield from self._draw(draw, [facts], session, request)
 
     def on_paint(
-        self, editor, prompt, left, top, width, height, west, east, north, south, size, history, request: gr.Request
+        self, editor, prompt, left, top, width, height, west, east, north, south, size, session, request: gr.Request
     ) -> Iterator:
         if not isinstance(editor, dict) or not isinstance(editor.get("background"), Image.Image):
             raise gr.Error("Give a picture first.", print_exception=False)
@@ -372,9 +383,9 @@ class Page:
             picture, mask = to_repaint(picture, editor.get("layers") or [], rectangle, margins)
         facts = {"inpaint_of": "an upload", "prompt": prompt, "seed": str(seed), "size": str(size)}
         draw = self.studio.inpaint(prompt, picture, mask, [seed], size=size)
-        yield from self._draw(draw, [facts], history, request)
+        yield from self._draw(draw, [facts], session, request)
 
-    def on_explore(self, prompt, history, request: gr.Request) -> Iterator:
+    def on_explore(self, prompt, session, request: gr.Request) -> Iterator:
         size, seed = self.studio.pipe.sizes[-1], random.randrange(MAX_SEED)
         facts = {"prompt": self._text("prompt", prompt), "seed": str(seed), "size": str(size)}
         explore, found = self.studio.explore(facts["prompt"], seed, size), []
@@ -383,7 +394,7 @@ class Page:
             found[:] = [explore(watch)]
             return found[0].pictures
 
-        for shown in self._draw(draw, [facts], history, request):
+        for shown in self._draw(draw, [facts], session, request):
             yield *shown, *[gr.skip()] * 4
         if found and found[0].pictures:
             self._check_content(*(picture for _, picture in found[0].candidates), *found[0].stages)
@@ -398,21 +409,25 @@ class Page:
         pictures = []
         for score, name in found:
             with mistakes():
-                picture = Image.open(self.index.folder / name)
-                picture.thumbnail((512, 512))
-            pictures.append((on_white(picture), f"{name} ({score:.3f})"))
+                picture = open_image(self.index.folder / name)
+            picture.thumbnail((512, 512))
+            pictures.append((picture, f"{name} ({score:.3f})"))
         return pictures, status(f"{len(pictures)} pictures, the nearest first.")
 
     def on_cancel(self, request: gr.Request) -> tuple:
         dropped = self.studio.cancel(request.session_hash)
         return status("Cancelled." if dropped else "There was nothing to cancel."), gr.Button(interactive=False)
 
+    def on_open(self, session, request: gr.Request) -> tuple:
+        return session, self.histories.of(whose(session, request))
+
     def on_leave(self, request: gr.Request) -> None:
         self.studio.cancel(request.session_hash)
 
     def on_restore(self, file) -> list:
+        data = self._upload_bytes("the picture to restore", file)
         with mistakes():
-            facts = read_facts(Path(file).read_bytes(), "the file")
+            facts = read_facts(data, "the file")
         values = [restored(facts, name, kind) for name, kind in RESTORED.items()]
         kept = {"size": self.studio.pipe.sizes, "sampler": (OWN, *SAMPLERS)}
         values = [
@@ -422,26 +437,26 @@ class Page:
         return [*values, status("The settings of that picture are restored."), True]
 
     def on_select(self, event: gr.SelectData) -> int:
-        return event.index
+        return whole("place in the gallery", event.index, 0, MOST)
 
     def on_recall(self, history, event: gr.SelectData) -> tuple:
         """A picture of the history, back where it can be sent on from."""
-        return [history[event.index]] if history else gr.skip(), 0
+        return [history[whole("place in the history", event.index, 0, len(history) - 1)]] if history else gr.skip(), 0
 
     def on_place(self, path: list[str], place) -> Any:
-        return path[min(max(int(place), 1), len(path)) - 1] if path else gr.skip()
+        return path[min(whole("place on the way", place, 1, MOST), len(path)) - 1] if path else gr.skip()
 
     def on_play(self, playing: bool) -> tuple:
         return not playing, gr.Timer(active=not playing), "Play" if playing else "Stop"
 
     def on_tick(self, path: list[str], place) -> int:
-        return int(place) % max(len(path), 1) + 1
+        return whole("place on the way", place, 1, MOST) % max(len(path), 1) + 1
 
     def _sender(self, tab: str) -> Callable:
         def send(pictures, chosen) -> tuple:
             if not pictures:
                 raise gr.Error("Draw a picture first.", print_exception=False)
-            file = pictures[min(int(chosen or 0), len(pictures) - 1)][0]
+            file = pictures[min(chosen, len(pictures) - 1)][0]
             value = {"background": file, "layers": [], "composite": file} if tab == "inpaint" else file
             return value, gr.Tabs(selected=tab)
 
@@ -467,7 +482,7 @@ class Page:
             yield (yield from self.studio.stream(request.session_hash, draw, getattr(request, "username", None)))
 
     def _draw(
-        self, draw: Callable, facts: list[dict], history, request: gr.Request, clear: bool = False, files: list | None = None
+        self, draw: Callable, facts: list[dict], session, request: gr.Request, clear: bool = False, files: list | None = None
     ) -> Iterator[tuple]:
         """What the gallery, the status, the cancel button and the history show, step by step; `files` gets the files."""
         self._admit(request, len(facts))
@@ -492,7 +507,7 @@ class Page:
         if files is not None:
             files += saved
         shown = [(path, caption(f)) for path, f in zip(saved, facts, strict=True)]
-        history = [*reversed(shown), *(history or [])][:HISTORY]
+        history = self.histories.add(whose(session, request), shown)
         what = "The picture is" if len(shown) == 1 else f"{len(shown)} pictures are"
         yield shown, status(f"{what} done."), gr.Button(interactive=False), history
 
@@ -520,22 +535,31 @@ class Page:
         return int(size)
 
     def _picture(self, name: str, file: str | None) -> Image.Image:
-        if not isinstance(file, str) or not file:
-            raise gr.Error(f"Give {name} first.", print_exception=False)
-        try:
-            data = Path(file).read_bytes()
-        except (OSError, ValueError):
-            raise gr.Error(f"{name} is here no more: upload it again.".capitalize(), print_exception=False) from None
+        data = self._upload_bytes(name, file)
         with mistakes():
             picture = on_white(open_upload(data, name))
         self._check_content(picture)
         return picture
+
+    def _upload_bytes(self, name: str, file: Any) -> bytes:
+        if not isinstance(file, str) or not file:
+            raise gr.Error(f"Give {name} first.", print_exception=False)
+        try:
+            return Path(file).read_bytes()
+        except (OSError, ValueError):
+            raise gr.Error(f"{name} is here no more: upload it again.".capitalize(), print_exception=False) from None
 
     def _check_content(self, *contents: str | Image.Image) -> None:
         for content in contents:
             reason = self.studio.content_filter and self.studio.content_filter(content)
             if reason:
                 raise gr.Error(str(reason), print_exception=False)
+
+
+def whose(session: Any, request: gr.Request) -> tuple:
+    """Whose a history is: the browser session's of a key; the page's own where it brings no such number."""
+    known = isinstance(session, str) and re.fullmatch("[0-9a-f]{32}", session)
+    return getattr(request, "username", None), session if known else request.session_hash
 
 
 # Fields that a PNG restores: fact, and what it is.

@@ -11,6 +11,7 @@ from drawing import png
 from PIL import Image
 
 DONE = "is done"
+TABS = ("Variations", "Blend", "Edit", "Inpaint", "Search", "Explore")  # beside the first
 
 
 def draw(page, prompt: str, size: int = 64, button: str = "Draw") -> None:
@@ -124,6 +125,28 @@ def test_a_drawn_picture_is_varied(studio_address, browse, shot):
 
 
 @pytest.mark.slow
+def test_the_history_outlives_a_reload_and_is_this_sessions_alone(studio_address, browse):
+    address = studio_address()
+    page = browse(address)
+    draw(page, "a star")
+    status(page, DONE)
+    first = drawn(page)
+    page.reload()
+    page.get_by_role("button", name="History").click()
+    page.locator("#history").get_by_role("button", name="Thumbnail 1 of 1").click()
+    assert drawn(page) == first
+    draw(page, "a ring")
+    status(page, DONE)
+    page.locator("#history").get_by_role("button", name="Thumbnail 2 of 2").wait_for()
+    stored = page.evaluate("JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])")
+    assert "star" not in stored and "picture.png" not in stored
+    other = browse(address)
+    other.get_by_role("button", name="History").click()
+    other.wait_for_timeout(1000)
+    assert other.locator("#history img").count() == 0
+
+
+@pytest.mark.slow
 def test_two_prompts_are_blended_and_the_way_is_played(studio_address, browse, shot):
     page = browse(studio_address())
     tab(page, "Blend")
@@ -192,23 +215,31 @@ def test_the_mask_is_a_rectangle_of_numbers(studio_address, browse):
     assert kept(page, (64, 64, 192, 192)) == (True, False)
 
 
-@pytest.mark.slow
-def test_a_search_and_an_exploration(studio_address, browse, shot, tiny_model, tmp_path):
+@pytest.fixture
+def index(tiny_model, tmp_path):
+    """Of a red and a blue picture."""
     from unclip.clip import CLIP
     from unclip.search import Index
 
-    for name, colour in (("red", "red"), ("blue", "blue")):
-        (tmp_path / f"{name}.png").write_bytes(png(colour=colour))
+    for colour in ("red", "blue"):
+        (tmp_path / f"{colour}.png").write_bytes(png(colour=colour))
     pipe = tiny_model
-    clip = CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor)
-    index = Index(tmp_path, clip, tmp_path / "cache")
+    index = Index(
+        tmp_path, CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor), tmp_path / "cache"
+    )
     index.update()
+    return index
+
+
+@pytest.mark.slow
+def test_a_search_and_an_exploration(studio_address, browse, shot, index):
     page = browse(studio_address(index=index))
     tab(page, "Search")
     upload(page, "query-picture", png(colour="blue"))
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Find").click()
     status(page, "2 pictures, the nearest first")
+    shot(page, "search")
     assert Image.open(io.BytesIO(drawn(page, "image.png")[0])).convert("RGB").getpixel((5, 5)) == (0, 0, 255)
     tab(page, "Explore")
     page.locator("#explored textarea, #explored input").first.fill("a star")
@@ -243,8 +274,8 @@ def test_a_second_page_waits_its_turn_and_may_leave(studio_address, browse, slow
 
 
 @pytest.mark.slow
-def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot):
-    page = browse(studio_address(), viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
+def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot, index):
+    page = browse(studio_address(index=index), viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
     draw(page, "a star")
     status(page, DONE)
     page.wait_for_timeout(1000)  # scrolling is smooth
@@ -252,7 +283,7 @@ def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     assert page.evaluate("document.querySelector('#now').getBoundingClientRect().top") == 0, "status and cancel stay in view"
-    for name in ("Variations", "Blend", "Edit", "Inpaint", "Explore"):
+    for name in TABS:
         tab(page, name)
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
@@ -261,11 +292,11 @@ def test_a_phone_shows_everything_within_its_width(studio_address, browse, shot)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [700, 1000, 1280, 2000])
-def test_a_tab_is_as_wide_as_the_others(width, studio_address, browse):
+def test_a_tab_is_as_wide_as_the_others(width, studio_address, browse, index):
     """What is in it neither widens nor narrows it: else the tabs that fit, and with them its width, could go on changing."""
-    page = browse(studio_address(), viewport={"width": width, "height": 900})
+    page = browse(studio_address(index=index), viewport={"width": width, "height": 900})
     widths = set()
-    for name in ("Create", "Variations", "Blend", "Edit", "Inpaint", "Explore"):
+    for name in ("Create", *TABS):
         tab(page, name)
         page.wait_for_timeout(500)
         widths.add(page.evaluate("Math.round(document.querySelector('#tabs').getBoundingClientRect().width)"))
@@ -299,10 +330,10 @@ def test_the_keyboard_alone_draws_a_picture(studio_address, browse):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_in_our_own_markup(scheme, studio_address, browse):
+def test_axe_finds_nothing_serious_in_our_own_markup(scheme, studio_address, browse, index):
     """On every tab, before and after a picture is drawn, and with everything unfolded."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    page = browse(studio_address(), color_scheme=scheme)
+    page = browse(studio_address(index=index), color_scheme=scheme)
     found: dict[str, set[str]] = {}
 
     def look() -> None:
@@ -317,9 +348,14 @@ def test_axe_finds_nothing_serious_in_our_own_markup(scheme, studio_address, bro
     page.get_by_role("button", name="History").click()
     page.get_by_role("button", name="More").click()
     look()
-    for name in ("Variations", "Blend", "Edit", "Inpaint", "Explore"):
+    for name in TABS:
         tab(page, name)
         look()
+        if name == "Search":
+            page.get_by_label("What to find").fill("a star")
+            page.get_by_role("button", name="Find").click()
+            status(page, "2 pictures")
+            look()
     for rule, places in found.items():
         print(scheme, rule, *sorted(places), sep="\n  ")
     assert found.keys() <= GRADIOS_OWN, found

@@ -25,6 +25,7 @@ from PIL import Image
 
 from unclip.images import png_facts
 from unclip.studio.drawing import OWN, Explored, Step, Studio
+from unclip.studio.history import Histories
 from unclip.studio.page import MAX_SEED, Page, between, restored, to_repaint, whole
 
 ANYTHING = st.one_of(
@@ -202,6 +203,33 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
     assert page.studio._jobs == {}
 
 
+def test_a_page_that_is_loaded_again_shows_its_sessions_history(page):
+    token = "0123456789abcdef" * 2
+    before, after = SimpleNamespace(session_hash="a", username=None), SimpleNamespace(session_hash="b", username=None)
+    histories = [step[3] for step in page.on_draw("a star", "", 2, 7, True, 64, 2.0, 2, OWN, False, token, before)]
+    (drawn,) = (history for history in histories if isinstance(history, list))
+    assert [caption for _, caption in drawn] == ["seed 8, a star", "seed 7, a star"], "the newest first"
+    assert page.on_open(token, after) == (token, drawn)
+    for stranger in (token[::-1], "", None, 3, token + "0"):
+        assert page.on_open(stranger, after)[1] == []
+    assert page.on_open(token, SimpleNamespace(session_hash="a", username="another key"))[1] == []
+    os.remove(drawn[0][0])  # as Gradio does after an hour
+    assert page.on_open(token, after)[1] == drawn[1:]
+
+
+def test_histories_are_bounded(tmp_path):
+    file = tmp_path / "picture.png"
+    file.touch()
+    histories = Histories(pictures=3, sessions=2)
+    for number in range(5):
+        found = histories.add("one", [(str(file), str(number))])
+    assert [caption for _, caption in found] == ["4", "3", "2"]
+    histories.add("two", [(str(file), "")])
+    histories.add("one", [(str(file), "5")])
+    histories.add("three", [(str(file), "")])
+    assert len(histories.of("one")) == 3 and histories.of("two") == [], "it drew longest ago"
+
+
 def test_a_film_is_as_long_as_its_strip_and_ends_with_the_picture(page, monkeypatch):
     from unclip.studio import drawing
 
@@ -303,6 +331,24 @@ def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch):
     print(dict(counts))
     assert counts["refused"] > 50 and counts["drawn"] > 0
     assert page.studio._jobs == {}
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=ANYTHING)
+def test_places_in_galleries_and_files_are_checked_like_numbers(page, value):
+    """What Gradio passes on as the browser sent it."""
+    drawn, event = [("a.png", "a"), ("b.png", "b")], SimpleNamespace(index=value)
+    for call in (
+        lambda: page.on_select(event),
+        lambda: page.on_recall(drawn, event),
+        lambda: page.on_place(["a.png", "b.png"], value),
+        lambda: page.on_tick(["a.png", "b.png"], value),
+        lambda: page.on_restore(value),
+    ):
+        try:
+            call()
+        except gr.Error as error:
+            assert "\n" not in error.message
 
 
 def test_a_page_that_listens_does_not_keep_the_server_nor_end_in_an_error(studio_address, serve, caplog):
