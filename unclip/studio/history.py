@@ -12,22 +12,48 @@ Drawn = tuple[str, str]  # a picture's file, and its caption
 
 
 class Histories:
-    """Files and captions by browser session, newest first, for as long as the files are there."""
+    """Files and captions by browser session, newest first, for as long as the files are there.
+
+    A session has one open page after another (the same tab, loaded again); a page of no known session is one of its own.
+    """
 
     def __init__(self, pictures: int = PICTURES, sessions: int = SESSIONS):
         self.pictures, self.sessions = pictures, sessions
         self._drawn: OrderedDict[Hashable, list[Drawn]] = OrderedDict()
+        self._session_of: OrderedDict[str, Hashable] = OrderedDict()  # by page
         self._lock = threading.Lock()
 
-    def of(self, session: Hashable) -> list[Drawn]:
+    def open(self, page: str, session: Hashable) -> list[Drawn]:
+        """Take a page as one of `session`, with what it has drawn already; -> the session's history."""
         with self._lock:
-            return [(file, caption) for file, caption in self._drawn.get(session, ()) if Path(file).is_file()]
+            self._session_of[page] = session
+            _bound(self._session_of, self.sessions)
+            before = self._drawn.pop(page, [])
+            if before:
+                self._put(session, before)
+        return self.of(page)
 
-    def add(self, session: Hashable, drawn: Sequence[Drawn]) -> list[Drawn]:
-        """-> the session's history with `drawn`, the last of them first."""
+    def close(self, page: str) -> None:
         with self._lock:
-            self._drawn[session] = [*reversed(drawn), *self._drawn.get(session, ())][: self.pictures]
-            self._drawn.move_to_end(session)
-            while len(self._drawn) > self.sessions:
-                self._drawn.popitem(last=False)
-        return self.of(session)
+            self._session_of.pop(page, None)
+
+    def of(self, page: str) -> list[Drawn]:
+        with self._lock:
+            found = self._drawn.get(self._session_of.get(page, page), ())
+            return [(file, caption) for file, caption in found if Path(file).is_file()]
+
+    def add(self, page: str, drawn: Sequence[Drawn]) -> list[Drawn]:
+        """-> the history of the page's session with `drawn`, the last of them first."""
+        with self._lock:
+            self._put(self._session_of.get(page, page), drawn[::-1])
+        return self.of(page)
+
+    def _put(self, session: Hashable, newest: Sequence[Drawn]) -> None:
+        self._drawn[session] = [*newest, *self._drawn.get(session, ())][: self.pictures]
+        self._drawn.move_to_end(session)
+        _bound(self._drawn, self.sessions)
+
+
+def _bound(kept: OrderedDict, count: int) -> None:
+    while len(kept) > count:
+        kept.popitem(last=False)

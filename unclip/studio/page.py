@@ -271,7 +271,7 @@ class Page:
         with gr.Row():
             targets = [("variations", "Vary it"), ("blend", "Blend it"), ("edit", "Change it"), ("inpaint", "Paint in it")]
             self.send = {tab: gr.Button(name, size="sm", min_width=90, elem_id=f"send-{tab}") for tab, name in targets}
-        self.session = gr.Textbox(visible=False)
+        self.session = gr.Textbox(visible=False)  # what `SESSION` answers
         with gr.Accordion("History of this session", open=False):
             self.history = gr.Gallery(
                 show_label=False, label="History", columns=6, height=260, interactive=False, format="png", elem_id="history"
@@ -285,24 +285,24 @@ class Page:
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         shown = [self.pictures, self.status, self.cancel, self.history]
         given = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
-        given += [self.sampler, self.transparent, self.session]
+        given += [self.sampler, self.transparent]
         gr.on([self.draw.click, self.prompt.submit], self.on_draw, given, [*shown, self.seed], **model)
-        given = [self.varied, self.vary_number, self.keep_layout, self.vary_size, self.session]
+        given = [self.varied, self.vary_number, self.keep_layout, self.vary_size]
         self.vary.click(self.on_vary, given, shown, **model)
-        given = [self.first, self.first_text, self.second, self.second_text, self.blend_steps, self.blend_size, self.session]
+        given = [self.first, self.first_text, self.second, self.second_text, self.blend_steps, self.blend_size]
         self.blend.click(self.on_blend, given, [*shown, self.path, self.player, self.place, self.frame], **model)
-        given = [self.edited, self.source, self.target, self.strength, self.edit_size, self.session]
+        given = [self.edited, self.source, self.target, self.strength, self.edit_size]
         self.edit.click(self.on_edit, given, shown, **model)
-        given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size, self.session]
+        given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size]
         self.paint.click(self.on_paint, given, shown, **model)
         outputs = [*shown, self.formed, self.candidates, self.film, self.stages]
-        gr.on([self.explore.click, self.explored.submit], self.on_explore, [self.explored, self.session], outputs, **model)
+        gr.on([self.explore.click, self.explored.submit], self.on_explore, [self.explored], outputs, **model)
         if self.index is not None:
             given = [self.query, self.query_picture]
             gr.on([self.find.click, self.query.submit], self.on_find, given, [self.pictures, self.status], **model)
 
         self.cancel.click(self.on_cancel, None, [self.status, self.cancel], **quick)
-        self.blocks.load(self.on_open, [self.session], [self.session, self.history], js=SESSION, **quick)
+        self.blocks.load(self.on_open, [self.session], self.history, js=SESSION, **quick)
         self.blocks.unload(self.on_leave)
         self.shuffle.click(lambda: random.randrange(MAX_SEED), None, self.seed, **quick)
         self.restore.upload(self.on_restore, [self.restore], [*self._restorable(), self.status, self.lock], **quick)
@@ -319,7 +319,7 @@ class Page:
             button.click(self._sender(tab), [self.pictures, self.chosen], [target, self.tabs], **quick)
 
     def on_draw(
-        self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, session, request: gr.Request
+        self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, request: gr.Request
     ) -> Iterator:
         """Pictures of a sentence; then, unless the seed is kept, the next one's seed."""
         seed = whole("seed", seed, 0, MAX_SEED)
@@ -332,20 +332,20 @@ class Page:
         with mistakes():
             draw = self.studio.create(facts["prompt"], facts["negative_prompt"], seeds, sampler, **settings)
         each = [facts | {"seed": str(s)} for s in seeds]
-        for shown in self._draw(draw, each, session, request, bool(transparent)):
+        for shown in self._draw(draw, each, request, bool(transparent)):
             yield *shown, gr.skip()
         yield *[gr.skip()] * 4, gr.skip() if lock else random.randrange(MAX_SEED)
 
-    def on_vary(self, file, number, far, size, session, request: gr.Request) -> Iterator:
+    def on_vary(self, file, number, far, size, request: gr.Request) -> Iterator:
         picture, far = self._picture("the picture to vary", file), between("how far to go", far, 0, 1)
         count = whole("number of variations", number, 1, MAX_PICTURES)
         first = random.randrange(MAX_SEED)
         seeds, size = [first + n for n in range(count)], self._size(size)
         settings = {"size": size} | ({"eta": far} if far < 1 else {})
         each = [{"variation_of": "an upload", "seed": str(s), "size": str(size)} for s in seeds]
-        yield from self._draw(self.studio.vary(picture, seeds, **settings), each, session, request)
+        yield from self._draw(self.studio.vary(picture, seeds, **settings), each, request)
 
-    def on_blend(self, first, first_text, second, second_text, steps, size, session, request: gr.Request) -> Iterator:
+    def on_blend(self, first, first_text, second, second_text, steps, size, request: gr.Request) -> Iterator:
         ends = []
         for name, file, text in (("first", first, first_text), ("second", second, second_text)):
             ends.append(self._picture(name, file) if file else self._text(f"{name} prompt", text))
@@ -354,22 +354,22 @@ class Page:
         facts = {"from": names[0], "to": names[1], "seed": str(seed), "size": str(size)}
         each = [facts | {"share": f"{n / (steps - 1):.4f}"} for n in range(steps)]
         files: list[str] = []
-        for shown in self._draw(self.studio.blend(ends, steps, seed, size=size), each, session, request, files=files):
+        for shown in self._draw(self.studio.blend(ends, steps, seed, size=size), each, request, files=files):
             yield *shown, *[gr.skip()] * 4
         if files:
             place = gr.Slider(1, len(files), value=1)
             yield *[gr.skip()] * 4, files, gr.Group(visible=True), place, files[0]
 
-    def on_edit(self, file, source, target, strength, size, session, request: gr.Request) -> Iterator:
+    def on_edit(self, file, source, target, strength, size, request: gr.Request) -> Iterator:
         picture, strength = self._picture("the picture to change", file), between("how far to go", strength, 0, 1)
         source, target = self._text("from", source, empty=True), self._text("to", target)
         seed, size = random.randrange(MAX_SEED), self._size(size)
         facts = {"edit_of": "an upload", "from": source, "to": target, "strength": f"{strength:g}", "size": str(size)}
         draw = self.studio.edit(picture, target, source, [strength], seed, size=size)
-        yield from self._draw(draw, [facts], session, request)
+        yield from self._draw(draw, [facts], request)
 
     def on_paint(
-        self, editor, prompt, left, top, width, height, west, east, north, south, size, session, request: gr.Request
+        self, editor, prompt, left, top, width, height, west, east, north, south, size, request: gr.Request
     ) -> Iterator:
         if not isinstance(editor, dict) or not isinstance(editor.get("background"), Image.Image):
             raise gr.Error("Give a picture first.", print_exception=False)
@@ -383,9 +383,9 @@ class Page:
             picture, mask = to_repaint(picture, editor.get("layers") or [], rectangle, margins)
         facts = {"inpaint_of": "an upload", "prompt": prompt, "seed": str(seed), "size": str(size)}
         draw = self.studio.inpaint(prompt, picture, mask, [seed], size=size)
-        yield from self._draw(draw, [facts], session, request)
+        yield from self._draw(draw, [facts], request)
 
-    def on_explore(self, prompt, session, request: gr.Request) -> Iterator:
+    def on_explore(self, prompt, request: gr.Request) -> Iterator:
         size, seed = self.studio.pipe.sizes[-1], random.randrange(MAX_SEED)
         facts = {"prompt": self._text("prompt", prompt), "seed": str(seed), "size": str(size)}
         explore, found = self.studio.explore(facts["prompt"], seed, size), []
@@ -394,7 +394,7 @@ class Page:
             found[:] = [explore(watch)]
             return found[0].pictures
 
-        for shown in self._draw(draw, [facts], session, request):
+        for shown in self._draw(draw, [facts], request):
             yield *shown, *[gr.skip()] * 4
         if found and found[0].pictures:
             self._check_content(*(picture for _, picture in found[0].candidates), *found[0].stages)
@@ -418,11 +418,15 @@ class Page:
         dropped = self.studio.cancel(request.session_hash)
         return status("Cancelled." if dropped else "There was nothing to cancel."), gr.Button(interactive=False)
 
-    def on_open(self, session, request: gr.Request) -> tuple:
-        return session, self.histories.of(whose(session, request))
+    def on_open(self, session, request: gr.Request) -> list:
+        """The history of the browser session of this number, which is a key's own where there are keys."""
+        if not isinstance(session, str) or not re.fullmatch("[0-9a-f]{32}", session):
+            return self.histories.of(request.session_hash)
+        return self.histories.open(request.session_hash, (getattr(request, "username", None), session))
 
     def on_leave(self, request: gr.Request) -> None:
         self.studio.cancel(request.session_hash)
+        self.histories.close(request.session_hash)
 
     def on_restore(self, file) -> list:
         data = self._upload_bytes("the picture to restore", file)
@@ -482,7 +486,7 @@ class Page:
             yield (yield from self.studio.stream(request.session_hash, draw, getattr(request, "username", None)))
 
     def _draw(
-        self, draw: Callable, facts: list[dict], session, request: gr.Request, clear: bool = False, files: list | None = None
+        self, draw: Callable, facts: list[dict], request: gr.Request, clear: bool = False, files: list | None = None
     ) -> Iterator[tuple]:
         """What the gallery, the status, the cancel button and the history show, step by step; `files` gets the files."""
         self._admit(request, len(facts))
@@ -507,7 +511,7 @@ class Page:
         if files is not None:
             files += saved
         shown = [(path, caption(f)) for path, f in zip(saved, facts, strict=True)]
-        history = self.histories.add(whose(session, request), shown)
+        history = self.histories.add(request.session_hash, shown)
         what = "The picture is" if len(shown) == 1 else f"{len(shown)} pictures are"
         yield shown, status(f"{what} done."), gr.Button(interactive=False), history
 
@@ -554,12 +558,6 @@ class Page:
             reason = self.studio.content_filter and self.studio.content_filter(content)
             if reason:
                 raise gr.Error(str(reason), print_exception=False)
-
-
-def whose(session: Any, request: gr.Request) -> tuple:
-    """Whose a history is: the browser session's of a key; the page's own where it brings no such number."""
-    known = isinstance(session, str) and re.fullmatch("[0-9a-f]{32}", session)
-    return getattr(request, "username", None), session if known else request.session_hash
 
 
 # Fields that a PNG restores: fact, and what it is.

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -177,25 +178,25 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
     file = tmp_path / "red.png"
     Image.new("RGB", (64, 64), "red").save(file)
     me = SimpleNamespace(session_hash="me")
-    drawn, facts = last(page.on_draw("a star", "a ring", 2, 3, True, 64, 2.0, 2, "ddim", True, None, me))
+    drawn, facts = last(page.on_draw("a star", "a ring", 2, 3, True, 64, 2.0, 2, "ddim", True, me))
     assert drawn.mode == "RGBA" and facts["sampler"] == "ddim" and facts["negative_prompt"] == "a ring"
-    _, facts = last(page.on_vary(str(file), 1, 0.5, 64, [], me))
+    _, facts = last(page.on_vary(str(file), 1, 0.5, 64, me))
     assert facts["variation_of"] == "an upload"
-    steps = list(page.on_blend(str(file), "", None, "a ring", 3, 64, [], me))
+    steps = list(page.on_blend(str(file), "", None, "a ring", 3, 64, me))
     assert last(steps)[1]["to"] == "a ring" and len(steps[-1][4]) == 3, "the way, for the slider"
-    _, facts = last(page.on_edit(str(file), "a star", "a ring", 0.3, 64, [], me))
+    _, facts = last(page.on_edit(str(file), "a star", "a ring", 0.3, 64, me))
     assert facts["from"] == "a star" and facts["to"] == "a ring"
 
     layer = Image.new("RGBA", (64, 64))
     layer.paste((255, 255, 255, 255), (0, 0, 20, 64))
     editor = {"background": Image.open(file), "layers": [layer], "composite": None}
     nothing = (0, 0, 0, 0)
-    drawn, facts = last(page.on_paint(editor, "a star", *nothing, *nothing, 64, [], me))
+    drawn, facts = last(page.on_paint(editor, "a star", *nothing, *nothing, 64, me))
     pixels = np.array(drawn)
     assert (pixels[:, 20:] == (255, 0, 0)).all() and (pixels[:, :20] != (255, 0, 0)).any()
-    drawn, _ = last(page.on_paint(editor | {"layers": []}, "a star", 50, 0, 50, 100, *nothing, 64, [], me))
+    drawn, _ = last(page.on_paint(editor | {"layers": []}, "a star", 50, 0, 50, 100, *nothing, 64, me))
     assert (np.array(drawn)[:, :32] == (255, 0, 0)).all()
-    steps = list(page.on_explore("a star", [], me))
+    steps = list(page.on_explore("a star", me))
     drawn, facts = last(steps)
     *_, candidates, film, stages = steps[-1]
     assert len(candidates) == 4 and len(film) == 3 and [p.width for p, _ in stages] == [64, 256, 1024]
@@ -205,36 +206,41 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
 
 def test_a_page_that_is_loaded_again_shows_its_sessions_history(page):
     token = "0123456789abcdef" * 2
-    before, after = SimpleNamespace(session_hash="a", username=None), SimpleNamespace(session_hash="b", username=None)
-    histories = [step[3] for step in page.on_draw("a star", "", 2, 7, True, 64, 2.0, 2, OWN, False, token, before)]
+    before, after = (SimpleNamespace(session_hash=name, username=None) for name in ("before", "after"))
+    assert page.on_open(token, before) == []
+    histories = [step[3] for step in page.on_draw("a star", "", 2, 7, True, 64, 2.0, 2, OWN, False, before)]
     (drawn,) = (history for history in histories if isinstance(history, list))
     assert [caption for _, caption in drawn] == ["seed 8, a star", "seed 7, a star"], "the newest first"
-    assert page.on_open(token, after) == (token, drawn)
+    page.on_leave(before)
+    assert page.on_open(token, after) == drawn
     for stranger in (token[::-1], "", None, 3, token + "0"):
-        assert page.on_open(stranger, after)[1] == []
-    assert page.on_open(token, SimpleNamespace(session_hash="a", username="another key"))[1] == []
+        assert page.on_open(stranger, SimpleNamespace(session_hash="stranger", username=None)) == []
+    assert page.on_open(token, SimpleNamespace(session_hash="stranger", username="another key")) == []
     os.remove(drawn[0][0])  # as Gradio does after an hour
-    assert page.on_open(token, after)[1] == drawn[1:]
+    assert page.on_open(token, after) == drawn[1:]
 
 
-def test_histories_are_bounded(tmp_path):
-    file = tmp_path / "picture.png"
-    file.touch()
+def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
+    file = str(tmp_path / "picture.png")
+    Path(file).touch()
     histories = Histories(pictures=3, sessions=2)
     for number in range(5):
-        found = histories.add("one", [(str(file), str(number))])
+        found = histories.add("one", [(file, str(number))])
     assert [caption for _, caption in found] == ["4", "3", "2"]
-    histories.add("two", [(str(file), "")])
-    histories.add("one", [(str(file), "5")])
-    histories.add("three", [(str(file), "")])
+    histories.add("two", [(file, "")])
+    histories.add("one", [(file, "5")])
+    histories.add("three", [(file, "")])
     assert len(histories.of("one")) == 3 and histories.of("two") == [], "it drew longest ago"
+    assert [caption for _, caption in histories.open("one", "session")] == ["5", "4", "3"], "drawn before it was told"
+    histories.close("one")
+    assert histories.of("one") == [] and len(histories.open("four", "session")) == 3
 
 
 def test_a_film_is_as_long_as_its_strip_and_ends_with_the_picture(page, monkeypatch):
     from unclip.studio import drawing
 
     monkeypatch.setattr(drawing, "FILM", 2)
-    *_, (*_, film, stages) = page.on_explore("a star", [], SimpleNamespace(session_hash="me"))
+    *_, (*_, film, stages) = page.on_explore("a star", SimpleNamespace(session_hash="me"))
     assert len(film) == 2 and film[-1].tobytes() == stages[0][0].tobytes()
 
 
@@ -246,7 +252,7 @@ def test_a_trouble_while_drawing_is_told_where_the_progress_was(page, monkeypatc
 
     monkeypatch.setattr(type(page.studio.pipe), "__call__", broken)
     shown = []
-    steps = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, SimpleNamespace(session_hash="me"))
+    steps = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, SimpleNamespace(session_hash="me"))
     with pytest.raises(RuntimeError):
         for step in steps:
             shown.append(step)
@@ -258,13 +264,13 @@ def test_with_a_content_filter_nothing_is_shown_that_it_has_not_seen(page):
     seen = []
     page.studio.content_filter = lambda content: seen.append(content) or None
     me = SimpleNamespace(session_hash="me")
-    steps = list(page.on_draw("a star", "", 1, 0, True, 256, 2.0, 2, OWN, False, None, me))
+    steps = list(page.on_draw("a star", "", 1, 0, True, 256, 2.0, 2, OWN, False, me))
     assert [isinstance(step[0], list) for step in steps].count(True) == 1
     assert [s if isinstance(s, str) else s.size for s in seen] == ["a star", "", (256, 256)]
     page.studio.content_filter = lambda content: None if isinstance(content, str) else "not that"
     for handler in (
-        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me),
-        page.on_explore("a star", [], me),
+        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.on_explore("a star", me),
     ):
         shown = []
         with pytest.raises(gr.Error, match="not that"):
@@ -279,18 +285,18 @@ def test_the_rate_counts_what_the_page_draws(page):
 
     page.studio.rate = Rate(2)
     alice, bob = (SimpleNamespace(session_hash=name, username=name, client=None) for name in ("alice", "bob"))
-    assert list(page.on_draw("a star", "", 2, 0, True, 64, 2.0, 2, OWN, False, None, alice))
+    assert list(page.on_draw("a star", "", 2, 0, True, 64, 2.0, 2, OWN, False, alice))
     with pytest.raises(gr.Error, match="2 pictures a minute. Try again in"):
-        list(page.on_explore("a star", [], alice))
-    assert list(page.on_explore("a star", [], bob))
+        list(page.on_explore("a star", alice))
+    assert list(page.on_explore("a star", bob))
 
 
 def test_what_a_session_draws_anew_takes_the_old_ones_place_and_its_status(page, slow_model):
     """The old one's end says nothing: the status and the cancel button are the new one's by then."""
     me = SimpleNamespace(session_hash="me")
-    first = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me)
+    first = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me)
     assert next(first) and slow_model.begun.wait(30)
-    second = page.on_draw("a ring", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me)
+    second = page.on_draw("a ring", "", 1, 0, True, 64, 2.0, 2, OWN, False, me)
     assert "Waiting" in next(second)[1]
     assert not any("Cancelled" in str(step[1]) for step in first)
     slow_model.set()
@@ -303,19 +309,19 @@ def fuzz(page, counts, data):
     """One handler with anything for its arguments, or with all but a few of them right."""
     me = SimpleNamespace(session_hash="me")
     right = {
-        page.on_draw: ["a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, []],
-        page.on_vary: [None, 1, 1, 64, []],
-        page.on_blend: [None, "a star", None, "a ring", 2, 64, []],
-        page.on_edit: [None, "a star", "a ring", 0.3, 64, []],
-        page.on_paint: [{"background": Image.new("RGB", (8, 8)), "layers": []}, "a star", *[50] * 4, *[0] * 4, 64, []],
-        page.on_explore: ["a star", []],
+        page.on_draw: ["a star", "", 1, 0, True, 64, 2.0, 2, OWN, False],
+        page.on_vary: [None, 1, 1, 64],
+        page.on_blend: [None, "a star", None, "a ring", 2, 64],
+        page.on_edit: [None, "a star", "a ring", 0.3, 64],
+        page.on_paint: [{"background": Image.new("RGB", (8, 8)), "layers": []}, "a star", *[50] * 4, *[0] * 4, 64],
+        page.on_explore: ["a star"],
     }
     handler = data.draw(st.sampled_from(list(right)))
-    values = right[handler][:-1]
+    values = list(right[handler])
     for place in data.draw(st.sets(st.integers(0, len(values) - 1), max_size=2)):
         values[place] = data.draw(ANYTHING)
     try:
-        for _ in handler(*values, [], me):
+        for _ in handler(*values, me):
             pass
         counts["drawn"] += 1
     except gr.Error as error:
@@ -367,15 +373,15 @@ def test_a_page_that_listens_does_not_keep_the_server_nor_end_in_an_error(studio
 def test_mistakes_on_the_page_are_one_line(page):
     me = SimpleNamespace(session_hash="me")
     for steps in (
-        page.on_draw(" ", "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me),
-        page.on_draw("a" * 1001, "", 1, 0, True, 64, 2.0, 2, OWN, False, None, me),
-        page.on_draw("a star", "", 9, 0, True, 64, 2.0, 2, OWN, False, None, me),
-        page.on_draw("a star", "", 1, 0, True, 65, 2.0, 2, OWN, False, None, me),
-        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, "magic", False, None, me),
-        page.on_vary(None, 1, 1, 64, None, me),
-        page.on_paint(None, "a star", *[0] * 8, 64, None, me),
-        page.on_draw("a star", "", 1, 0, True, 64, None, 2, OWN, False, None, me),
-        page.on_explore("", [], me),
+        page.on_draw(" ", "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.on_draw("a" * 1001, "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.on_draw("a star", "", 9, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.on_draw("a star", "", 1, 0, True, 65, 2.0, 2, OWN, False, me),
+        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, "magic", False, me),
+        page.on_vary(None, 1, 1, 64, me),
+        page.on_paint(None, "a star", *[0] * 8, 64, me),
+        page.on_draw("a star", "", 1, 0, True, 64, None, 2, OWN, False, me),
+        page.on_explore("", me),
     ):
         with pytest.raises(gr.Error) as caught:
             list(steps)
