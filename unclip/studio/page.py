@@ -274,7 +274,15 @@ class Page:
         self.session = gr.Textbox(visible=False)  # what `SESSION` answers
         with gr.Accordion("History of this session", open=False):
             self.history = gr.Gallery(
-                show_label=False, label="History", columns=6, height=260, interactive=False, format="png", elem_id="history"
+                label="History",
+                show_label=False,
+                columns=6,
+                fit_columns=False,
+                height=260,
+                interactive=False,
+                format="png",
+                buttons=["download", "fullscreen"],
+                elem_id="history",
             )
 
     # ------------------------------------------------------------------------------------------ what happens
