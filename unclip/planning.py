@@ -10,9 +10,10 @@ import importlib
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from decoder.blocks import ChannelNorm
 from . import attention, networks
 from .checkpoints import check_folder, components_folder, resolve
 from .config import ConfigError, construct, load_config, nearest, shipped
+from .objectives.conditioned import LoRA, add_adapter
+from .objectives.decoder_distill import ADAPTER
 from .precision import fast_dtype
 from .training import Run
 
@@ -38,6 +41,7 @@ USABLE = 0.92  # of a GPU's memory: the rest is CUDA's own context and the alloc
 JPEG_BYTES = 0.3  # of a stored picture per pixel, where there is no folder to measure
 FP32 = 4
 NORMS = (nn.GroupNorm, nn.LayerNorm, ChannelNorm)
+CONDITIONED = ("prior", "prior_autoregressive", "decoder", "decoder_distill")  # against a frozen CLIP
 _FAKE_SDPA = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **b: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, **b: sdpa_backward_flop_count(
@@ -78,6 +82,7 @@ class Plan:
 
     stage: str
     parameters: dict[str, int]
+    trained: int  # of them
     frozen_parameters: int | None  # None: the CLIP is not here to be counted
     forward_flops: int
     training_flops: int
@@ -96,10 +101,6 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def trained(self) -> int:
-        return sum(self.parameters.values())
-
-    @property
     def examples(self) -> int:
         return self.steps * self.global_batch
 
@@ -112,7 +113,7 @@ class Plan:
         """Plain numbers, for JSON."""
         found = {k: v for k, v in vars(self).items() if k != "strategies"}
         found["strategies"] = [vars(s) | {"total": s.total} for s in self.strategies]
-        return found | {"trained": self.trained, "examples": self.examples, "device_days": self.device_days()}
+        return found | {"examples": self.examples, "device_days": self.device_days()}
 
 
 def plan(
@@ -140,11 +141,17 @@ def plan(
     notes, unknown = [], False
     if gpus > 1:
         notes.append("FSDP is sharding=zero3")
-    if sections["objective"].get("lora"):
-        notes.append("objective.lora is not reckoned with: this is the plan of training all weights")
     with FakeTensorMode():
-        frozen = None if run.stage not in ("prior", "prior_autoregressive", "decoder") else _clip(sections, config_path)
+        frozen = None if run.stage not in CONDITIONED else _clip(sections, config_path)
         stage = _stage(run.stage, sections, frozen)
+        adapter = sections["objective"].get("lora")
+        if run.stage == "decoder_distill":
+            adapter = ADAPTER | (adapter or {})
+        if adapter is not None and run.stage in CONDITIONED:
+            network = "prior" if "prior" in stage.trained else "decoder"
+            settings = construct(LoRA, adapter, "objective.lora")
+            with patch.object(nn.Module, "to", lambda module, *_, **__: module):  # fake tensors refuse, and are there already
+                add_adapter(stage.trained, network, settings)
         if gpus:
             for network in stage.trained.children():
                 attention.install(network, "sdpa")
@@ -158,7 +165,7 @@ def plan(
         if frozen is not None and not sections["data"].get("embeddings"):
             with torch.no_grad():
                 seen = measure(frozen, 1, dtype, on_gpu=gpus > 0).flops
-        elif run.stage in ("prior", "prior_autoregressive", "decoder") and frozen is None:
+        elif run.stage in CONDITIONED and frozen is None:
             unknown = True
             notes.append(f"the CLIP {sections['objective'].get('clip')!r} is not here: neither its weights nor its work count")
     counts = {name: _count(network) for name, network in stage.trained.named_children()}
@@ -168,6 +175,7 @@ def plan(
     return Plan(
         stage=run.stage,
         parameters=counts,
+        trained=_count(stage.trained, learned=True),
         frozen_parameters=None if unknown else frozen_count,
         forward_flops=forward,
         training_flops=measured.flops // run.batch_size + seen,
@@ -262,8 +270,9 @@ def _checkpoint(trained: nn.ModuleDict) -> bool:
     return any(able)
 
 
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _count(module: nn.Module, learned: bool = False) -> int:
+    """Parameters; `learned` ones alone where it is set."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not learned)
 
 
 def _strategies(
@@ -275,7 +284,7 @@ def _strategies(
     ema: bool,
 ) -> Iterator[Strategy]:
     parameters = _count(trained)
-    learned = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    learned = _count(trained, learned=True)
     passes = [("", plain)] + ([(", activation checkpointing", checkpointed)] if checkpointed else [])
     together = "DDP" if gpus > 1 else "one GPU" if gpus else "CPU"
     buckets = learned if gpus > 1 else 0  # DDP reduces gradients in buckets that are copies of them
@@ -315,6 +324,7 @@ def _stage(name: str, sections: dict[str, dict], clip: "Stage | None") -> Stage:
         "prior": _prior_stage,
         "prior_autoregressive": _autoregressive_stage,
         "decoder": _decoder_stage,
+        "decoder_distill": _distill_stage,
         "upsampler_256": _upsampler_stage,
         "upsampler_1024": _upsampler_stage,
     }
@@ -393,6 +403,22 @@ def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
         return predicted.float().square().mean()
 
     return Stage(trained, loss, network.config.sample_size, 2 * (2 * dim + tokens * dim))
+
+
+def _distill_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
+    """A decoder under an adapter: the frozen one's guided answer and the adapted one's own are the target."""
+    stage = _decoder_stage(sections, clip)
+    decoder = stage.trained["decoder"]
+
+    def loss(batch: int) -> Tensor:
+        with torch.no_grad():
+            decoder.disable_adapters()
+            stage.loss(2 * batch)
+            decoder.enable_adapters()
+            stage.loss(batch)
+        return stage.loss(batch)
+
+    return replace(stage, loss=loss)
 
 
 def _upsampler_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:

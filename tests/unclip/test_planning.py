@@ -7,7 +7,9 @@ import torch
 import yaml
 from conftest import ROOT
 
+from unclip import networks
 from unclip.cli.plan import parse_bytes
+from unclip.objectives.decoder_distill import TARGETS
 from unclip.planning import plan
 from unclip.training import train
 
@@ -70,6 +72,29 @@ def test_strategies_share_what_they_should(tmp_path):
     assert by_name["FSDP"].total < by_name["DDP"].total and by_name["FSDP"].activations == by_name["DDP"].activations
     days = [p.device_days() / p.examples for p in (alone, many)]
     assert days[0] == pytest.approx(days[1]) and many.device_days() > 0
+
+
+def test_an_adapter_is_what_is_trained():
+    """Its factors alone take gradients, moments and averages; distilling asks the decoder three times more."""
+    whole, rank = plan(TINY / "decoder.yaml", [], gpus=0), 4
+    for name, more in (
+        ("decoder", [f"objective.lora.rank={rank}", f"objective.lora.targets={TARGETS}"]),
+        ("decoder_distill", []),
+    ):
+        adapted = plan(TINY / f"{name}.yaml", more, gpus=0)
+        assert adapted.trained == sum(
+            rank * (weight.shape[0] + weight[0].numel())
+            for layer, weight in networks.decoder(
+                yaml.safe_load((TINY / "decoder.yaml").read_text())["model"], 32
+            ).named_parameters()
+            if weight.ndim > 1 and any(f".{layer}".endswith(f".{target}.weight") for target in TARGETS) and "decoder" in layer
+        )
+        memory, before = adapted.strategies[0], whole.strategies[0]
+        assert memory.optimiser == 8 * adapted.trained < before.optimiser / 2 and memory.weights > before.weights
+        times = 1 if name == "decoder" else 4
+        assert times < adapted.forward_flops / whole.forward_flops < 1.5 * times
+        backward = adapted.training_flops - adapted.forward_flops
+        assert backward < whole.training_flops - whole.forward_flops
 
 
 @pytest.mark.slow

@@ -50,10 +50,11 @@ def describe(plan) -> str:
     from ..planning import USABLE
 
     parts = ", ".join(f"{name} {_count(n)}" for name, n in plan.parameters.items())
+    whole = sum(plan.parameters.values())
     where = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}" if plan.gpus else "this CPU"
     lines = [
         f"{plan.stage} on {where}, {plan.precision}",
-        f"trained parameters   {_count(plan.trained)} ({parts})",
+        f"trained parameters   {_count(plan.trained)} ({parts}{'' if plan.trained == whole else ', the rest of them frozen'})",
     ]
     if plan.frozen_parameters:
         lines.append(f"frozen CLIP          {_count(plan.frozen_parameters)}")

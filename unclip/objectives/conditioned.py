@@ -53,6 +53,22 @@ class LoRA:
             raise ValueError(f"dropout must be from 0 to less than 1, got {self.dropout}")
 
 
+def add_adapter(trained: nn.ModuleDict, name: str, lora: LoRA) -> None:
+    """An adapter on `trained[name]`; nothing else is left to train. Raises ConfigError where no layer is meant."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ConfigError("objective.lora needs PEFT; install it with: pip install 'unclip[train]'") from None
+    trained.requires_grad_(False)
+    network, wanted = trained[name], lora.targets or TARGETS
+    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    targets = [n for n in layers if any(n == t or n.endswith(f".{t}") for t in wanted)]
+    if not targets:
+        raise ConfigError(f"objective.lora.targets: no layer's name ends in {', '.join(wanted)}")
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    network.add_adapter(LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=targets))
+
+
 def check_shares(**shares: float) -> None:
     """Raises ConfigError, naming it, for a share of the examples that is none."""
     for name, value in shares.items():
@@ -92,22 +108,8 @@ class ClipConditioned(Objective):
         self.seed, self.timesteps, self.min_snr = seed, timesteps, min_snr
 
     def adapt(self) -> None:
-        if self.lora is None:
-            return
-        try:
-            from peft import LoraConfig
-        except ImportError:
-            raise ConfigError("objective.lora needs PEFT; install it with: pip install 'unclip[train]'") from None
-        self.trained.requires_grad_(False)
-        network, wanted = self.trained[self.network], self.lora.targets or TARGETS
-        layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        targets = [n for n in layers if any(n == t or n.endswith(f".{t}") for t in wanted)]
-        if not targets:
-            raise ConfigError(f"objective.lora.targets: no layer's name ends in {', '.join(wanted)}")
-        alpha = self.lora.rank if self.lora.alpha is None else self.lora.alpha
-        network.add_adapter(
-            LoraConfig(r=self.lora.rank, lora_alpha=alpha, lora_dropout=self.lora.dropout, target_modules=targets)
-        )
+        if self.lora is not None:
+            add_adapter(self.trained, self.network, self.lora)
 
     def write(self, folder: Path) -> None:
         """The present weights for a pipeline: its components, or the adapter as `load_lora_weights` takes it."""

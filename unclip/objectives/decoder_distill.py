@@ -22,7 +22,7 @@ from .decoder import SHOWN, DecoderObjective
 # Every convolution and linear layer: guidance and steps are no matter of attention alone.
 TARGETS = ["qkv", "context_kv", "out", "conv_in", "conv_out", "conv", "skip", "modulation"]
 TARGETS += ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "conv1", "conv2", "conv_shortcut", "time_emb_proj"]
-RANK = 32
+ADAPTER = {"rank": 32, "targets": TARGETS}
 
 
 class DecoderDistillObjective(DecoderObjective):
@@ -65,7 +65,7 @@ class DecoderDistillObjective(DecoderObjective):
             embedding_noise=embedding_noise,
             prediction_type=prediction_type,
             resolution=resolution,
-            lora={"rank": RANK, "targets": TARGETS} | (lora or {}),
+            lora=ADAPTER | (lora or {}),
         )
         if evaluations < 1 or teacher_steps % evaluations or teacher_steps > self.schedule.config.num_train_timesteps:
             raise ConfigError(

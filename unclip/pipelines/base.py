@@ -227,7 +227,7 @@ class UnCLIPBase(Loading):
         on_gpu = self._execution_device.type == "cuda"
         for network in self._networks("decoder", "super_res_first", "super_res_last", "upsampler_1024"):
             # on a CPU and in float32 diffusers' GroupNorms lose in this layout what the convolutions win
-            if on_gpu or network.dtype == torch.bfloat16 or not attention.is_stock(network):
+            if on_gpu or network.dtype.itemsize == 2 or not attention.is_stock(network):
                 network.to(memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------------------------------ the state of a call
