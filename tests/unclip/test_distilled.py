@@ -130,8 +130,8 @@ def test_the_student_learns_what_the_teacher_says(clip, base, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_student_comes_near_the_teachers_pictures(clip, tmp_path):
-    """Of a teacher that has seen pictures: what it draws lies where the student has learned."""
+def test_the_student_comes_nearer_the_teachers_pictures(clip, tmp_path):
+    """Of a teacher that has seen pictures: what it draws lies where the student has learned. Measured: .141 to .054."""
     settings = (f"objective.clip={clip}", *LESSONS, "max_steps=400")
     base = run_here("decoder", tmp_path / "base", *settings, "objective.drop_both=0.1")
     before, after = judged(tmp_path, clip, base, "objective.guidance_examples=1200", "max_steps=400", "validate_every=400")
