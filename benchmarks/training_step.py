@@ -1,10 +1,11 @@
 """A training step of the decoder beside DALLE2-pytorch 1.15.6: as many parameters, 64 px, the same batch.
 
-    python benchmarks/training_step.py [--batch 8] [--rounds 5] [--peer FOLDER]
+    python benchmarks/training_step.py [--batch 8] [--rounds 5] [--compile] [--peer FOLDER]
 
 The peer is installed into a virtual environment of its own, once, at --peer (default: ~/.cache/unclip/dalle2-pytorch). Both run
 in processes of their own, in turn, on random pictures, embeddings and token encodings: loss, backward pass, clipped gradient
 and AdamW, each as its library comes (the peer's Decoder in float32, ours through the precision of its training loop).
+`--compile` is our loop's setting `compile=true`.
 """
 
 import argparse
@@ -25,14 +26,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peer", type=Path, default=Path.home() / ".cache" / "unclip" / "dalle2-pytorch")
     parser.add_argument("--worker", choices=["ours", "peer"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        serve(*(ours if options.worker == "ours" else peer)(options.batch))
+        serve(*(ours(options.batch, options.compile) if options.worker == "ours" else peer(options.batch)))
         return
     python = {"ours": sys.executable, "peer": str(installed(options.peer))}
-    command = [__file__, "--batch", str(options.batch), "--worker"]
+    command = [__file__, "--batch", str(options.batch), *["--compile"] * options.compile, "--worker"]
     answers = in_turn({name: [python[name], *command, name] for name in ("ours", "peer")}, options.rounds)
     seconds = {name: [answer["seconds"] for answer in said[:-1]] for name, said in answers.items()}
     print(f"{machine()}; batch {options.batch}, {options.rounds} rounds\n")
@@ -54,7 +56,7 @@ def installed(folder: Path) -> Path:
     return python
 
 
-def ours(batch: int) -> tuple:
+def ours(batch: int, compiled: bool) -> tuple:
     import torch
 
     from unclip import networks
@@ -66,6 +68,8 @@ def ours(batch: int) -> tuple:
     trained = networks.decoder(model, DIM)
     for network in trained.values():
         network.to(memory_format=torch.channels_last)
+    if compiled:
+        trained["decoder"].compile()
     dtype, levels = fast_dtype("cpu"), schedule("v_prediction")
     clean, noise = torch.randn(2, batch, 3, 64, 64)
     embeds, encodings = torch.randn(batch, DIM), torch.randn(batch, TOKENS, DIM)
