@@ -18,7 +18,7 @@ def evaluate(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="A part: judge, recognition, everyday, composition, fidelity, prior, sweeps, upsamplers; repeatable."
+            help="Parts, repeatable: judge, recognition, everyday, composition, rectangle, fidelity, prior, sweeps, upsamplers."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many pictures of each kind, for a quick look.")] = None,

@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
     "recognition": parts.recognition,
     "everyday": parts.everyday,
     "composition": parts.composition,
+    "rectangle": parts.rectangle,
     "fidelity": parts.fidelity,
     "prior": parts.prior,
     "sweeps": parts.sweeps,

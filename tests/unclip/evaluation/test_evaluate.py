@@ -3,12 +3,15 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from PIL import Image
 
 from unclip.checkpoints import save_components
 from unclip.config import load_config
@@ -166,6 +169,23 @@ def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, 
     assert numbers(out)["protocol"]["seed"] == 1 and len(list(out.rglob("*.png"))) == 8
 
 
+def test_a_rectangle_is_drawn_anew_and_abilities_are_a_table_of_the_report(evaluate, tmp_path):
+    out, sheet = tmp_path / "report", tmp_path / "abilities.png"
+    code, _, error = evaluate(out, "--only", "composition", "--only", "rectangle")
+    assert code == 0, error
+    found = numbers(out)["results"]
+    assert found["rectangle"]["kept_exactly"]["value"] == 1
+    assert found["rectangle"]["first"]["floor"]["n"] == 8 and len(found["rectangle"]["prompts"]) == 8
+    assert "unrelated" not in found["composition"]  # shapes are all of one group
+    words = [sys.executable, ROOT / "benchmarks" / "abilities.py", out, "--out", sheet]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    lines = {line.split(" | ")[0].strip("| "): line for line in said.splitlines() if line.startswith("| ")}
+    colour = found["composition"]["colour"]["all of it"]["right"]
+    assert f"{100 * colour['value']:.1f}% (" in lines["control of attributes: colour"]
+    assert "not measured" in lines["combining unrelated concepts"] and "not measured" not in lines["regenerating a rectangle"]
+    assert Image.open(sheet).height > 3 * 96
+
+
 def test_bad_input_is_one_line(evaluate, command, tiny_folder, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
@@ -190,7 +210,7 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     code, _, error = evaluate(tmp_path / "report")
     assert code == 0, error
     found = numbers(tmp_path / "report")
-    expected = ["judge", "recognition", "composition", "fidelity", "prior", "sweeps", "upsamplers"]
+    expected = ["judge", "recognition", "composition", "rectangle", "fidelity", "prior", "sweeps", "upsamplers"]
     assert list(found["results"]) == expected and "everyday" in found["protocol"]["left_out"]
     assert {row["what"] for row in found["summary"]} >= {"weights, MB", "Fréchet distance, times the floor"}
     assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
