@@ -385,11 +385,18 @@ class UnCLIPBase(Loading):
         return math.lcm(*(stride(n) * (sizes[last] // s) for n, s in zip(networks[: last + 1], sizes, strict=False)))
 
     def sides_like(self, picture: Image.Image, size: int | None = None) -> tuple[int, int]:
-        """Height and width that can be drawn, of about `size` by `size` pixels, nearest to a picture's proportions."""
+        """Height and width that can be drawn, of about `size` by `size` pixels, nearest to a picture's proportions.
+
+        Raises ValueError for a picture so narrow that this would take more than twice as many pixels.
+        """
         last, size = self._last_stage(size)
         step = self._side_step(last)
         stretch = math.sqrt(picture.height / picture.width)
-        return tuple(max(round(side / step), 1) * step for side in (size * stretch, size / stretch))
+        height, width = (max(round(side / step), 1) * step for side in (size * stretch, size / stretch))
+        if height * width > 2 * size * size:
+            narrow = f"a picture of {picture.width}x{picture.height} pixels is too narrow"
+            raise ValueError(f"{narrow} to be drawn at about {size}x{size}; cut it, or choose a larger size")
+        return height, width
 
     def _on_step(self, i: int, t: Tensor, latents: Tensor) -> Tensor:
         if self._callback is None:

@@ -98,14 +98,20 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _fitted(self, image: Image.Image, mask_image: Image.Image, shape: list[int]) -> tuple[Tensor, Tensor]:
-        """Picture and mask at the size that is drawn. Raises ValueError for a mask that is of one colour."""
+        """Picture and mask at the size that is drawn, where a pixel that is white in part is repainted.
+
+        Raises ValueError for a mask that is of one colour.
+        """
         height, width = shape
         pixels = np.array(on_white(image).resize((width, height), Image.Resampling.BICUBIC))
         known = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-        white = np.array(on_white(mask_image).convert("L").resize((width, height), Image.Resampling.NEAREST)) >= 128
-        if white.all() or not white.any():
-            what = "nothing to keep: the mask is white all over" if white.all() else "nothing to repaint: the mask has no white"
+        whole = on_white(mask_image).convert("L").point(lambda v: 255 if v >= 128 else 0)
+        white = np.array(whole.resize((width, height), Image.Resampling.BOX)) > 0
+        if not white.any() or whole.getextrema()[0] == 255:
+            what = "nothing to keep: the mask is white all over" if white.any() else "nothing to repaint: the mask has no white"
             raise ValueError(f"there is {what}")
+        if white.all():
+            raise ValueError(f"there is nothing to keep: at {width}x{height} pixels some of the mask's white is everywhere")
         mask = torch.from_numpy(white)[None, None].float()
         device, dtype = self._execution_device, working_dtype(self.decoder)
         return known.to(device, dtype), mask.to(device, dtype)

@@ -114,6 +114,7 @@ def half(size=(80, 64), box=(40, 0, 80, 64)) -> Image.Image:
 
 
 REPAINT = {"prompt": "a star", "image": picture(), "mask_image": half()}
+NARROW = REPAINT | {"image": Image.new("RGB", (1, 3000)), "mask_image": half((1, 3000), (0, 0, 1, 900))}
 
 
 @pytest.mark.parametrize("last", [0, 1, 2])
@@ -128,6 +129,17 @@ def test_what_is_kept_is_kept_to_the_pixel(tiny, last):
     assert drawn.size == image.size and same[~white].all() and same[white].mean() < 0.5
     again = pipe("a star", image, mask, generator=seeds(1), **settings).images[0]
     assert not np.array_equal(np.asarray(again)[white], np.asarray(drawn)[white])
+
+
+def test_a_single_white_pixel_of_a_large_mask_is_repainted(tiny):
+    pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
+    image = picture(size=(330, 330))
+    dot = half(image.size, (200, 100, 201, 101))
+    drawn = pipe("a star", image, dot, size=64, output_type="pt", decoder_num_inference_steps=2, generator=seeds(0)).images
+    known, mask = pipe._fitted(image, dot, [64, 64])
+    assert mask.sum() == 1 and mask[0, 0, 100 * 64 // 330, 200 * 64 // 330] == 1
+    other = ((drawn - (known / 2 + 0.5)).abs().amax(1) > 1 / 255).sum()
+    assert other == 1
 
 
 def test_each_step_is_resampled_and_the_new_part_hears_the_old_one(whole):
@@ -200,6 +212,7 @@ def test_clip_guidance_raises_what_clip_sees(whole):
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": half((9, 9))}, "same size, got 80x64 and 9x9 pixels"),
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 255)}, "white all over"),
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 0)}, "the mask has no white"),
+        (UnCLIPInpaintPipeline, NARROW, "a picture of 1x3000 pixels is too narrow to be drawn at about 64x64"),
         (UnCLIPInpaintPipeline, REPAINT | {"resample": 0}, "resample must be a whole number of at least 1, got 0"),
         (UnCLIPInpaintPipeline, REPAINT | {"prompt": ["a", "b"]}, "prompt must be a str"),
     ],
