@@ -1,20 +1,24 @@
 """A picture for every tool of the latent toolkit, and the figures that go with them.
 
-    python benchmarks/toolkit.py [--model emoji] [--out docs/toolkit.png] [--figures N]
+    python benchmarks/toolkit.py [TOOL ...] [--model emoji] [--out docs/toolkit]
+    python benchmarks/toolkit.py --figures 16 [--model emoji]
 
-Draws the README's page: each row one tool on the model's own pictures, seed 0, nothing selected. With `--figures` it prints
-how well N generated pictures come back from their own noise (64 px, eta 0, 100 steps) and whether repainting keeps what it
-is to keep.
+Draws the README's pictures, DIR/TOOL.png: each tool on what the model itself draws, seed 0, nothing selected. With
+`--figures` it draws none of them, but says of N generated pictures how well they come back from their own noise, how far they
+depart as eta grows, and whether repainting keeps what it is to keep.
 """
 
 import argparse
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from unclip import (
+    CLIP,
     UnCLIPImageVariationPipeline,
     UnCLIPInpaintPipeline,
     UnCLIPInterpolationPipeline,
@@ -27,122 +31,281 @@ from unclip.evaluation.metrics import psnr
 from unclip.images import with_margins
 from unclip.latents import AXES_FILE, PrincipalAxes
 from unclip.rerank import rerank
+from unclip.search import Index, classify
 
-SUBJECTS = ["red apple", "tiger face", "rocket", "blue heart", "pizza", "crown", "sunflower", "ghost"]
-CELL, LABEL, WIDE = 128, 22, 8
+SUBJECTS = (
+    *("red apple", "tiger face", "rocket", "blue heart", "pizza", "crown", "sunflower", "ghost"),
+    *("banana", "penguin", "soccer ball", "house", "cherries", "frog", "airplane", "red heart"),
+    *("hamburger", "octopus", "bicycle", "rose", "cookie", "cat face", "mushroom", "key"),
+)
+ETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+CELL, LABEL, WIDE, GAP = 120, 18, 8, 6
+
+Row = list[tuple[str, Image.Image]]  # pictures with what is said under each
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tools", nargs="*", metavar="TOOL", help=f"{', '.join(TOOLS)}; default: all")
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--out", type=Path, default=Path("docs/toolkit.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/toolkit"), metavar="DIR")
     parser.add_argument("--figures", type=int, default=0, metavar="N")
     options = parser.parse_args()
-    pipe = UnCLIPPipeline.from_pretrained(options.model)
-    pipe.set_progress_bar_config(disable=True)
+    for name in options.tools:
+        if name not in TOOLS:
+            parser.error(f"unknown tool {name!r}; choose from {', '.join(TOOLS)}")
+    bench = Bench(options.model)
     if options.figures:
-        figures(pipe, options.figures)
-    page(rows(pipe, options.model)).quantize(256, dither=Image.Dither.NONE).save(options.out, optimize=True)
-    print(options.out)
+        figures(bench, options.figures)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.tools or TOOLS:
+        path = options.out / f"{name}.png"
+        page(TOOLS[name](bench)).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        print(path, flush=True)
 
 
 def seeded(count: int = 1) -> list[torch.Generator]:
+    """Seeds 0, 1, ... of `count` pictures."""
     return [torch.Generator().manual_seed(n) for n in range(count)]
 
 
-def rows(pipe: UnCLIPPipeline, model: str) -> dict[str, list[Image.Image]]:
-    """What each tool is called with, and what it draws."""
-    size = {"size": 256}
-    apple, tiger = pipe(SUBJECTS[:2], generator=[*seeded(), *seeded()], **size).images
-    vary, between, change, repaint, probe = (
-        kind.from_pipe(pipe)
-        for kind in (
-            UnCLIPImageVariationPipeline,
-            UnCLIPInterpolationPipeline,
-            UnCLIPTextDiffPipeline,
-            UnCLIPInpaintPipeline,
-            UnCLIPPCAPipeline,
-        )
-    )
-    for other in (vary, between, change, repaint, probe):
-        other.set_progress_bar_config(disable=True)
-    found = {"variations: a picture, and its embedding drawn from new noise": [tiger]}
-    found["variations: a picture, and its embedding drawn from new noise"] += vary(
-        tiger, num_images_per_prompt=WIDE - 1, generator=seeded(WIDE - 1), **size
-    ).images
-    etas = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    inverted = [vary(apple, eta=eta, generator=seeded(), **size).images[0] for eta in etas]
-    found[f"variations --eta: a picture, and from its own noise with {', '.join(map(str, etas))} of fresh noise"] = [
-        apple,
-        *inverted,
+class Bench:
+    """The model, its tools over the same networks, and what it draws of a prompt with seed 0."""
+
+    def __init__(self, model: str):
+        self.model, self.pipe = model, UnCLIPPipeline.from_pretrained(model)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def tool(self, kind: type):
+        made = kind.from_pipe(self.pipe)
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    def drawn(self, *prompts: str, size: int = 256) -> list[Image.Image]:
+        """Eight at a time, each from seed 0."""
+        pictures = []
+        for start in range(0, len(prompts), 8):
+            chunk = list(prompts[start : start + 8])
+            pictures += self.pipe(chunk, generator=[seeded()[0] for _ in chunk], size=size).images
+        return pictures
+
+
+# ---------------------------------------------------------------------------------------------- a picture for each tool
+
+
+def variations(bench: Bench) -> list[Row]:
+    """From new noise; from the picture's own, but for ever more of it; and steered by a sentence."""
+    apple, tiger = bench.drawn("a red apple", "a tiger face")
+    vary = bench.tool(UnCLIPImageVariationPipeline)
+    others = vary(tiger, num_images_per_prompt=WIDE - 1, generator=seeded(WIDE - 1), size=256).images
+    inverted = [vary(apple, eta=eta, generator=seeded(), size=256).images[0] for eta in ETAS]
+    steered = vary(apple, prompt="a green apple", generator=seeded(), size=256).images[0]
+    return [
+        [("the picture", tiger), *((f"seed {n}", picture) for n, picture in enumerate(others))],
+        [
+            ("the picture", apple),
+            *((f"eta {eta:g}", picture) for eta, picture in zip(ETAS, inverted, strict=True)),
+            ('"a green apple"', steered),
+        ],
     ]
-    ends = [apple, tiger]
-    found["interpolate: from one picture to another"] = between(ends, steps=WIDE, generator=seeded()[0], **size).images
-    found['interpolate "a rocket" "a penguin"'] = between(
-        ["a rocket", "a penguin"], steps=WIDE, generator=seeded()[0], **size
-    ).images
-    shares = (0.1, 0.2, 0.3, 0.4, 0.5)
-    found['edit --from "a red apple" --to "a green apple", farther and farther'] = [
-        apple,
-        *change(apple, "a green apple", "a red apple", shares, generator=seeded()[0], **size).images,
-    ]
-    mask = Image.new("L", apple.size)
-    mask.paste(255, (0, 0, 256, 90))
+
+
+def interpolation(bench: Bench) -> list[Row]:
+    """Picture to picture, with one noise and with each end's own; sentence to sentence; picture to sentence; three ways."""
+    apple, tiger = bench.drawn("a red apple", "a tiger face")
+    between = bench.tool(UnCLIPInterpolationPipeline)
+    rows = []
+    for ends, noise in (
+        ((apple, tiger), "fixed"),
+        ((apple, tiger), "interpolated"),
+        (("a rocket", "a penguin"), "fixed"),
+        ((tiger, "a sunflower"), "fixed"),
+    ):
+        path = between(list(ends), steps=WIDE, noise=noise, generator=seeded()[0], size=256).images
+        names = [end if isinstance(end, str) else "a picture" for end in ends]
+        said = [f'"{name}"' if isinstance(end, str) else name for name, end in zip(names, ends, strict=True)]
+        middle = [f"{n / (WIDE - 1):.2f}" for n in range(1, WIDE - 1)]
+        if noise == "interpolated":
+            middle[0] = "both noises too"
+        rows.append(list(zip([said[0], *middle, said[1]], path, strict=True)))
+    three = ["a red apple", "a tiger face", "a blue heart"]
+    weights = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [2, 1, 1]]
+    mixed = between(three, weights=weights, generator=seeded()[0], size=256).images
+    said = [*(f'"{end}"' for end in three), *(":".join(map(str, row)) for row in weights[3:])]
+    rows.append(list(zip(said, mixed, strict=True)))
+    return rows
+
+
+def edit(bench: Bench) -> list[Row]:
+    """Farther and farther towards the difference of two sentences."""
+    shares = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    change, rows = bench.tool(UnCLIPTextDiffPipeline), []
+    for source, target in (("a red apple", "a green apple"), ("a tiger face", "a tiger face on a blue background")):
+        picture = bench.drawn(source)[0]
+        drawn = change(picture, target, source, shares, generator=seeded()[0], size=256).images
+        rows.append([("the picture", picture), *((f"{share:g}", after) for share, after in zip(shares, drawn, strict=True))])
+    return rows
+
+
+def inpainting(bench: Bench) -> list[Row]:
+    """A rectangle and a free shape drawn anew; what lies beyond the edges."""
+    apple, tiger = bench.drawn("a red apple", "a tiger face")
+    repaint = bench.tool(UnCLIPInpaintPipeline)
+    rectangle, free = Image.new("L", apple.size), Image.new("L", apple.size)
+    rectangle.paste(255, (128, 0, 256, 256))
+    ImageDraw.Draw(free).ellipse((40, 110, 216, 256), fill=255)
     canvas, beyond = with_margins(tiger, 64, 64, 64, 64)
-    found['inpaint "a red apple" (its white part is new), and outpaint "a tiger face"'] = [
-        *(apple, mask.convert("RGB"), repaint("a red apple", apple, mask, generator=seeded(), **size).images[0]),
-        *(tiger, beyond.convert("RGB"), repaint("a tiger face", canvas, beyond, generator=seeded(), **size).images[0]),
-    ]
-    axes = PrincipalAxes.load(resolve(model) / AXES_FILE)
+    rows = []
+    for prompt, picture, mask in (
+        ("a red apple", apple, rectangle),
+        ("a green apple", apple, rectangle),
+        ("a tiger face", tiger, free),
+        ("a tiger face on a blue background", canvas, beyond),
+    ):
+        drawn = repaint(prompt, picture, mask, num_images_per_prompt=3, generator=seeded(3), size=256).images
+        shown = Image.composite(Image.new("RGB", picture.size, "#b8b8b8"), picture, mask)
+        row = [("the picture", tiger if picture is canvas else picture), ("grey: to be drawn", shown)]
+        rows.append([*row, (f'"{prompt}"', drawn[0]), *((f"seed {n}", other) for n, other in enumerate(drawn[1:], 1))])
+    return [rows[0] + rows[1][2:5], rows[2] + rows[3][1:4]]
+
+
+def pca(bench: Bench) -> list[Row]:
+    """Ever more of the embedding's principal components, from the same noise."""
+    axes = PrincipalAxes.load(resolve(bench.model) / AXES_FILE)
     counts = [k for k in (0, 5, 10, 20, 40, 80, 160) if k < len(axes.axes)] + [len(axes.axes)]
-    drawn = probe(tiger, axes, counts, generator=seeded()[0], **size).images
-    found[f"pca: from the first {', '.join(map(str, counts))} components of its embedding"] = drawn
-    best = rerank(pipe, "a pizza", 32, WIDE, batch=16)
-    found['rerank "a pizza": the best 8 of 32, as CLIP ranks them'] = [
-        pipe("a pizza", generator=[torch.Generator().manual_seed(seed)], **size).images[0] for _, seed in best
-    ]
-    strengths = (0.0, 0.1, 0.2, 0.4)
-    found[f'generate "a crown" --clip-guidance {", ".join(map(str, strengths))}'] = [
-        pipe("a crown", generator=seeded(), clip_guidance=s, **size).images[0] for s in strengths
-    ]
-    return found
+    probe, rows = bench.tool(UnCLIPPCAPipeline), []
+    for picture in bench.drawn("a tiger face", "a rocket"):
+        drawn = probe(picture, axes, counts, generator=seeded()[0], size=256).images
+        rows.append([(f"{count} components", after) for count, after in zip(counts, drawn, strict=True)])
+    return rows
 
 
-def page(found: dict[str, list[Image.Image]]) -> Image.Image:
-    """A row of pictures under each name."""
-    sheet = Image.new("RGB", (WIDE * CELL, len(found) * (CELL + LABEL)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for n, (name, pictures) in enumerate(found.items()):
-        top = n * (CELL + LABEL)
-        draw.text((4, top + 6), name, fill="black")
-        for k, picture in enumerate(pictures):
-            fitted = picture.resize((CELL - 6, CELL - 6), Image.Resampling.LANCZOS)
-            sheet.paste(fitted, (k * CELL + 3, top + LABEL))
+def prior(bench: Bench) -> list[Row]:
+    """What stands for the image embedding: the prior's, the text's own, none."""
+    prompts, rows = ["a red apple", "a tiger face", "a rocket", "a sunflower", "two cats", "a blue heart", "a hamburger"], []
+    texts = bench.pipe.clip.encode_text(prompts)
+    for name, settings in (
+        ("the prior", {}),
+        ("text embedding", {"image_embeds": texts}),
+        ('prior="none"', {"prior": "none"}),
+    ):
+        drawn = bench.pipe(prompts, generator=[seeded()[0] for _ in prompts], size=256, **settings).images
+        rows.append([(name if n == 0 else prompts[n], picture) for n, picture in enumerate(drawn)])
+    return rows
+
+
+def best_of_many(bench: Bench) -> list[Row]:
+    """The best and the worst of 64 in CLIP's eyes, as each was drawn."""
+    prompt, count = "a pizza", 64
+    ranked = rerank(bench.pipe, prompt, count, count, batch=16)
+    rows = []
+    for chosen in (ranked[:WIDE], ranked[-WIDE:]):
+        seeds = [torch.Generator().manual_seed(seed) for _, seed in chosen]
+        drawn = bench.pipe([prompt] * len(seeds), generator=seeds, size=256).images
+        rows.append([(f"{score:.3f}, seed {seed}", picture) for (score, seed), picture in zip(chosen, drawn, strict=True)])
+    return rows
+
+
+def labels(bench: Bench) -> list[Row]:
+    """Which of all subjects CLIP finds a picture to show, first and second."""
+    drawn, clip = bench.drawn(*SUBJECTS[:WIDE]), CLIP.from_pretrained(bench.model)
+    row = []
+    for picture in drawn:
+        best = classify(clip, picture, list(SUBJECTS))
+        row.append((f"{best[0][1]} {best[0][0]:.2f}", picture))
+    return [row]
+
+
+def searching(bench: Bench) -> list[Row]:
+    """The nearest of 24 pictures to sentences, and to a picture."""
+    rows, clip = [], CLIP.from_pretrained(bench.model)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "pictures"
+        folder.mkdir()
+        for name, picture in zip(SUBJECTS, bench.drawn(*SUBJECTS), strict=True):
+            picture.save(folder / f"{name}.png")
+        index = Index(folder, clip, place)
+        index.update()
+        rose = Image.open(folder / "rose.png")
+        for said, query in (('"something red"', None), ('"fruit"', None), ('"a face"', None), ("a picture", rose)):
+            found = index.search(query or said.strip('"'), WIDE - 1)
+            first = rose if query else Image.new("RGB", (256, 256), "white")
+            rows.append([(said, first), *((f"{score:.3f}", Image.open(folder / name).copy()) for score, name in found)])
+    return rows
+
+
+def clip_guidance(bench: Bench) -> list[Row]:
+    """The same seed, pulled ever more to where CLIP sees the sentence."""
+    strengths, rows = (0.0, 0.05, 0.1, 0.2, 0.4), []
+    for prompt in ("a crown", "a cat face"):
+        row = []
+        for strength in strengths:
+            picture = bench.pipe(prompt, generator=seeded(), clip_guidance=strength, size=256).images[0]
+            seen = bench.pipe.clip.encode_image(picture)[0] @ bench.pipe.clip.encode_text(prompt)[0]
+            row.append((f"{strength:g}: cosine {seen:.3f}", picture))
+        rows.append(row)
+    return rows
+
+
+TOOLS: dict[str, Callable[[Bench], list[Row]]] = {
+    "variations": variations,
+    "interpolation": interpolation,
+    "edit": edit,
+    "inpainting": inpainting,
+    "pca": pca,
+    "prior": prior,
+    "rerank": best_of_many,
+    "classify": labels,
+    "search": searching,
+    "clip_guidance": clip_guidance,
+}
+
+
+def page(rows: list[Row]) -> Image.Image:
+    """Rows of pictures, each with its words under it."""
+    width = max(map(len, rows)) * (CELL + GAP) + GAP
+    sheet = Image.new("RGB", (width, len(rows) * (CELL + LABEL + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for n, row in enumerate(rows):
+        top = GAP + n * (CELL + LABEL + GAP)
+        for k, (said, picture) in enumerate(row):
+            left = GAP + k * (CELL + GAP)
+            fitted = picture.convert("RGB")
+            fitted.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+            sheet.paste(fitted, (left + (CELL - fitted.width) // 2, top + (CELL - fitted.height) // 2))
+            while said and draw.textlength(said, font) > CELL:
+                said = said.rstrip("…")[:-1] + "…"
+            draw.text((left + CELL / 2, top + CELL + 2), said, fill="black", font=font, anchor="ma")
     return sheet
 
 
-def figures(pipe: UnCLIPPipeline, count: int) -> None:
-    """Reconstruction and what repainting keeps."""
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def figures(bench: Bench, count: int) -> None:
+    """Reconstruction, departure, and what repainting keeps."""
     prompts = [SUBJECTS[n % len(SUBJECTS)] for n in range(count)]
-    drawn = pipe(prompts, generator=seeded(count), size=64).images
-    vary = UnCLIPImageVariationPipeline.from_pipe(pipe)
-    vary.set_progress_bar_config(disable=True)
-    for steps in (50, 100):
-        again = vary(drawn, eta=0.0, decoder_num_inference_steps=steps, generator=seeded(count), size=64).images
-        scores = [float(psnr(pixels(a)[None], pixels(b)[None]).mean()) for a, b in zip(drawn, again, strict=True)]
-        print(
-            f"eta 0, {steps} steps, {count} pictures: PSNR {np.mean(scores):.1f} dB on average, {min(scores):.1f} dB at least"
-        )
-    repaint = UnCLIPInpaintPipeline.from_pipe(pipe)
-    repaint.set_progress_bar_config(disable=True)
-    for size in pipe.sizes:
-        picture = pipe(SUBJECTS[0], generator=seeded(), size=size).images[0]
+    drawn = bench.pipe(prompts, generator=seeded(count), size=64).images
+    vary = bench.tool(UnCLIPImageVariationPipeline)
+    settings = {"decoder_num_inference_steps": 100, "size": 64}
+    true, before = torch.stack([pixels(p) for p in drawn]), None
+    for eta in ETAS:
+        after = torch.stack([pixels(p) for p in vary(drawn, eta=eta, generator=seeded(count), **settings).images])
+        scores, off = psnr(after, true), (after - true).square().mean((1, 2, 3)).sqrt()
+        said = f"eta {eta:g}, 100 steps, 64 px, {count} pictures: PSNR {scores.mean():.1f} dB, {scores.min():.1f} dB at least"
+        nearer = "" if before is None else f"; farther than at the eta before: {int((off > before).sum())} of {count}"
+        print(f"{said}; root mean square {off.mean():.4f}{nearer}", flush=True)
+        before = off
+    repaint = bench.tool(UnCLIPInpaintPipeline)
+    for size in bench.pipe.sizes:
+        picture = bench.drawn("a red apple", size=size)[0]
         mask = Image.new("L", picture.size)
         mask.paste(255, (size // 4, size // 4, size * 3 // 4, size * 3 // 4))
-        after = repaint(SUBJECTS[5], picture, mask, generator=seeded(), size=size).images[0]
+        after = repaint("a crown", picture, mask, generator=seeded(), size=size).images[0]
         kept = pixels(mask.convert("RGB")) == 0
-        off = (pixels(picture) - pixels(after)).abs()[kept].max()
-        print(f"inpaint at {size} px: the kept part is off by {float(off):.6f} at most (pixels in [0, 1])")
+        off = (pixels(picture) - pixels(after)).abs()
+        print(f"inpaint, {size} px: kept part off by {off[kept].max():.6f} at most, new part by {off[~kept].mean():.3f}")
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:

@@ -104,7 +104,9 @@ class Index:
         return [(score, names[row]) for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def axes_of(model: str, clip: CLIP, source: Path | None, progress: Callable[[Iterable], Iterable] = iter) -> PrincipalAxes:
+def axes_of(
+    model: str, clip: CLIP, source: Path | None = None, progress: Callable[[Iterable], Iterable] = iter
+) -> PrincipalAxes:
     """The principal axes of the embeddings of `source`: a folder of pictures or an emoji dataset; None: the model's own.
 
     Raises ValueError for a model that has none and for a source of fewer than two pictures.
