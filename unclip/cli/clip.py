@@ -54,6 +54,8 @@ def search(
     unreadable = index.update(embedding_bar, anew=force)
     if unreadable:
         print(f"{len(unreadable)} files could not be read", file=sys.stderr)
+    if not index.stamps:
+        print(f"{folder} holds no picture that can be read", file=sys.stderr)
     for score, name in index.search(wanted, top):
         print(_line(score, "path", str(folder / name), as_json))
 
