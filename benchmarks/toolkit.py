@@ -123,11 +123,9 @@ def interpolation(bench: Bench) -> list[Row]:
         ((tiger, "a sunflower"), "fixed"),
     ):
         path = between(list(ends), steps=WIDE, noise=noise, generator=seeded()[0], size=256).images
-        names = [end if isinstance(end, str) else "a picture" for end in ends]
-        said = [f'"{name}"' if isinstance(end, str) else name for name, end in zip(names, ends, strict=True)]
         middle = [f"{n / (WIDE - 1):.2f}" for n in range(1, WIDE - 1)]
-        if noise == "interpolated":
-            middle[0] = "both noises too"
+        a_picture = "a picture" if noise == "fixed" else "a picture, own noise"
+        said = [f'"{end}"' if isinstance(end, str) else a_picture for end in ends]
         rows.append(list(zip([said[0], *middle, said[1]], path, strict=True)))
     three = ["a red apple", "a tiger face", "a blue heart"]
     weights = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [2, 1, 1]]
@@ -155,17 +153,17 @@ def inpainting(bench: Bench) -> list[Row]:
     rectangle, free = Image.new("L", apple.size), Image.new("L", apple.size)
     rectangle.paste(255, (128, 0, 256, 256))
     ImageDraw.Draw(free).ellipse((40, 110, 216, 256), fill=255)
-    canvas, beyond = with_margins(tiger, 64, 64, 64, 64)
+    canvas, beyond = with_margins(tiger.crop((64, 64, 192, 192)), 64, 64, 64, 64)
     rows = []
     for prompt, picture, mask in (
         ("a red apple", apple, rectangle),
         ("a green apple", apple, rectangle),
         ("a tiger face", tiger, free),
-        ("a tiger face on a blue background", canvas, beyond),
+        ("a tiger face", canvas, beyond),
     ):
         drawn = repaint(prompt, picture, mask, num_images_per_prompt=3, generator=seeded(3), size=256).images
         shown = Image.composite(Image.new("RGB", picture.size, "#b8b8b8"), picture, mask)
-        row = [("the picture", tiger if picture is canvas else picture), ("grey: to be drawn", shown)]
+        row = [("the picture", picture), ("grey: to be drawn", shown)]
         rows.append([*row, (f'"{prompt}"', drawn[0]), *((f"seed {n}", other) for n, other in enumerate(drawn[1:], 1))])
     return [rows[0] + rows[1][2:5], rows[2] + rows[3][1:4]]
 
@@ -196,8 +194,8 @@ def prior(bench: Bench) -> list[Row]:
 
 
 def best_of_many(bench: Bench) -> list[Row]:
-    """The best and the worst of 64 in CLIP's eyes, as each was drawn."""
-    prompt, count = "a pizza", 64
+    """The best and the worst of 32 in CLIP's eyes, as each was drawn."""
+    prompt, count = "a pizza", 32
     ranked = rerank(bench.pipe, prompt, count, count, batch=16)
     rows = []
     for chosen in (ranked[:WIDE], ranked[-WIDE:]):
@@ -285,32 +283,49 @@ def page(rows: list[Row]) -> Image.Image:
 
 def figures(bench: Bench, count: int) -> None:
     """Reconstruction, departure, and what repainting keeps."""
-    prompts = [SUBJECTS[n % len(SUBJECTS)] for n in range(count)]
-    drawn = bench.pipe(prompts, generator=seeded(count), size=64).images
-    vary = bench.tool(UnCLIPImageVariationPipeline)
-    settings = {"decoder_num_inference_steps": 100, "size": 64}
-    true, before = torch.stack([pixels(p) for p in drawn]), None
+    drawn = bench.pipe([SUBJECTS[n % len(SUBJECTS)] for n in range(count)], generator=seeded(count), size=64).images
+    after = again(bench, drawn, 0.0, steps=100)
+    scores = psnr(after, stacked(drawn))
+    print(f"eta 0, 100 steps, 64 px, {count} pictures: PSNR {scores.mean():.1f} dB, {scores.min():.1f} dB at least", flush=True)
+    departure(bench, drawn)
+    kept(bench)
+
+
+def departure(bench: Bench, drawn: list[Image.Image], steps: int = 25) -> None:
+    """How far pictures come back as eta grows, and how many of them farther than at the eta before."""
+    before = None
     for eta in ETAS:
-        after = torch.stack([pixels(p) for p in vary(drawn, eta=eta, generator=seeded(count), **settings).images])
-        scores, off = psnr(after, true), (after - true).square().mean((1, 2, 3)).sqrt()
-        said = f"eta {eta:g}, 100 steps, 64 px, {count} pictures: PSNR {scores.mean():.1f} dB, {scores.min():.1f} dB at least"
-        nearer = "" if before is None else f"; farther than at the eta before: {int((off > before).sum())} of {count}"
-        print(f"{said}; root mean square {off.mean():.4f}{nearer}", flush=True)
+        off = (again(bench, drawn, eta, steps) - stacked(drawn)).square().mean((1, 2, 3)).sqrt()
+        farther = "" if before is None else f", farther than at the eta before: {int((off > before).sum())} of {len(drawn)}"
+        print(f"eta {eta:g}, {steps} steps: root mean square {off.mean():.4f}{farther}", flush=True)
         before = off
+
+
+def kept(bench: Bench) -> None:
+    """The middle of a picture drawn anew at every size: how far it and the rest are from what they were."""
     repaint = bench.tool(UnCLIPInpaintPipeline)
     for size in bench.pipe.sizes:
         picture = bench.drawn("a red apple", size=size)[0]
         mask = Image.new("L", picture.size)
         mask.paste(255, (size // 4, size // 4, size * 3 // 4, size * 3 // 4))
         after = repaint("a crown", picture, mask, generator=seeded(), size=size).images[0]
-        kept = pixels(mask.convert("RGB")) == 0
-        off = (pixels(picture) - pixels(after)).abs()
-        print(f"inpaint, {size} px: kept part off by {off[kept].max():.6f} at most, new part by {off[~kept].mean():.3f}")
+        same = stacked([mask.convert("RGB")]) == 0
+        off = (stacked([picture]) - stacked([after])).abs()
+        print(
+            f"inpaint, {size} px: kept part off by {off[same].max():.6f} at most, new part by {off[~same].mean():.3f}",
+            flush=True,
+        )
 
 
-def pixels(picture: Image.Image) -> torch.Tensor:
-    """[3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+def again(bench: Bench, pictures: list[Image.Image], eta: float, steps: int) -> torch.Tensor:
+    """Pictures from their own noise, [N, 3, 64, 64] in [0, 1]."""
+    vary, settings = bench.tool(UnCLIPImageVariationPipeline), {"decoder_num_inference_steps": steps, "size": 64}
+    return stacked(vary(pictures, eta=eta, generator=seeded(len(pictures)), **settings).images)
+
+
+def stacked(pictures: list[Image.Image]) -> torch.Tensor:
+    """[N, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.stack([np.array(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
 
 
 if __name__ == "__main__":
