@@ -123,27 +123,34 @@ class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixi
         """Logits [B, n + 1, V] of components 1 ... n + 1, from the first n `tokens` [B, n], n below K.
 
         `dot` [B] int64; `proj_embedding` [B, D], the text embedding; `encoder_hidden_states` [B, N, D]; `attention_mask`
-        [B, N] bool, True at a token.
+        [B, N] bool, True at a token. Padding that every text ends in may be left out of both.
         """
         prefix = self._prefix(dot, proj_embedding, encoder_hidden_states, attention_mask)  # [B, N + 2, C]
-        x = torch.cat([prefix, self.bucket_embedding(tokens)], 1)
+        x = torch.cat([prefix, self._embedded(tokens)], 1)
         return self._logits(x, attention_mask, last=tokens.shape[1] + 1)
 
     def _prefix(self, dot: Tensor, text: Tensor, encodings: Tensor, mask: Tensor | None) -> Tensor:
-        tokens = self.config.num_embeddings
-        if encodings.shape[1] != tokens:
-            raise ValueError(f"encoder_hidden_states must have {tokens} tokens, got {encodings.shape[1]}")
+        tokens = encodings.shape[1]
+        if tokens > self.config.num_embeddings:
+            raise ValueError(f"encoder_hidden_states may have {self.config.num_embeddings} tokens, got {tokens}")
         x = self.encoder_hidden_states_proj(encodings)
         seen = None if mask is None else mask.bool()[:, None, None, :]  # [B, 1, 1, N]
         for block in self.text_blocks:
             x = self.run(block, x, seen)
         text = self.embedding_proj(F.normalize(text, dim=-1) * math.sqrt(text.shape[-1]))
-        return torch.cat([self.text_out(x), text[:, None], self.dot_embedding(dot)[:, None]], 1)
+        prefix = torch.cat([self.text_out(x), text[:, None], self.dot_embedding(dot)[:, None]], 1)
+        places, after = self.positional_embedding.to(prefix.dtype), self.config.num_embeddings
+        return prefix + torch.cat([places[:, :tokens], places[:, after : after + 2]], 1)
+
+    def _embedded(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Components [B, n] from number `first` on, in their places: [B, n, C]."""
+        start = self.config.num_embeddings + 2 + first
+        x = self.bucket_embedding(tokens)
+        return x + self.positional_embedding[:, start : start + tokens.shape[1]].to(x.dtype)
 
     def _logits(self, x: Tensor, mask: Tensor | None, last: int, start: int = 0, past: list | None = None) -> Tensor:
         """Of the `last` positions of `x` [B, S, C], which begins at `start`; `past` has the blocks' keys and values."""
         size = x.shape[1]
-        x = x + self.positional_embedding[:, start : start + size].to(x.dtype)
         causal = torch.ones(size, start + size, dtype=torch.bool, device=x.device).tril(start)[None, None]
         if mask is not None:
             causal = causal & F.pad(mask.bool(), (0, start + size - mask.shape[1]), value=True)[:, None, None, :]
@@ -187,6 +194,12 @@ class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixi
         for number in progress(range(config.components)):
             if stopped():
                 break
+            both = torch.cat([tokens] * 2) if guided else tokens
+            if number and cached:
+                start += x.shape[1]
+                x = self._embedded(both[:, -1:], number - 1)
+            elif number:
+                x = torch.cat([prefix, self._embedded(both)], 1)
             logits = self._logits(x, attention_mask, 1, start, past)[:, 0].float()  # [B or 2B, V]
             if guided:
                 unconditional, conditional = logits.chunk(2)
@@ -194,12 +207,6 @@ class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixi
             share = logits.softmax(-1).cumsum(-1)
             drawn = torch.searchsorted(share, chance[:, number + 1, None] * share[:, -1:]).clamp(max=config.buckets - 1)
             tokens = on_token(number, torch.cat([tokens, drawn], 1))
-            both = torch.cat([tokens] * 2) if guided else tokens
-            if cached:
-                start += x.shape[1]
-                x = self.bucket_embedding(both[:, -1:])
-            else:
-                x = torch.cat([prefix, self.bucket_embedding(both)], 1)
         middle = torch.full((rows, config.components - tokens.shape[1]), config.buckets // 2, device=device)
         return self.dequantise(torch.cat([tokens, middle], 1))
 

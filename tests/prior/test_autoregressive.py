@@ -81,6 +81,9 @@ def test_every_condition_is_seen_and_padding_is_not(prior):
     padded = encodings.clone()
     padded[:, 4:] = 50.0
     torch.testing.assert_close(prior(tokens, dot, text, padded, mask), base)
+    torch.testing.assert_close(prior(tokens, dot, text, encodings[:, :4], mask[:, :4]), base)
+    drawn = [prior.draw(text, e, m, generator=seeds(1, 2)) for e, m in ((encodings, mask), (encodings[:, :4], mask[:, :4]))]
+    torch.testing.assert_close(*drawn)
     for changed in ((dot + 1, text, encodings), (dot, text.flip(1), encodings), (dot, text, encodings + 1)):
         assert not torch.allclose(prior(tokens, *changed, mask), base)
 
@@ -141,5 +144,5 @@ def test_mistakes_are_named(prior):
     with pytest.raises(ValueError, match="8 embeddings are too few to find 8 principal components in"):
         prior.fit(*embeddings(8))
     text, encodings, mask = conditions(1)
-    with pytest.raises(ValueError, match="must have 6 tokens, got 5"):
-        prior.draw(text, encodings[:, :5], mask[:, :5])
+    with pytest.raises(ValueError, match="may have 6 tokens, got 12"):
+        prior.draw(text, encodings.repeat(1, 2, 1), mask.repeat(1, 2))

@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from .. import networks
 from .conditioned import ClipConditioned, NoiseLevels, check_shares
-from .prior import cosines
+from .prior import cosines, unpadded
 
 
 class AutoregressivePriorObjective(ClipConditioned):
@@ -53,6 +53,7 @@ class AutoregressivePriorObjective(ClipConditioned):
         prior, image_embeds = self.trained["prior"], self._image(batch)
         dot = prior.dot_tokens(image_embeds, self._text(batch)[0])
         text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
+        encodings, mask = unpadded(encodings, mask)
         tokens = prior.quantise(image_embeds)
         logits = prior(tokens[:, :-1], dot, text, encodings, mask)
         return F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
