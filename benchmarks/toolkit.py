@@ -184,12 +184,12 @@ def prior(bench: Bench) -> list[Row]:
     prompts, rows = ["a red apple", "a tiger face", "a rocket", "a sunflower", "two cats", "a blue heart", "a hamburger"], []
     texts = bench.pipe.clip.encode_text(prompts)
     for name, settings in (
-        ("the prior", {}),
-        ("text embedding", {"image_embeds": texts}),
-        ('prior="none"', {"prior": "none"}),
+        ("prior", {}),
+        ("text", {"image_embeds": texts}),
+        ("none", {"prior": "none"}),
     ):
         drawn = bench.pipe(prompts, generator=[seeded()[0] for _ in prompts], size=256, **settings).images
-        rows.append([(name if n == 0 else prompts[n], picture) for n, picture in enumerate(drawn)])
+        rows.append([(f"{name}: {prompts[n]}" if n == 0 else prompts[n], picture) for n, picture in enumerate(drawn)])
     return rows
 
 
