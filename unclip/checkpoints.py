@@ -297,6 +297,15 @@ def save_components(
             component = copy.deepcopy(component).to(dtype)
         component.save_pretrained(folder / name)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    forget_origins(folder)
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of a pipeline's configurations where each component was once loaded from: a path on somebody's machine."""
+    for path in folder.glob("*/*config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_components(model: str | Path, names: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def test_a_finished_run_leaves_weights_metrics_and_a_picture(runs, stage):
 
 def test_the_stages_together_draw(runs, run, tmp_path):
     assert run("-m", "unclip", "export", *(runs / s for s in STAGES), tmp_path / "pipe").returncode == 0
+    said = "".join(p.read_text() for p in (tmp_path / "pipe").rglob("*.json"))
+    assert str(runs) not in said and "_name_or_path" not in said, "a checkpoint tells nothing of the machine it is from"
     result = run("-m", "unclip", "generate", "a star", "--model", tmp_path / "pipe", "--out", tmp_path / "star.png")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "star.png").is_file()
