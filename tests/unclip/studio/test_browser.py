@@ -137,7 +137,7 @@ def test_the_history_outlives_a_reload_and_is_this_sessions_alone(studio_address
     assert drawn(page) == first
     draw(page, "a ring")
     status(page, DONE)
-    page.locator("#history").get_by_role("button", name="Thumbnail 2 of 2").wait_for()
+    page.locator("#history").get_by_role("button", name="Thumbnail 2 of 2").first.wait_for()
     stored = page.evaluate("JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])")
     assert "star" not in stored and "picture.png" not in stored
     other = browse(address)
