@@ -67,6 +67,10 @@ CSS = """
 .gradio-container main {width: 100%; max-width: 1600px; margin: 0 auto}
 #pictures {scroll-margin-top: 5rem}
 #pictures .grid-wrap, .strip .grid-wrap {max-height: none; min-height: 0}
+.strip .grid-container, #history .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important;
+  grid-template-rows: none !important; grid-auto-rows: auto !important}
+.strip .caption-label {max-width: 100% !important; padding: .1rem .35rem !important; font-size: .75rem !important}
+#history .thumbnail-lg .caption-label {display: none !important}
 #pictures .grid-container {padding-top: 1.5rem}
 #pictures img {image-rendering: auto; background: repeating-conic-gradient(#ddd 0 25%, #fff 0 50%) 0 0/24px 24px}
 #pictures .media-button img {width: auto; max-width: 100%; margin: 0 auto}
@@ -74,7 +78,8 @@ CSS = """
 .label-wrap > span:first-child {text-align: left}
 .wrap .or, .min_value, .max_value {color: var(--body-text-color-subdued) !important}
 :focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
-@media (max-width: 640px) {.gradio-container .main {padding: .75rem !important} #title p {display: none}}
+@media (max-width: 640px) {.gradio-container .main {padding: .75rem !important} #title p {display: none}
+  .strip .grid-container, #history .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important}}
 @media (prefers-reduced-motion: reduce) {* {animation: none !important; transition: none !important}}
 """
 

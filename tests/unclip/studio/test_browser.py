@@ -249,6 +249,14 @@ def test_a_search_and_an_exploration(studio_address, browse, shot, index):
     assert page.locator(".caption-label", has_text="cosine").count() == 4
     assert Image.open(io.BytesIO(drawn(page)[0])).size == (1024, 1024)
     shot(page, "explore")
+    inside = """() => [...document.querySelectorAll('.strip')].every(strip => {
+        const edge = strip.getBoundingClientRect().right;
+        return [...strip.querySelectorAll('img')].every(image => image.getBoundingClientRect().right <= edge);
+    })"""
+    for width in (1280, 700, 375):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_timeout(500)
+        assert page.evaluate(inside), f"no strip is cut off where the page has {width} px"
 
 
 @pytest.mark.slow
