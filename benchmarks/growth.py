@@ -79,7 +79,11 @@ def plot(median: dict, out: Path) -> None:
         axis.plot(at, times, "o-", label="measured")
         axis.plot(at, linear, "--", color="grey", label="linear")
         axis.set(xlabel=name, ylabel="seconds", xscale="log", yscale="log", xticks=at, xticklabels=at)
+        axis.set(yticks=[])
         axis.minorticks_off()
+        for place, taken in zip(at, times, strict=True):
+            axis.annotate(f"{taken:.1f}", (place, taken), xytext=(0, -13), textcoords="offset points", ha="center")
+        axis.margins(0.1, 0.12)
         axis.legend()
     figure.savefig(out, dpi=110)
     print(f"\n{out}")
