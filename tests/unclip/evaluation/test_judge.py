@@ -117,7 +117,7 @@ def test_no_judge_is_said_in_one_line(tmp_path):
 def test_the_tiny_judge_learns_to_name_shapes(run, tmp_path):
     import json
 
-    result = run("train.py", "configs/tiny/judge.yaml", f"output_dir={tmp_path}", "validate_every=150", timeout=1800)
+    result = run("train.py", "configs/tiny/judge.yaml", f"output_dir={tmp_path}", "validate_every=450", timeout=1800)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()][-1]
     assert found["clean_r1"] > 0.5 and found["contrasts"] > 0.5, "chance is 1/26 and 1/4"
