@@ -206,7 +206,7 @@ def best_of_many(bench: Bench) -> list[Row]:
 
 
 def labels(bench: Bench) -> list[Row]:
-    """Which of all subjects CLIP finds a picture to show, first and second."""
+    """Which of all subjects CLIP finds first for a picture."""
     drawn, clip = bench.drawn(*SUBJECTS[:WIDE]), CLIP.from_pretrained(bench.model)
     row = []
     for picture in drawn:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .checkpoints import check_folder, components_folder, forget_origins, load_components, new_folder, resolve, save_components
+from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve, save_components
 from .clip import PARTS
 from .distilled import FILE as DISTILLED
 from .distilled import Distilled, fingerprint
@@ -67,7 +67,6 @@ def export_pipeline(
         raise ValueError(f"no run holds the {required[0]}; a pipeline needs {', '.join(UnCLIPPipeline.required_components())}")
     with new_folder(out, force) as folder:
         UnCLIPPipeline(**components, defaults=settings).save_pretrained(folder)
-        forget_origins(folder)
         index_path = folder / "model_index.json"
         index = json.loads(index_path.read_text()) | {"defaults": settings, "_unclip_version": __version__}
         index_path.write_text(json.dumps(index, indent=2) + "\n")

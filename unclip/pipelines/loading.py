@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from diffusers import DiffusionPipeline
 
-from ..checkpoints import check_folder, holds_network, import_own_modules, resolve
+from ..checkpoints import check_folder, forget_origins, holds_network, import_own_modules, resolve
 from ..distilled import FILE as DISTILLED
 from ..distilled import Distilled
 from ..memory import Residency
@@ -154,12 +154,15 @@ class Loading(LoRAMixin, DiffusionPipeline):
         return super().device if self._residency is None else self._residency.device
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As `DiffusionPipeline.save_pretrained`, with the distilled decoder where there is one."""
+        """As `DiffusionPipeline.save_pretrained`, with the distilled decoder where there is one, and without the paths that
+        the components were once loaded from.
+        """
         self._have(*self.components)
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self._have()
+        forget_origins(Path(save_directory))
         if self._distilled is not None:
             self._distilled.save(Path(save_directory) / DISTILLED)
 
