@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from words import broken
 
 # ability, what must be right, and where the report has it: part, kind, number
 ABILITIES = (
@@ -73,18 +74,9 @@ def sheet(rows: list[tuple[str, list[tuple[str, Path]]]]) -> Image.Image:
             left, top = k * (CELL + 40) + 4, n * height + NAME
             with Image.open(path) as picture:
                 page.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
-            for number, line in enumerate(broken(prompt, draw, small)[:2]):
+            for number, line in enumerate(broken(prompt, CELL + 34, draw, small)[:2]):
                 draw.text((left, top + CELL + 1 + 12 * number), line, fill="black", font=small)
     return page
-
-
-def broken(text: str, draw: ImageDraw.ImageDraw, font) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and draw.textlength(f"{lines[-1]} {word}", font) > CELL + 34:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
 
 
 if __name__ == "__main__":

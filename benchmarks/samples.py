@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from words import broken
 
 from unclip import CLIP, UnCLIPPipeline
 from unclip.data.scenes import IconSet
@@ -67,12 +68,7 @@ def sheet(prompts: list[str], pictures: list[Image.Image], columns: int = COLUMN
     for n, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
         left, top = n % columns * cell, n // columns * (cell + 28)
         page.paste(picture.resize((cell - 8, cell - 8), Image.Resampling.LANCZOS), (left + 4, top + 2))
-        words, lines = prompt.split(), [""]
-        for word in words:
-            if draw.textlength(f"{lines[-1]} {word}") > cell - 8:
-                lines.append("")
-            lines[-1] = f"{lines[-1]} {word}".strip()
-        for number, line in enumerate(lines[:2]):
+        for number, line in enumerate(broken(prompt, cell - 8, draw)[:2]):
             draw.text((left + 6, top + cell - 4 + 12 * number), line, fill="black")
     return page
 
