@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -28,8 +28,11 @@ from decoder.blocks import ChannelNorm
 from . import attention, networks
 from .checkpoints import check_folder, components_folder, resolve
 from .config import ConfigError, construct, load_config, nearest, shipped
+from .data.scenes import IconSet
+from .judge import JudgeImageTower, JudgeTextTower, word_tokenizer
 from .objectives.conditioned import LoRA, add_adapter
 from .objectives.decoder_distill import ADAPTER
+from .objectives.judge import vocabulary
 from .precision import fast_dtype
 from .training import Run
 
@@ -327,6 +330,7 @@ def _stage(name: str, sections: dict[str, dict], clip: "Stage | None") -> Stage:
         "decoder_distill": _distill_stage,
         "upsampler_256": _upsampler_stage,
         "upsampler_1024": _upsampler_stage,
+        "judge": _judge_stage,
     }
     if name not in stages:
         raise ConfigError(f"unknown stage {name!r}{nearest(name, stages)}; choose from {', '.join(stages)}")
@@ -346,6 +350,27 @@ def _towers(text: nn.Module, image: nn.Module) -> Stage:
     def loss(batch: int) -> Tensor:
         ids = torch.zeros(batch, tokens, dtype=torch.long)
         of_text = text(ids, attention_mask=torch.ones_like(ids)).text_embeds
+        of_image = image(torch.zeros(batch, 3, side, side)).image_embeds
+        return (of_image @ of_text.T).float().logsumexp(1).mean()
+
+    return Stage(nn.ModuleDict({"text_encoder": text, "image_encoder": image}), loss, side)
+
+
+def _judge_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
+    """Each picture meets its own caption, the wrong ones beside it and, in training, names drawn at every step."""
+    data, told = sections["data"], sections["model"].get("text") or {}
+    if not data.get("path"):
+        raise ConfigError("data.path is missing: a dataset built by `unclip data emoji`, or shapes")
+    with unset_fake_temporarily():  # the words are the data's
+        words = word_tokenizer(vocabulary(IconSet.load(str(data.get("path")))), told.get("context_length", 24))
+    image = construct(JudgeImageTower, sections["model"].get("image"), "model.image")
+    text = construct(JudgeTextTower, told, "model.text", vocab_size=len(words))
+    captions, names = 1 + data.get("wrong", 3), sections["objective"].get("names", 320)
+    tokens, side = text.config.context_length, image.config.image_size
+
+    def loss(batch: int) -> Tensor:
+        texts = batch * captions + names * torch.is_grad_enabled()
+        of_text = text(torch.zeros(texts, tokens, dtype=torch.long)).text_embeds
         of_image = image(torch.zeros(batch, 3, side, side)).image_embeds
         return (of_image @ of_text.T).float().logsumexp(1).mean()
 

@@ -9,7 +9,9 @@ from conftest import ROOT
 
 from unclip import networks
 from unclip.cli.plan import parse_bytes
+from unclip.config import ConfigError
 from unclip.objectives.decoder_distill import TARGETS
+from unclip.objectives.judge import JudgeObjective
 from unclip.planning import plan
 from unclip.training import train
 
@@ -55,6 +57,16 @@ def test_work_is_the_hand_count(tmp_path):
     assert planned.forward_flops == 2 * (layers * a_layer + ends)
     of_clip = planned.training_flops - 3 * planned.forward_flops
     assert planned.training_flops > 2.5 * planned.forward_flops and of_clip != 0
+
+
+def test_a_judge_is_planned_over_the_words_of_its_data():
+    planned = plan(TINY / "judge.yaml", [], gpus=0)
+    config = yaml.safe_load((TINY / "judge.yaml").read_text())
+    judge = JudgeObjective(config["model"], config["data"], seed=0, **config.get("objective", {}))
+    counted = {name: sum(p.numel() for p in network.parameters()) for name, network in judge.trained.named_children()}
+    assert planned.parameters == counted
+    with pytest.raises(ConfigError, match="data.path is missing"):
+        plan(TINY / "judge.yaml", ["data.path="], gpus=0)
 
 
 def test_strategies_share_what_they_should(tmp_path):

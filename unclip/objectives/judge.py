@@ -15,12 +15,27 @@ from ..data.distort import DISTORTIONS
 from ..data.emoji import STYLES
 from ..data.judged import JudgedScenes, compare, damaged, renders
 from ..data.render import BACKGROUNDS, COLOURS
-from ..data.scenes import NUMBERS, RELATIONS, Plan, style_phrase, wordings
+from ..data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
 from ..judge import Judge, JudgeImageTower, JudgeTextTower, word_tokenizer
 from .base import Objective
 from .clip import MAX_LOGIT_SCALE, image_processor, jitter
 
 CHECKED = 640
+
+
+def vocabulary(icons: IconSet) -> Iterator[str]:
+    """Texts that hold every word a judge of these icons is asked about."""
+    for concept in icons.recognisable:
+        yield from wordings(Plan("single", (concept,), ""))
+        yield from wordings(Plan("count", (concept,), "", count=2))
+    first = icons.recognisable[0]
+    yield from (style_phrase(s) for s in STYLES)
+    yield from (t for c in COLOURS for t in wordings(Plan("colour", (first,), "", colour=c)))
+    yield from (t for n in NUMBERS for t in wordings(Plan("count", (first,), "", count=n)))
+    yield from (t for r in RELATIONS for t in wordings(Plan("relation", (first, first), "", relation=r)))
+    yield from (t for b in BACKGROUNDS for t in wordings(Plan("background", (first,), "", background=b)))
+    yield from wordings(Plan("pair", (first, first), ""))
+    yield "in an"
 
 
 class JudgeObjective(Objective):
@@ -41,7 +56,7 @@ class JudgeObjective(Objective):
         image = construct(JudgeImageTower, model.get("image"), "model.image")
         section = model.get("text") or {}
         length = section.get("context_length", 24)
-        self.tokenizer = word_tokenizer(self._vocabulary(), length)
+        self.tokenizer = word_tokenizer(vocabulary(icons), length)
         text = construct(JudgeTextTower, section, "model.text", vocab_size=len(self.tokenizer))
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
@@ -49,20 +64,6 @@ class JudgeObjective(Objective):
         self.trained.register_parameter("log_scale", self.log_scale)
         plans = [Plan("single", (c,), "") for c in icons.recognisable]
         self._name_facts = torch.tensor([self.examples.facts(p, None) for p in plans])
-
-    def _vocabulary(self) -> Iterator[str]:
-        icons = self.examples.icons
-        for concept in icons.recognisable:
-            yield from wordings(Plan("single", (concept,), ""))
-            yield from wordings(Plan("count", (concept,), "", count=2))
-        first = icons.recognisable[0]
-        yield from (style_phrase(s) for s in STYLES)
-        yield from (t for c in COLOURS for t in wordings(Plan("colour", (first,), "", colour=c)))
-        yield from (t for n in NUMBERS for t in wordings(Plan("count", (first,), "", count=n)))
-        yield from (t for r in RELATIONS for t in wordings(Plan("relation", (first, first), "", relation=r)))
-        yield from (t for b in BACKGROUNDS for t in wordings(Plan("background", (first,), "", background=b)))
-        yield from wordings(Plan("pair", (first, first), ""))
-        yield "in an"
 
     @property
     def judge(self) -> Judge:
