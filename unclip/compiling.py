@@ -3,11 +3,14 @@
 import importlib.util
 import os
 import shutil
+import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
 COMPILERS = ("g++", "clang++")
+LINKED = 10  # seconds after which an empty library is no linker's work in progress
 
 
 def why_not(device: torch.device | str = "cpu") -> str | None:
@@ -26,6 +29,17 @@ def why_not(device: torch.device | str = "cpu") -> str | None:
 def compiled(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
     """`network`, compiled at its next call, once for each shape of its inputs; on CUDA its kernels become one graph."""
     if network._compiled_call_impl is None:
+        _forget_broken()
         # the shapes of a loop stay the same: a graph for each is faster than one for all
         network.compile(dynamic=False, mode="reduce-overhead" if torch.device(device).type == "cuda" else None)
     return network
+
+
+def _forget_broken() -> None:
+    """Delete the empty libraries that a killed compilation leaves in torch's cache, which would be loaded as they are."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # a second's import
+
+    for library in Path(cache_dir()).glob("*/*.so"):
+        found = library.stat()
+        if not found.st_size and time.time() - found.st_mtime > LINKED:
+            library.unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 """Compiled networks draw the same; where there is no compiler, one line says so."""
 
+import os
+
 import pytest
 import torch
 from drawing import close, draw
 from running import run_here
 
-from unclip.compiling import why_not
+from unclip.compiling import compiled, why_not
 from unclip.config import ConfigError
 from unclip.pipelines import UnCLIPPipeline
 
@@ -60,3 +62,15 @@ def test_compiling_needs_the_weights_to_stay(tiny_folder):
     frugal = UnCLIPPipeline.from_pretrained(tiny_folder, low_memory=True)
     with pytest.raises(ValueError, match="compiling needs the weights to stay in memory"):
         frugal.compile()
+
+
+def test_what_a_killed_compilation_left_is_not_loaded(tmp_path, monkeypatch, traced):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "ab").mkdir()
+    broken, whole, fresh = (tmp_path / "ab" / f"{name}.so" for name in ("broken", "whole", "fresh"))
+    for library in (broken, whole, fresh):
+        library.write_bytes(b"" if library != whole else b"\x7fELF")
+    for library in (broken, whole):
+        os.utime(library, (0, 0))
+    compiled(torch.nn.Linear(2, 2))
+    assert not broken.exists() and whole.exists() and fresh.exists()
