@@ -28,6 +28,7 @@ def denoise(
     stopped: Callable[[], bool] = lambda: False,
     resample: int = 1,
     renoise: Callable[[int, Tensor], Tensor] | None = None,
+    shift: float = 1.0,
 ) -> Tensor:
     """Take `latents` [B, ...] from noise to a sample with a diffusers scheduler.
 
@@ -38,11 +39,16 @@ def denoise(
     the scheduler knows of one. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
     replace the latents after a step; once `stopped()` is true the remaining steps are left out.
     With `resample` above 1 every step but the last is taken that often, from `renoise(i, latents)` back at its own noise
-    level each time (RePaint, arXiv 2201.09865, section 4.2).
+    level each time (RePaint, arXiv 2201.09865, section 4.2). A `shift` other than 1 moves the timesteps of schedulers that
+    can be told them (`shifted_timesteps`).
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    scheduler.set_timesteps(steps, device=latents.device)
+    if shift != 1 and "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
+        told = shifted_timesteps(steps, shift, scheduler.config.num_train_timesteps)
+        scheduler.set_timesteps(timesteps=told, device=latents.device)
+    else:
+        scheduler.set_timesteps(steps, device=latents.device)
     timesteps = scheduler.timesteps
     takes = inspect.signature(scheduler.step).parameters
     latents = latents * scheduler.init_noise_sigma
@@ -68,6 +74,23 @@ def denoise(
             if on_step is not None:
                 latents = on_step(i, t, latents)
     return latents
+
+
+def shifted_timesteps(steps: int, shift: float, levels: int = 1000) -> list[int]:
+    """`steps` timesteps from `levels` - 1 downwards, u = 1 - i / steps of the way up moved to s u / (1 + (s - 1) u).
+
+    A shift s above 1 takes more of the steps at high noise, where a picture's shape is decided (arXiv 2403.03206, equation
+    23, with their square root of m / n for s); 1 is even ("trailing") spacing. Raises ValueError for more steps than levels.
+    """
+    if steps > levels:
+        raise ValueError(f"steps must be at most {levels}, got {steps}")
+    found: list[int] = []
+    for i in range(steps):
+        u = 1 - i / steps
+        t = round(levels * shift * u / (1 + (shift - 1) * u)) - 1
+        t = min(t, found[-1] - 1) if found else t
+        found.append(max(t, steps - 1 - i))  # no timestep comes twice, and the last is not below 0
+    return found
 
 
 def guide(prediction: Tensor, channels: int, guidance: float) -> Tensor:

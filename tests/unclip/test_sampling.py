@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unclip.diffusion import clean_from, logit_normal_timesteps, schedule, shifted, target, uniform_timesteps
-from unclip.sampling import denoise, guide, noise
+from unclip.sampling import denoise, guide, noise, shifted_timesteps
 
 KINDS = ("epsilon", "sample", "v_prediction")
 
@@ -43,6 +43,40 @@ def test_a_perfect_network_is_sampled_perfectly(kind, sampler):
     for steps in (4, 10):
         drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), scheduler, steps)
         torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
+
+
+@given(st.integers(1, 1000), st.floats(0.02, 50))
+def test_shifted_timesteps_fall_from_the_top_and_never_repeat(steps, shift):
+    found = shifted_timesteps(steps, shift)
+    assert len(found) == steps and found[0] == 999 and found[-1] >= 0
+    assert all(a > b for a, b in zip(found, found[1:], strict=False))
+    even = shifted_timesteps(steps, 1)
+    assert all(a >= b if shift >= 1 else a <= b for a, b in zip(found, even, strict=True))
+    other = shifted_timesteps(steps, 1.1 * shift)
+    assert all(a <= b for a, b in zip(found, other, strict=True)), "the more it is shifted, the longer noise is high"
+
+
+def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
+    plan = schedule("v_prediction")
+    even, told = (DPMSolverMultistepScheduler.from_config(plan.config, timestep_spacing="trailing") for _ in range(2))
+    for steps in (5, 20, 333):
+        even.set_timesteps(steps)
+        assert shifted_timesteps(steps, 1) == even.timesteps.tolist()
+    clean, seen = torch.randn(2, 3, 4, 4, dtype=torch.float64), []
+
+    def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(int(t))
+        alpha = plan.alphas_cumprod.double()[int(t)]
+        return alpha.sqrt() * (x - alpha.sqrt() * clean) / (1 - alpha).sqrt() - (1 - alpha).sqrt() * clean
+
+    drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), told, 8, shift=3)
+    torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
+    assert seen == shifted_timesteps(8, 3)
+    with pytest.raises(ValueError, match="steps must be at most 1000, got 1001"):
+        denoise(perfect, clean, told, 1001, shift=3)
+    ddim = DDIMScheduler.from_config(plan.config, timestep_spacing="trailing")  # cannot be told its timesteps
+    start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert torch.equal(denoise(perfect, start, ddim, 8, shift=3), denoise(perfect, start, ddim, 8))
 
 
 def test_guidance_of_one_is_no_guidance_and_equal_halves_are_fixed():

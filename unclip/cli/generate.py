@@ -35,6 +35,9 @@ def generate(
         typer.Option(metavar="LOW HIGH", help="Guide the decoder at these shares of its noise levels only, as 0 0.8."),
     ] = None,
     steps: Steps = None,
+    timestep_shift: Annotated[
+        float | None, typer.Option(help="Above 1: take more of the decoder's steps at high noise; 1: evenly.")
+    ] = None,
     sampler: Sampler = None,
     prior: Annotated[
         str | None,
@@ -84,6 +87,7 @@ def generate(
         "decoder_guidance_scale": guidance,
         "decoder_guidance_interval": guidance_interval,
         "decoder_num_inference_steps": steps,
+        "decoder_timestep_shift": timestep_shift,
         "sampler": sampler,
         "prior": prior,
         "prior_guidance_scale": prior_guidance,

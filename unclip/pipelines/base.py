@@ -56,10 +56,11 @@ DEFAULTS = {
     "prior_guidance_scale": 4.0,
     "decoder_guidance_scale": 8.0,
     "decoder_guidance_interval": [0.0, 1.0],
+    "decoder_timestep_shift": 1.0,
     "prior_candidates": 1,
     "upsampler_noise_level": 0.0,
 }
-_OF_EVERY_CALL = ("decoder_guidance_interval", "upsampler_noise_level")
+_OF_EVERY_CALL = ("decoder_guidance_interval", "decoder_timestep_shift", "upsampler_noise_level")
 MAX_IMAGES = 10_000
 SLOW = 1.5  # times as long as float32: a dtype that was asked for and is slower than that is warned of
 STAGES = ("text_encoder", "image_encoder", "prior", "inversion", "decoder", "upsampler_256", "upsampler_1024")
@@ -133,6 +134,9 @@ def check_settings(settings: dict[str, Any]) -> None:
             numbers = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
             if not numbers or not 0 <= value[0] < value[1] <= 1:
                 raise ValueError(f"{name} must be (low, high) with 0 <= low < high <= 1, got {value!r}")
+        elif name.endswith("shift"):
+            if not isinstance(value, int | float) or not 0.01 <= value <= 100:
+                raise ValueError(f"{name} must be from 0.01 to 100, got {value!r}")
         elif name.endswith("level"):
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
@@ -586,8 +590,8 @@ class UnCLIPBase(Loading):
             predict = self._decoder_prediction(text, embedding, guidance, network=network)
             if clip_guidance:
                 predict = self._clip_guided(predict, text.embeds, scheduler, guidance, clip_guidance)
-            within = self._guided_timesteps(call, scheduler)
-            return self._denoise(predict, start, scheduler, steps, call, guidance, eta, interval=within).clamp(-1, 1)
+            more = {"interval": self._guided_timesteps(call, scheduler), "shift": call.settings["decoder_timestep_shift"]}
+            return self._denoise(predict, start, scheduler, steps, call, guidance, eta, **more).clamp(-1, 1)
 
     def _guided_timesteps(self, call: Call, scheduler: Any) -> tuple[float, float]:
         """The lowest and the highest timestep at which the decoder is guided."""

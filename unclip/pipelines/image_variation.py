@@ -79,6 +79,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         negative_prompt: str | list[str] | None = None,
         eta: float | None = None,
         decoder_guidance_interval: tuple[float, float] | None = None,
+        decoder_timestep_shift: float | None = None,
         sampler: str | None = None,
         size: int | None = None,
         height: int | None = None,
@@ -93,7 +94,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
             image: PIL pictures, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
                 None when `image_embeddings` [B, D] are given, which go before it.
             prompt: a text to steer by, one for all pictures or one for each; default: none.
-            decoder_guidance_interval, sampler: as `UnCLIPPipeline`'s; with `eta` it is always DDIM.
+            decoder_guidance_interval, decoder_timestep_shift, sampler: as `UnCLIPPipeline`'s; with `eta` it is always DDIM.
             eta: None draws from fresh noise. Otherwise the picture is first inverted by DDIM to the noise that would draw it
                 (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the picture back,
                 1 departs farthest. Then 50 decoder steps and no guidance are the defaults, because guidance departs too.
@@ -119,6 +120,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
             "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
             "decoder_guidance_scale": decoder_guidance_scale,
             "decoder_guidance_interval": decoder_guidance_interval,
+            "decoder_timestep_shift": decoder_timestep_shift,
         }
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
         call = self._begin(

@@ -15,6 +15,8 @@ from ..sampling import Generators, noise
 from .base import Call, Callback
 from .text_to_image import UnCLIPPipeline
 
+REPAINTING_STEPS = 25
+
 
 class UnCLIPInpaintPipeline(UnCLIPPipeline):
     """Prompt, picture and mask -> the picture with the mask's white part drawn anew; the rest is kept to the pixel."""
@@ -51,6 +53,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
             prompt: what the whole picture should show.
             image, mask_image: of the same size; both are fitted to the size that is drawn, which has their proportions
                 as nearly as the stages' strides allow, unless `height` and `width` say otherwise.
+            decoder_num_inference_steps: 25 by default, evenly spaced, whatever the checkpoint takes with its own sampler.
             resample: how often each step of the decoder is taken, so that the new part grows into the old one (the paper's r).
 
         The other arguments are `UnCLIPPipeline`'s.
@@ -72,9 +75,10 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
             height, width = self.sides_like(image, size)
         count = self._count_prompts(prompt, None, None)
         images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
+        steps = REPAINTING_STEPS if decoder_num_inference_steps is None else decoder_num_inference_steps
         given = {
             "prior_num_inference_steps": prior_num_inference_steps,
-            "decoder_num_inference_steps": decoder_num_inference_steps,
+            "decoder_num_inference_steps": steps,
             "super_res_num_inference_steps": super_res_num_inference_steps,
             "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
             "prior_guidance_scale": prior_guidance_scale,

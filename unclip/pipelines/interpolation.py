@@ -55,6 +55,8 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
             ends: two ends, or any number of them with `weights`: PIL pictures and sentences.
             steps: pictures of the path, its ends among them.
             weights: instead of a path, for each picture one weight for each end: the mean on the sphere.
+            decoder_num_inference_steps, decoder_guidance_scale: with interpolated noise 50 and 1 by default, as pictures are
+                inverted by DDIM then.
             noise: "fixed" draws every picture from the same noise; "interpolated" goes from the first end's noise to the
                 second's, too: a picture's own (by DDIM inversion, then without guidance), or fresh noise for a sentence.
             generator: one generator for the whole path; every picture hears the same noise from it.
@@ -71,8 +73,9 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
             "decoder_guidance_scale": decoder_guidance_scale,
             "prior_candidates": prior_candidates,
         }
-        if noise == "interpolated" and decoder_guidance_scale is None:
-            given["decoder_guidance_scale"] = 1.0
+        if noise == "interpolated":
+            own = {"decoder_guidance_scale": 1.0, "decoder_num_inference_steps": INVERSION_STEPS}
+            given |= {k: v for k, v in own.items() if given[k] is None}
         self._check_ends(ends, steps, weights, noise, generator)
         count = steps if weights is None else len(weights)
         inputs = callback_on_step_end_tensor_inputs

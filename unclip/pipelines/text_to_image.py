@@ -93,6 +93,7 @@ class UnCLIPPipeline(UnCLIPBase):
         *,
         negative_prompt: str | list[str] | None = None,
         decoder_guidance_interval: tuple[float, float] | None = None,
+        decoder_timestep_shift: float | None = None,
         sampler: str | None = None,
         size: int | None = None,
         height: int | None = None,
@@ -122,6 +123,8 @@ class UnCLIPPipeline(UnCLIPBase):
             negative_prompt: what guidance leads away from, for all prompts or one for each; default: the empty prompt.
             decoder_guidance_interval: (low, high) in shares of the decoder's timesteps, 0 the clean picture and 1 pure noise:
                 outside it there is no guidance, which saves half of such a step (arXiv 2404.07724); default: everywhere.
+            decoder_timestep_shift: above 1 the decoder takes more of its steps at high noise (`shifted_timesteps`), with the
+                samplers that can be told their timesteps, which are the dpmsolver++ ones; default: 1, even steps.
             sampler: of the decoder: "dpmsolver++2m", "dpmsolver++3m", "ddim" or "ancestral"; default: the checkpoint's own.
                 Where the checkpoint has a distilled decoder, "distilled" draws with it: at most as many steps as it was made
                 for, and no other guidance than what is built into it (`samplers` lists what there is).
@@ -158,6 +161,7 @@ class UnCLIPPipeline(UnCLIPBase):
             "prior_guidance_scale": prior_guidance_scale,
             "decoder_guidance_scale": decoder_guidance_scale,
             "decoder_guidance_interval": decoder_guidance_interval,
+            "decoder_timestep_shift": decoder_timestep_shift,
             "prior_candidates": prior_candidates,
             "upsampler_noise_level": upsampler_noise_level,
         }

@@ -4,10 +4,12 @@ import time
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from drawing import answer, close, draw
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
 from unclip.profiling import Profile, measured_peak, peak_memory, slowdown
+from unclip.sampling import shifted_timesteps
 
 
 def networks(pipe) -> dict[str, torch.nn.Module]:
@@ -156,6 +158,23 @@ def test_guidance_on_an_interval_asks_for_one_half_outside_it(pipe):
     for wrong in ((0.5, 0.5), (-0.1, 1), (0.2, 1.1), (0.2,), "0.2"):
         with pytest.raises(ValueError, match=r"decoder_guidance_interval must be \(low, high\)"):
             draw(pipe, decoder_guidance_interval=wrong)
+
+
+def test_a_shift_moves_the_decoders_timesteps_alone(pipe):
+    seen = []
+    hook = pipe.decoder.register_forward_pre_hook(lambda m, a, kwargs: seen.append(int(kwargs["timestep"])), with_kwargs=True)
+    pipe.decoder_scheduler = DPMSolverMultistepScheduler.from_config(pipe.decoder_scheduler.config, timestep_spacing="trailing")
+    even = draw(pipe, decoder_num_inference_steps=4)
+    assert seen == shifted_timesteps(4, 1)
+    seen.clear()
+    assert torch.equal(draw(pipe, decoder_num_inference_steps=4, decoder_timestep_shift=1.0), even)
+    seen.clear()
+    assert not torch.allclose(draw(pipe, decoder_num_inference_steps=4, decoder_timestep_shift=3.0), even, atol=1e-4)
+    assert seen == shifted_timesteps(4, 3)
+    hook.remove()
+    for wrong in (0, -1, float("nan"), "3"):
+        with pytest.raises(ValueError, match="decoder_timestep_shift must be from 0.01 to 100, got"):
+            draw(pipe, decoder_timestep_shift=wrong)
 
 
 def test_what_the_decoder_hears_is_projected_once(pipe, monkeypatch):
