@@ -32,9 +32,10 @@ class EmojiScenes(Dataset):
         seed: int = 0,
         kinds: tuple[str, ...] | list[str] | None = None,
         contrast: float = 0.0,
+        groups: dict[str, float] | None = None,
     ):
         self.icons, self.size = IconSet.load(path), SPRITE_SIZE
-        self.sampler = SceneSampler(self.icons, split, seed, tuple(kinds) if kinds else None, contrast)
+        self.sampler = SceneSampler(self.icons, split, seed, tuple(kinds) if kinds else None, contrast, groups=groups)
         self.seed = seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -266,7 +266,8 @@ def style_phrase(style: str) -> str:
 class SceneSampler:
     """Draws scene `index` of a split; the same (icons, split, seed, index) always gives the same scene.
 
-    The split "all" knows no held-out combination. `kinds` restricts the kinds of scene; `tones` is the share of single
+    The split "all" knows no held-out combination. `kinds` restricts the kinds of scene, and one that is named twice comes
+    twice as often; `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of single
     icons with a skin tone, where they have one. `contrast` is the share of odd indices that repeat the scene before with one
     attribute changed (another colour, number, place or ground): hard negatives for contrastive training.
     """
@@ -279,19 +280,27 @@ class SceneSampler:
         kinds: tuple[str, ...] | None = None,
         contrast: float = 0.0,
         tones: float = TONE_SHARE,
+        groups: dict[str, float] | None = None,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         unknown = set(kinds or ()) - set(KIND_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown kinds of scene {sorted(unknown)}; choose from {list(KIND_WEIGHTS)}")
+        unknown = set(groups or {}) - set(GROUP_WEIGHTS)
+        if unknown:
+            raise ValueError(f"unknown groups of concepts {sorted(unknown)}; choose from {list(GROUP_WEIGHTS)}")
+        weights = GROUP_WEIGHTS | (groups or {})
+        wrong = [w for w in weights.values() if not isinstance(w, int | float) or not 0 <= w < float("inf")]
+        if wrong or not sum(weights.values()):
+            raise ValueError(f"weights of groups must be numbers of at least 0, not all of them 0, got {groups!r}")
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
         self.kinds = list(kinds or KIND_WEIGHTS)
         self._kind_weights = _normalised([KIND_WEIGHTS[k] for k in self.kinds])
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
         keep = (lambda c: split_of_concept(c) == "train") if split == "train" else (lambda c: True)
         self._concepts = [c for c in icons.concepts if keep(c)]
-        self._concept_weights = _normalised([GROUP_WEIGHTS[icons.groups[c]] for c in self._concepts])
+        self._concept_weights = _normalised([weights[icons.groups[c]] for c in self._concepts])
         self._objects = [c for c in icons.objects if keep(c)]
 
     def scene(self, index: int) -> Scene:

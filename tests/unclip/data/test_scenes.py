@@ -19,7 +19,7 @@ from unclip.data.render import (
     render_svg,
     turn_to,
 )
-from unclip.data.scenes import KIND_WEIGHTS, NUMBERS, IconSet, SceneSampler, split_of_icon
+from unclip.data.scenes import GROUP_WEIGHTS, KIND_WEIGHTS, NUMBERS, IconSet, SceneSampler, split_of_icon
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="10" fill="#e23b3b"/></svg>'
 ROUND = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><circle cx="5" cy="5" r="4" fill="#3b7de0"/></svg>'
@@ -142,6 +142,23 @@ def test_contrasting_neighbours_differ_in_one_attribute(icons):
         first, second = sampler.scene(index), sampler.scene(index + 1)
         assert icons.icons[first.layers[0].icon]["concept"] == icons.icons[second.layers[0].icon]["concept"]
         assert len(first.layers) != len(second.layers)
+
+
+def test_groups_are_drawn_as_often_as_they_weigh(icons):
+    group = icons.groups[icons.concepts[0]]
+    others = {name: 0.0 for name in GROUP_WEIGHTS if name != group}
+    alone = SceneSampler(icons, "train", groups=others, kinds=("single", "colour"))
+    assert {icons.groups[c] for n in range(40) for c in alone.plan(n).concepts} == {group}
+    same, plain = SceneSampler(icons, "train", groups={group: GROUP_WEIGHTS[group]}), SceneSampler(icons, "train")
+    assert [same.plan(n) for n in range(20)] == [plain.plan(n) for n in range(20)]
+    twice = SceneSampler(icons, "train", kinds=("single", "single", "count"))
+    singles = sum(twice.plan(n).kind == "single" for n in range(300)) / 300
+    assert abs(singles - 1.0 / 1.09) < 0.06
+    for wrong in ({group: -1.0}, {group: "much"}, dict.fromkeys(GROUP_WEIGHTS, 0)):
+        with pytest.raises(ValueError, match="weights of groups must be numbers of at least 0, not all of them 0, got"):
+            SceneSampler(icons, "train", groups=wrong)
+    with pytest.raises(ValueError, match=r"unknown groups of concepts \['beasts'\]"):
+        SceneSampler(icons, "train", groups={"beasts": 1.0})
 
 
 def test_impossible_requests_are_named(icons):
