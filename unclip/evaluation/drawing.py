@@ -46,8 +46,10 @@ class Gallery:
         bar.close()
         return read(files)
 
-    def forget(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def forget(self, names: str = "*") -> None:
+        """Delete all pictures, or those whose kind's name matches a pattern."""
+        for kind in self.folder.glob(names):
+            shutil.rmtree(kind, ignore_errors=True)
 
 
 def _write(path: Path, picture: Tensor) -> None:

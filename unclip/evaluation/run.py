@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
 }
 
 DRAWN_WITH = "drawn_with.json"
+UPSAMPLERS = ("super_res_first", "super_res_last", "upsampler_1024")  # what no picture of the decoder's size depends on
 
 
 @dataclass
@@ -67,8 +68,8 @@ class Settings:
 def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command: str) -> tuple[Path, Path]:
     """Run the parts asked for and write the report; -> its JSON and its page.
 
-    Pictures are kept in `out/pictures`: run again, also with other parts, another judge or a larger limit, only what is
-    missing is drawn. Raises ValueError where `out` holds something else, FileNotFoundError without the data.
+    Pictures are kept in `out/pictures`: run again, also with other parts, another judge, a larger limit or other upsamplers,
+    only what is missing is drawn. Raises ValueError where `out` holds something else, FileNotFoundError without the data.
     """
     began = time.monotonic()
     _check_folder(settings)
@@ -108,9 +109,12 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
 def _drawn_with(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
     """All that decides what the pictures look like: another one of these is another evaluation."""
     folder, data = resolve(settings.model), Path(settings.data) / "icons.json.gz"
+    weights = sorted(folder.rglob("*.safetensors"))
+    enlarging = [path for path in weights if path.relative_to(folder).parts[0] in UPSAMPLERS]
     return {
         "version": __version__,
-        "weights": _hash(sorted(folder.rglob("*.safetensors"))),
+        "weights": _hash([path for path in weights if path not in enlarging]),
+        "upsamplers": _hash(enlarging),
         "data": _hash([data]) if data.is_file() else str(settings.data),
         "split": settings.split,
         "seed": settings.seed,
@@ -145,11 +149,14 @@ def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
     elif noted.is_file():
         before = json.loads(noted.read_text())
         for key, value in drawn.items():
-            if before.get(key) != value:
+            if before.get(key) != value and key != "upsamplers":
                 raise ValueError(
                     f"{out} holds an evaluation with another {key} ({before.get(key)}, now {value}); choose another folder, "
                     "or pass --force to draw anew"
                 )
+        if before["upsamplers"] != drawn["upsamplers"]:
+            print("other upsamplers than before: what they enlarge is drawn anew", file=sys.stderr)
+            gallery.forget("upsampled-*")
     try:
         out.mkdir(parents=True, exist_ok=True)
         noted.write_text(json.dumps(drawn, indent=1) + "\n")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from unclip.checkpoints import save_components
 from unclip.config import load_config
@@ -167,6 +168,25 @@ def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, 
     assert {p: p.read_bytes() for p in sorted(out.rglob("*.png"))} == drawn
     assert evaluate(out, "--only", "recognition", "--seed", 1, "--force")[0] == 0
     assert numbers(out)["protocol"]["seed"] == 1 and len(list(out.rglob("*.png"))) == 8
+
+
+def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, tiny_folder, tmp_path):
+    out, other, parts = tmp_path / "report", tmp_path / "other", ("--only", "recognition", "--only", "upsamplers")
+    assert evaluate(out, *parts)[0] == 0
+    drawn = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*.png")}
+    enlarged = {p for p in drawn if p.parent.name.startswith("upsampled-")}
+    assert enlarged and set(drawn) > enlarged
+    shutil.copytree(tiny_folder, other)
+    weights = other / "super_res_first" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v + 0.1 for k, v in load_file(weights).items()}, weights)
+    code, _, error = evaluate(out, *parts, model=other)
+    assert code == 0 and "other upsamplers than before" in error
+    again = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*.png")}
+    assert all((again[p] == drawn[p]) == (p not in enlarged) for p in drawn)
+    weights = other / "decoder" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v + 0.1 for k, v in load_file(weights).items()}, weights)
+    code, _, error = evaluate(out, *parts, model=other)
+    assert code == 2 and "another weights" in error and set(out.rglob("*.png")) == set(drawn)
 
 
 def test_a_rectangle_is_drawn_anew_and_abilities_are_a_table_of_the_report(evaluate, tmp_path):
