@@ -154,7 +154,7 @@ def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
                     f"{out} holds an evaluation with another {key} ({before.get(key)}, now {value}); choose another folder, "
                     "or pass --force to draw anew"
                 )
-        if before["upsamplers"] != drawn["upsamplers"]:
+        if before.get("upsamplers") != drawn["upsamplers"]:
             print("other upsamplers than before: what they enlarge is drawn anew", file=sys.stderr)
             gallery.forget("upsampled-*")
     try:
