@@ -51,8 +51,7 @@ def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[
     started = []
     for rank in range(processes):
         more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-        environment |= {k: str(v) for k, v in more.items()} if processes > 1 else {}
+        environment = os.environ | ({k: str(v) for k, v in more.items()} if processes > 1 else {})
         started.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment))
     return started
 

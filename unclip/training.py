@@ -43,7 +43,7 @@ from .compiling import why_not
 from .config import ConfigError, construct, load_config, nearest
 from .muon import Muon, hidden_matrices
 from .objectives import Objective, create
-from .precision import fast_dtype
+from .precision import best_device, fast_dtype
 from .sharding import STAGES as SHARDINGS
 from .sharding import Shards, launched, own_part, whole
 
@@ -204,6 +204,7 @@ class Loop:
             precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
         asked = launched()
         self.accelerator = Accelerator(
+            cpu=best_device().type == "cpu",  # it would not look for other processes on a CPU by itself
             mixed_precision=precision,
             gradient_accumulation_steps=run.gradient_accumulation,
             log_with=run.report_to or None,
