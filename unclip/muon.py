@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
@@ -15,7 +16,8 @@ class Muon(torch.optim.AdamW):
     """AdamW, but for groups with `muon` true: orthogonalised Nesterov momentum (arXiv 2502.16982, algorithm 1).
 
     A convolution is the matrix [out, in * height * width]. An update is scaled to the root mean square of AdamW's, so that
-    one learning rate serves both. `dtype` is what the orthogonalisation computes in.
+    one learning rate serves both. `dtype` is what the orthogonalisation computes in. Processes that train one network (DDP)
+    share the matrices out among them and tell each other what came of each.
     """
 
     def __init__(self, groups: list[dict], dtype: torch.dtype = torch.float32, **adamw):
@@ -28,11 +30,9 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = {}
+        gradients, todo = {}, []
         for group in self.param_groups:
-            if not group.get("muon"):
-                continue
-            for parameter in group["params"]:
+            for parameter in group["params"] if group.get("muon") else ():
                 gradient = gradients[parameter] = parameter.grad
                 if gradient is None:
                     continue
@@ -40,16 +40,36 @@ class Muon(torch.optim.AdamW):
                 if not state:
                     state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
                 state["step"] += 1
-                momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-                update = orthogonalised(gradient.lerp(momentum, MOMENTUM).flatten(1).to(self.dtype))
+                state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+                todo.append((parameter, group))
+                parameter.grad = None  # AdamW passes over it
+        count, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_available() and dist.is_initialized() else (1, 0)
+        todo.sort(key=lambda pair: _cost(pair[0]), reverse=True)  # what is done at the same time costs alike
+        for first in range(0, len(todo), count):
+            together = todo[first : first + count]
+            updates = [torch.empty_like(p.flatten(1), dtype=self.dtype) for p, _ in together]
+            if rank < len(together):
+                mine = together[rank][0]
+                updates[rank].copy_(self._update(mine, gradients[mine]))
+            for turn, (update, (parameter, group)) in enumerate(zip(updates, together, strict=True)):
+                if count > 1:
+                    dist.broadcast(update, turn)
                 scale = ADAM_RMS * max(update.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
-                parameter.grad = None  # AdamW passes over it
         super().step()
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """Which way `parameter` goes, as the matrix that it is."""
+        return orthogonalised(gradient.lerp(self.state[parameter]["momentum"], MOMENTUM).flatten(1).to(self.dtype))
+
+
+def _cost(parameter: Tensor) -> int:
+    """Of orthogonalising: in proportion to the multiplications."""
+    return parameter.numel() * min(parameter.flatten(1).shape)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import run_here, state
+from running import finish, run_here, start, state
 from torch import nn
 
 from unclip.config import ConfigError
@@ -61,6 +61,16 @@ def test_a_stopped_run_goes_on_unbroken(tmp_path, stage):
     broken = state(run_here(stage, tmp_path / "broken", *settings))
     assert any("momentum" in name for name in broken) and any("exp_avg" in name for name in broken)
     assert unbroken.keys() == broken.keys() and all(torch.equal(unbroken[n], broken[n]) for n in broken)
+
+
+def test_processes_share_the_matrices_out(tmp_path):
+    settings = ("max_steps=3", "save_every=3", "optimizer=muon", "eps=1e-4")
+    alone = state(run_here("upsampler_256", tmp_path / "alone", *settings, "batch_size=6"))
+    finish(start("upsampler_256", tmp_path / "shared", *settings, "batch_size=2", processes=3))
+    shared = state(tmp_path / "shared")
+    assert alone.keys() == shared.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_another_optimizers_checkpoint_and_unknown_names_are_one_line(tmp_path):
