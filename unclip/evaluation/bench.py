@@ -16,6 +16,7 @@ from ..clip import CLIP
 from ..data.scenes import IconSet
 from ..judge import Judge
 from ..pipelines import UnCLIPPipeline
+from .detector import Detector
 from .drawing import Draw, Gallery
 from .metrics import recalled
 from .prompts import Prompt
@@ -90,6 +91,10 @@ class Bench:
         """Whether the judge's first, and one of its first five names for each picture is right; float [N] each."""
         scores, right = self.judge.see(pictures)[0] @ self.names.T, self.right(prompts)
         return recalled(scores, right, 1), recalled(scores, right, 5)
+
+    @cached_property
+    def detector(self) -> Detector:
+        return Detector(self.judge, self.icons)
 
     @cached_property
     def clip(self) -> CLIP:

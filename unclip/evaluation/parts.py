@@ -147,19 +147,33 @@ def composition(bench: Bench) -> Part:
         marks = drawn[list(drawn)[-1]].bool().tolist()
         sheets.append(Sheet(kind, pictures[:24], [p.text for p in prompts[:24]], marks[:24]))
     note = (
-        "Combinations that were held out of training, of parts that were in it. Each object is told from 99 others. Unrelated: "
-        "the pairs whose two objects are of different groups, as an animal and a tool."
+        "Combinations that were held out of training, of parts that were in it. Each object is told from 99 others; two by "
+        "a detector that compares each half of the picture, in the judge's embeddings, with the renders of every concept. "
+        "Unrelated: the pairs whose two objects are of different groups, as an animal and a tool."
     )
     columns = ["kind", "what is right", "drawn", "real renders", "of real's", "chance"]
     return Part("composition", results, [Table("Composition", columns, rows, note, True), *sheets])
 
 
 def answered(bench: Bench, pictures: Tensor, prompts: list[Prompt]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """For each thing asked, and for all together: which pictures the judge answers rightly [N], and what chance gives."""
-    seen = bench.judge.see(pictures)[0]
+    """For each thing asked, and for all together: which pictures answer rightly [N], and what chance gives.
+
+    Of one object the judge is asked, by captions; of two the detector. The prompts are all of one or all of two.
+    """
     asked = [ask.questions(p, bench.icons) for p in prompts]
-    captions = sorted({option for questions in asked for q in questions for option in q.options})
-    number, words = {c: n for n, c in enumerate(captions)}, bench.judge.read(captions)
+    if len(prompts[0].plan.concepts) == 2:
+        seen = bench.detector.look(pictures)
+
+        def fit(picture: Tensor, question: ask.Question) -> Tensor:
+            return bench.detector.fit(picture, question.options)
+    else:
+        seen = bench.judge.see(pictures)[0]
+        captions = sorted({caption for questions in asked for q in questions for caption in q.captions})
+        number, words = {c: n for n, c in enumerate(captions)}, bench.judge.read(captions)
+
+        def fit(picture: Tensor, question: ask.Question) -> Tensor:
+            return words[[number[c] for c in question.captions]] @ picture
+
     hits: dict[str, list[float]] = {}
     chances: dict[str, list[float]] = {}
 
@@ -170,8 +184,8 @@ def answered(bench: Bench, pictures: Tensor, prompts: list[Prompt]) -> tuple[dic
     for picture, questions in zip(seen, asked, strict=True):
         right = {}
         for q in questions:
-            scores = words[[number[o] for o in q.options]] @ picture
-            right[q.about] = int(scores.argmax()) == q.answer
+            scores = fit(picture, q)
+            right[q.about] = bool((scores[0] > scores[1:]).all())
             note(q.about, right[q.about], 1 / len(q.options))
         objects = [q for q in questions if q.about.endswith("object")]
         if 1 < len(objects) < len(questions):

@@ -35,11 +35,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """Which of `options` does the picture show? Chance is 1 / len(options)."""
+    """Which of `options` does the picture show? The first is right, chance is 1 / len(options)."""
 
     about: str
-    options: tuple[str, ...]
-    answer: int
+    options: tuple[Plan, ...]
+    styled: bool = False
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return tuple(caption(plan, plan.style if self.styled else None) for plan in self.options)
 
 
 def check_split(split: str) -> None:
@@ -87,22 +91,22 @@ def scenes(icons: IconSet, split: str, count: int, first: int = 0) -> list[Promp
 
 def questions(prompt: Prompt, icons: IconSet) -> list[Question]:
     """What is asked of a composition: each object among 100, and what the prompt says of it among all that it could say."""
-    plan, style = prompt.plan, prompt.plan.style if prompt.plan.kind == "single" else None
+    plan, styled = prompt.plan, prompt.plan.kind == "single"
+    shown = replace(plan, kind="pair", relation=None) if len(plan.concepts) == 2 else plan  # where they stand is asked apart
     rng = np.random.default_rng(_digest("distractors", prompt.text) % 2**63)
     known = set(icons.recognisable)
     pool = [c for c in icons.objects if c in known and c not in plan.concepts]
     found = []
     for place in range(len(plan.concepts)):
         others = [pool[n] for n in rng.permutation(len(pool))[:DISTRACTORS]]
-        plans = [plan] + [
-            replace(plan, concepts=tuple(o if n == place else c for n, c in enumerate(plan.concepts))) for o in others
-        ]
+        plans = [replace(shown, concepts=tuple(o if n == place else c for n, c in enumerate(plan.concepts))) for o in others]
         name = "object" if len(plan.concepts) == 1 else ("first object", "second object")[place]
-        found.append(Question(name, tuple(caption(p, style) for p in plans), 0))
-    if style is not None:
-        found.append(Question("style", tuple(caption(plan, s) for s in STYLES), STYLES.index(style)))
+        found.append(Question(name, (shown, *plans), styled))
+    if styled:
+        others = [replace(plan, style=s) for s in STYLES if s != plan.style]
+        found.append(Question("style", (plan, *others), styled))
     elif plan.kind in ATTRIBUTE:
-        found.append(Question(ATTRIBUTE[plan.kind], tuple(caption(p) for p in [plan, *changed(plan)]), 0))
+        found.append(Question(ATTRIBUTE[plan.kind], (plan, *changed(plan))))
     return found
 
 

@@ -39,8 +39,11 @@ def test_combinations_are_held_out_and_their_parts_are_not(icons, compositions, 
                 assert all(split_of_icon(c, prompt.plan.style) == "train" for c in prompt.plan.concepts)
             assert len(prompt.truth.layers) == len(prompt.plan.concepts) * prompt.plan.count
             for question in ask.questions(prompt, icons):
-                assert len(set(question.options)) == len(question.options) > 1
-                assert question.options[question.answer] == prompt.text
+                assert len(set(question.captions)) == len(question.captions) > 1
+                if question.about.endswith(" object"):
+                    assert question.options[0].concepts == prompt.plan.concepts and not question.options[0].relation
+                elif kind != "pair":
+                    assert question.captions[0] == prompt.text
 
 
 def test_prompts_are_the_same_on_every_call_and_a_limit_takes_the_first(icons, compositions):
