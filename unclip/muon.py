@@ -47,7 +47,7 @@ class Muon(torch.optim.AdamW):
         todo.sort(key=lambda pair: _cost(pair[0]), reverse=True)  # what is done at the same time costs alike
         for first in range(0, len(todo), count):
             together = todo[first : first + count]
-            updates = [torch.empty_like(p.flatten(1), dtype=self.dtype) for p, _ in together]
+            updates = [torch.empty(len(p), p[0].numel(), dtype=self.dtype, device=p.device) for p, _ in together]
             if rank < len(together):
                 mine = together[rank][0]
                 updates[rank].copy_(self._update(mine, gradients[mine]))

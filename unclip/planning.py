@@ -32,7 +32,7 @@ from .data.scenes import IconSet
 from .judge import JudgeImageTower, JudgeTextTower, word_tokenizer
 from .objectives.conditioned import LoRA, add_adapter
 from .objectives.decoder_distill import ADAPTER
-from .objectives.judge import vocabulary
+from .objectives.judge import icons_path, vocabulary
 from .precision import fast_dtype
 from .training import Run
 
@@ -359,10 +359,9 @@ def _towers(text: nn.Module, image: nn.Module) -> Stage:
 def _judge_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
     """Each picture meets its own caption, the wrong ones beside it and, in training, names drawn at every step."""
     data, told = sections["data"], sections["model"].get("text") or {}
-    if not data.get("path"):
-        raise ConfigError("data.path is missing: a dataset built by `unclip data emoji`, or shapes")
+    path = icons_path(data)
     with unset_fake_temporarily():  # the words are the data's
-        words = word_tokenizer(vocabulary(IconSet.load(str(data.get("path")))), told.get("context_length", 24))
+        words = word_tokenizer(vocabulary(IconSet.load(path)), told.get("context_length", 24))
     image = construct(JudgeImageTower, sections["model"].get("image"), "model.image")
     text = construct(JudgeTextTower, told, "model.text", vocab_size=len(words))
     captions, names = 1 + data.get("wrong", 3), sections["objective"].get("names", 320)

@@ -38,6 +38,13 @@ def vocabulary(icons: IconSet) -> Iterator[str]:
     yield "in an"
 
 
+def icons_path(data: dict | None) -> str:
+    """Where a judge's icons are. Raises ConfigError where its section does not say."""
+    if not (data or {}).get("path"):
+        raise ConfigError("data.path is missing: a dataset built by `unclip data emoji`, or shapes")
+    return str(data["path"])
+
+
 class JudgeObjective(Objective):
     """Both towers of the judge, from nothing, under the symmetric contrastive loss.
 
@@ -48,8 +55,7 @@ class JudgeObjective(Objective):
 
     def __init__(self, model: dict, data: dict, seed: int, names: int = 320, temperature: float = 0.07, augment: float = 1.0):
         super().__init__()
-        if not (data or {}).get("path"):
-            raise ConfigError("data.path is missing: a dataset built by `unclip data emoji`, or shapes")
+        icons_path(data)
         self.examples = construct(JudgedScenes, data, "data", seed=seed)
         self.names, self.augment, self.seed = names, augment, seed
         icons = self.examples.icons
