@@ -440,6 +440,10 @@ class Loop:
                 raise
             raise DiskFull(f"step {self.step}: {reason}; last checkpoint: {self._last()}") from None
         self.accelerator.wait_for_everyone()
+        if self.accelerator.num_processes > 1:
+            # gloo's threads need Python to let go of the barrier's tensors; whoever drops the process group before that, waits
+            # for them while it holds Python, for ever
+            time.sleep(0.5)
         self.accelerator.end_training()
 
     def _train(self) -> None:
