@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Question:
     options: tuple[Plan, ...]
     styled: bool = False
 
-    @property
+    @cached_property
     def captions(self) -> tuple[str, ...]:
         return tuple(caption(plan, plan.style if self.styled else None) for plan in self.options)
 
