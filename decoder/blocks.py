@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from prior.blocks import Attention, Kept
 
 
+FREQUENCIES = 2  # half waves over a picture's side, and whole ones
+
+
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of each pixel, without a bias."""
 
@@ -52,17 +55,32 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
 
 
-class SpatialAttention(nn.Module):
-    """x + attention over its pixels and the context tokens."""
+def places(height: int, width: int) -> Tensor:
+    """Where pixels are in a picture of any size: sines and cosines of their shares of its sides, [H*W, 4 * FREQUENCIES]."""
+    shares = [(torch.arange(side) + 0.5) / side for side in (height, width)]
+    waves = torch.stack(torch.meshgrid(*shares, indexing="ij"), -1)[..., None] * torch.pi * torch.arange(1, FREQUENCIES + 1)
+    return torch.cat([waves.sin(), waves.cos()], -1).flatten(0, 1).flatten(1)
 
-    def __init__(self, channels: int, context_dim: int | None = None, head_dim: int = 64):
+
+class SpatialAttention(nn.Module):
+    """x + attention over its pixels and the context tokens; with `positions` every pixel knows where in the picture it is.
+
+    What a pixel hears of its position starts at zero.
+    """
+
+    def __init__(self, channels: int, context_dim: int | None = None, head_dim: int = 64, positions: bool = False):
         super().__init__()
         self.norm = ChannelNorm(channels)
+        self.position = nn.Linear(4 * FREQUENCIES, channels, bias=False) if positions else None
+        if positions:
+            nn.init.zeros_(self.position.weight)
         self.attention = Attention(channels, head_dim, context_dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, kept: Kept | None = None) -> Tensor:
         height = x.shape[2]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H*W, C]
+        if self.position is not None:
+            tokens = tokens + self.position(places(*x.shape[2:]).to(tokens))
         attended = self.attention(tokens, context, mask, kept=kept)
         return x + attended.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 

@@ -16,8 +16,9 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
     Parameters carry the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`
     multiplies the CLIP embeddings on entry: unit vectors of D dimensions want sqrt(D), or they arrive as almost nothing.
     `text_layers` above 0 is a Transformer of the decoder's own, `cross_attention_dim` wide, between CLIP's token encodings
-    and the context: GLIDE's text encoder, which DALL·E 2 kept (paper, section 2.1). It is causal, so that what comes
-    before the padding never sees it.
+    and the context: GLIDE's text encoder, which DALL·E 2 kept (paper, section 2.1). CLIP's encodings say what is spoken of
+    and hardly where it is, so that without these layers a decoder cannot tell "a cat left of a dog" from its reverse. They
+    start as the identity.
     `clip_fingerprint` names the CLIP that the decoder was trained with.
     """
 
@@ -57,11 +58,13 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         image_embeddings: Tensor,
         prompt_embeds: Tensor,
         text_encoder_hidden_states: Tensor,
+        text_mask: Tensor | None = None,
         do_classifier_free_guidance: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """-> context tokens [B, 4 + N, K] and the addition to the time embedding [B, T].
 
-        `image_embeddings` [B, D], `prompt_embeds` [B, D], `text_encoder_hidden_states` [B, N, D]. Under guidance the
+        `image_embeddings` [B, D], `prompt_embeds` [B, D], `text_encoder_hidden_states` [B, N, D], `text_mask` [B, N] bool:
+        True for what is no padding, which alone the text layers look at (None: all). Under guidance the
         texts are [2B, ...], unconditional first, and the image embeddings still [B, D]: the learned "no image"
         embedding is put before them here.
         """
@@ -77,9 +80,8 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         extra = self.clip_extra_context_tokens_proj(image_embeddings)  # [B, K * 4], tokens innermost
         extra = extra.unflatten(1, (-1, self.clip_extra_context_tokens)).transpose(1, 2)  # [B, 4, K]
         text = self.encoder_hidden_states_proj(text_encoder_hidden_states)  # [B, N, K]
-        if self.text_blocks:
-            causal = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool, device=text.device).tril()[None, None]
-            for block in self.text_blocks:
-                text = self.run(block, text, causal)
+        seen = None if text_mask is None else text_mask[:, None, None]  # [B, 1, 1, N]
+        for block in self.text_blocks:
+            text = self.run(block, text, seen)
         text = self.text_encoder_hidden_states_norm(text)
         return torch.cat([extra, text], 1), added

@@ -23,7 +23,7 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend.
 
     The output starts at zero. Seven `in_channels` are the noised picture, the part of the picture that is kept and the mask
-    of what is not; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
+    of what is not; with `positions` its attention knows where a pixel is; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
     are multiples of `stride`.
     """
 
@@ -40,6 +40,7 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_dim: int = 384,
         time_embed_dim: int = 512,
         dropout: float = 0.0,
+        positions: bool = False,
     ):
         super().__init__()
         if not len(channels) == len(blocks) == len(attention):
@@ -56,7 +57,7 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         def stage(channels_in: int, channels_out: int, attend: bool) -> nn.ModuleDict:
             parts = nn.ModuleDict({"block": ResBlock(channels_in, channels_out, time_embed_dim, dropout)})
             if attend:
-                parts["attention"] = SpatialAttention(channels_out, cross_attention_dim, head_dim)
+                parts["attention"] = SpatialAttention(channels_out, cross_attention_dim, head_dim, positions)
             return parts
 
         self.conv_in = nn.Conv2d(4 * in_channels, channels[0], 3, padding=1)

@@ -418,7 +418,7 @@ def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
     def loss(batch: int) -> Tensor:
         text, encodings, mask = _text(batch, dim, tokens, dim)
         context, added = project(
-            image_embeddings=torch.zeros(batch, dim), prompt_embeds=text, text_encoder_hidden_states=encodings
+            image_embeddings=torch.zeros(batch, dim), prompt_embeds=text, text_encoder_hidden_states=encodings, text_mask=mask
         )
         mask = F.pad(mask, (project.clip_extra_context_tokens, 0), value=True)
         when = torch.zeros(batch, dtype=torch.long)

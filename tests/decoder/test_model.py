@@ -6,6 +6,7 @@ from conftest import randomise
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel as Deprecated
 
 from decoder import Decoder, UnCLIPTextProjModel
+from decoder.blocks import SpatialAttention
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,44 @@ def test_memory_layout_changes_nothing(decoder):
     base = decoder(**given).sample
     turned = decoder.to(memory_format=torch.channels_last)
     torch.testing.assert_close(turned(**given).sample, base)
+
+
+def test_positions_begin_as_nothing_and_tell_where_a_pixel_is():
+    """The same pixels everywhere, seen without the borders of a convolution: only a position can tell them apart."""
+    sizes = {"channels": 16, "context_dim": 24, "head_dim": 16}
+    g = torch.Generator().manual_seed(2)
+    one, context = torch.randn(1, 16, 1, 1, generator=g).double(), torch.randn(1, 6, 24, generator=g).double()
+    plain, told = SpatialAttention(**sizes).double(), SpatialAttention(**sizes, positions=True).double()
+    randomise(plain)
+    missing = told.load_state_dict(plain.state_dict(), strict=False)
+    assert missing.missing_keys == ["position.weight"]
+    pixels = one.expand(1, 16, 4, 6)
+    torch.testing.assert_close(told(pixels, context), plain(pixels, context), rtol=0, atol=0)
+    torch.nn.init.normal_(told.position.weight)
+    everywhere = told(pixels, context).flatten(2)[0].T  # [H*W, C]
+    assert torch.cdist(everywhere, everywhere).fill_diagonal_(1).min() > 1e-6
+    same = plain(pixels, context).flatten(2)[0].T
+    assert torch.cdist(same, same).max() < 1e-6
+
+
+def test_text_layers_hear_the_whole_sentence_and_no_padding():
+    sizes = {"clip_embeddings_dim": 12, "time_embed_dim": 16, "cross_attention_dim": 32, "text_head_dim": 16}
+    project = randomise(UnCLIPTextProjModel(**sizes, text_layers=2)).double()
+    image, text, encodings = (torch.randn(2, *shape).double() for shape in ((12,), (12,), (5, 12)))
+    mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+
+    def heard(encodings: torch.Tensor, mask: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        given = {"image_embeddings": image[rows], "prompt_embeds": text[rows], "text_mask": mask}
+        return project(text_encoder_hidden_states=encodings, **given)[0][:, 4:]
+
+    both = heard(encodings, mask)
+    torch.testing.assert_close(heard(encodings[:1, :3], mask[:1, :3], slice(1)), both[:1, :3])  # unpadded, alone
+    padded = encodings.clone()
+    padded[0, 3:] = 50.0
+    torch.testing.assert_close(heard(padded, mask)[:1, :3], both[:1, :3])
+    later = encodings.clone()
+    later[1, 4] += 1
+    assert not torch.allclose(heard(later, mask)[1, 0], both[1, 0]), "the first word hears of the last one"
 
 
 @pytest.mark.parametrize("guided", [False, True])

@@ -190,6 +190,26 @@ def test_variance_and_inpainting_begin_as_the_plain_decoder(clip, plain, tmp_pat
     assert drawn.isfinite().all()
 
 
+def test_text_layers_and_positions_begin_as_the_decoder_without_them(clip, plain, tmp_path):
+    settings = ("model.positions=true", "model.text_proj.text_layers=1", "model.text_proj.text_head_dim=16", "max_steps=1")
+    run = run_here(
+        "decoder", tmp_path, f"objective.clip={clip}", f"init_from={plain}", *settings, "learning_rate=0", "batch_size=2"
+    )
+    networks, fewer = tiny_networks(), tiny_networks()
+    for name in ("decoder", "text_proj"):
+        networks[name], fewer[name] = component(run, name), component(plain, name)
+    assert networks["text_proj"].text_blocks and networks["decoder"].config.positions
+    drawn = []
+    for parts in (networks, fewer):
+        pipe = UnCLIPPipeline(**parts)
+        pipe.set_progress_bar_config(disable=True)
+        few = {"size": 64, "output_type": "pt", "decoder_num_inference_steps": 2}
+        alone = [pipe(text, generator=seeds(n), **few).images for n, text in enumerate(("a star", "two red hearts in a row"))]
+        drawn.append(pipe(["a star", "two red hearts in a row"], generator=seeds(0, 1), **few).images)
+        torch.testing.assert_close(torch.cat(alone), drawn[-1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(*drawn, rtol=0, atol=1e-4)
+
+
 def test_an_inpainting_decoder_sees_what_is_kept():
     torch.manual_seed(0)
     parts = tiny_networks()

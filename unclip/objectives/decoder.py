@@ -33,7 +33,7 @@ class DecoderObjective(ClipConditioned):
     With `model.out_channels` 6 the variance is learned too, by the hybrid loss with `vlb_weight` for lambda (arXiv
     2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: it sees the picture outside a
     random rectangle, and the rectangle's mask (GLIDE, arXiv 2112.10741, section 4.3). Weights that `init_from` holds for 3
-    channels are carried over, new ones start at zero. `model.class` may be UNet2DConditionModel, diffusers' stock network,
+    channels are carried over, new ones start at zero; so do text layers and positions that it does not have. `model.class` may be UNet2DConditionModel, diffusers' stock network,
     in Karlo's layout.
     """
 
@@ -81,6 +81,9 @@ class DecoderObjective(ClipConditioned):
             )
 
     def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for layer, weight in self.trained[name].state_dict().items():  # what starts as the identity may be new
+            if layer not in state and (layer.startswith("text_blocks.") or layer.endswith(".position.weight")):
+                state[layer] = weight
         if name == "decoder":
             for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
                 if layer not in state:
@@ -144,7 +147,9 @@ class DecoderObjective(ClipConditioned):
         """Context tokens [B, 4 + N, K], the addition to the time embedding [B, T] and the context's mask [B, 4 + N]."""
         text_embeds, encodings, mask = text
         project = self.trained["text_proj"]
-        context, added = project(image_embeddings=image_embeds, prompt_embeds=text_embeds, text_encoder_hidden_states=encodings)
+        context, added = project(
+            image_embeddings=image_embeds, prompt_embeds=text_embeds, text_encoder_hidden_states=encodings, text_mask=mask
+        )
         return context, added, F.pad(mask, (project.clip_extra_context_tokens, 0), value=True)
 
     @torch.no_grad()

@@ -689,7 +689,9 @@ class UnCLIPBase(Loading):
         """
         decoder = self.decoder if network is None else network
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
+        layers = {"text_mask": mask} if getattr(self.text_proj, "text_blocks", None) else {}  # diffusers' class knows of none
         context, added = self.text_proj(
+            **layers,
             image_embeddings=embedding.to(self.text_proj.dtype),
             prompt_embeds=embeds.to(self.text_proj.dtype),
             text_encoder_hidden_states=encodings.to(self.text_proj.dtype),
