@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from prior.blocks import Attention, Kept
 
-
 FREQUENCIES = 2  # half waves over a picture's side, and whole ones
 
 

@@ -20,10 +20,11 @@ from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
 
 
 class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend.
+    """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend, and with
+    `positions` they know where a pixel is.
 
     The output starts at zero. Seven `in_channels` are the noised picture, the part of the picture that is kept and the mask
-    of what is not; with `positions` its attention knows where a pixel is; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
+    of what is not; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
     are multiples of `stride`.
     """
 

@@ -33,8 +33,8 @@ class DecoderObjective(ClipConditioned):
     With `model.out_channels` 6 the variance is learned too, by the hybrid loss with `vlb_weight` for lambda (arXiv
     2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: it sees the picture outside a
     random rectangle, and the rectangle's mask (GLIDE, arXiv 2112.10741, section 4.3). Weights that `init_from` holds for 3
-    channels are carried over, new ones start at zero; so do text layers and positions that it does not have. `model.class` may be UNet2DConditionModel, diffusers' stock network,
-    in Karlo's layout.
+    channels are carried over, new ones start at zero; so do text layers and positions that it does not have. `model.class`
+    may be UNet2DConditionModel, diffusers' stock network, in Karlo's layout.
     """
 
     network = "decoder"
