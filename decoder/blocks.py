@@ -54,10 +54,11 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
 
 
-def places(height: int, width: int) -> Tensor:
+def places(height: int, width: int, device: torch.device) -> Tensor:
     """Where pixels are in a picture of any size: sines and cosines of their shares of its sides, [H*W, 4 * FREQUENCIES]."""
-    shares = [(torch.arange(side) + 0.5) / side for side in (height, width)]
-    waves = torch.stack(torch.meshgrid(*shares, indexing="ij"), -1)[..., None] * torch.pi * torch.arange(1, FREQUENCIES + 1)
+    shares = [(torch.arange(side, device=device) + 0.5) / side for side in (height, width)]
+    halves = torch.pi * torch.arange(1, FREQUENCIES + 1, device=device)
+    waves = torch.stack(torch.meshgrid(*shares, indexing="ij"), -1)[..., None] * halves  # [H, W, 2, FREQUENCIES]
     return torch.cat([waves.sin(), waves.cos()], -1).flatten(0, 1).flatten(1)
 
 
@@ -79,7 +80,7 @@ class SpatialAttention(nn.Module):
         height = x.shape[2]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H*W, C]
         if self.position is not None:
-            tokens = tokens + self.position(places(*x.shape[2:]).to(tokens))
+            tokens = tokens + self.position(places(*x.shape[2:], x.device).to(tokens))
         attended = self.attention(tokens, context, mask, kept=kept)
         return x + attended.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
