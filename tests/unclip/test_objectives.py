@@ -12,11 +12,13 @@ from running import finals, run_here, state
 from safetensors.torch import load_file
 
 from decoder import Decoder
+from prior.blocks import Attention, sdpa
 from unclip import CLIP, UnCLIPInpaintPipeline, UnCLIPPipeline, UnCLIPPriorPipeline
 from unclip.checkpoints import load_component, load_components
 from unclip.config import ConfigError
 from unclip.data.examples import seeded_noise
 from unclip.objectives.decoder import DecoderObjective, holes
+from unclip.objectives.grounding import Grounding
 from unclip.objectives.upsampler import UpsamplerObjective
 
 
@@ -208,6 +210,70 @@ def test_text_layers_and_positions_begin_as_the_decoder_without_them(clip, plain
         drawn.append(pipe(["a star", "two red hearts in a row"], generator=seeds(0, 1), **few).images)
         torch.testing.assert_close(torch.cat(alone), drawn[-1], rtol=0, atol=1e-3)
     torch.testing.assert_close(*drawn, rtol=0, atol=1e-4)
+
+
+def test_grounding_tells_the_right_name_from_the_wrong_one():
+    """Pixels of the left half look along one axis, those of the right half along another; the names' keys lie on them."""
+    layer = Attention(32, head_dim=16, context_dim=32)
+    sides = torch.ones(3, 8, 8, dtype=torch.int8)
+    sides[:, :, 4:] = -1
+    names = torch.tensor([[0, 1, 1, -1, 0], [0, -1, 0, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.int8)
+    left, right = torch.eye(16)[0], torch.eye(16)[1]
+    query = torch.where(sides[0].flatten()[:, None] > 0, left, right)[None, :, None].expand(3, -1, 2, -1) * 12
+    key = torch.zeros(3, 4 + 5 + 64, 2, 16)
+    key[:, 5:7], key[:, 7] = left * 12, right * 12  # what each token of the five would be seen by; the last is no name
+    with Grounding(layer, names, sides) as grounding:
+        answer = layer.function(query, key, key, None)
+    torch.testing.assert_close(answer, sdpa(query, key, key), msg="watching changes nothing")
+    assert layer.function is sdpa
+    losses = grounding.losses()
+    assert len(losses) == 2, "the third caption names one thing"
+    assert losses[0] < 1e-3 and losses[1] > 5, "and the second's names stand the other way round"
+    with Grounding(layer, names, sides) as grounding:
+        layer.function(query * 0, key, key, None)
+    torch.testing.assert_close(grounding.losses()[1], torch.tensor(2.0).log(), msg="chance")
+
+
+def test_tokens_are_found_by_the_characters_that_they_spell(clip):
+    found = objective(clip)
+    captions = ["a blue star left of a circle", "circle"]
+    spans = torch.tensor([[[7, 11], [22, 28]], [[-1, -1], [-1, -1]]])
+    names = found.frozen.tokens_of(captions, spans)
+    tokenizer, ids = found.frozen.clip.tokenizer, found.frozen.clip.tokenize(captions).input_ids
+    assert [tokenizer.decode(ids[0][names[0] == sign]).replace(" ", "") for sign in (1, -1)] == ["star", "circle"]
+    assert not names[1].any()
+
+
+def test_a_grounded_decoder_attends_to_what_is_there(clip, tmp_path):
+    """Text layers and positions start as the identity; what a pixel attends to is learned, and no text is no lesson."""
+    model = "{channels: [16, 32], blocks: [1, 1], attention: [false, true], head_dim: 16, positions: true, "
+    model += "cross_attention_dim: 32, time_embed_dim: 32, text_proj: {text_layers: 1, text_head_dim: 16}}"
+    common = (f"objective.clip={clip}", f"model={model}", "data.kinds=[relation]", "batch_size=16", "learning_rate=3e-3")
+    common += ("max_steps=60", "warmup_steps=0", "log_every=10", "objective.drop_both=0", "objective.drop_text=0")
+    run_here("decoder", tmp_path / "run", *common, "objective.grounding=1")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    grounding = [line["grounding"] for line in lines if line["kind"] == "train"]
+    assert grounding[0] == pytest.approx(0.69, abs=0.12) and grounding[-1] < grounding[0] - 0.1
+    found = objective(clip, grounding=1.0, drop_text=1.0)
+    batch = torch.utils.data.default_collate([found.examples[n] for n in range(8)])
+    loss, metrics = found(batch)
+    assert "grounding" not in metrics
+    found.grounding = 0.0
+    torch.testing.assert_close(found(batch)[0], loss)
+
+
+def test_what_cannot_be_grounded_is_refused(clip, tmp_path):
+    with pytest.raises(ConfigError, match=r"objective.grounding must be at least 0, got -1"):
+        objective(clip, grounding=-1)
+    for setting in ("compile=true", "gradient_checkpointing=true"):
+        with pytest.raises(ConfigError, match=f"does not go together with {setting.split('=')[0]}"):
+            run_here("decoder", tmp_path, f"objective.clip={clip}", "objective.grounding=1", setting, "max_steps=1")
+    pictures = tmp_path / "own"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64)).save(pictures / "a.png")
+    (pictures / "a.txt").write_text("a square")
+    with pytest.raises(ConfigError, match="objective.grounding needs emoji scenes"):
+        run_here("decoder", tmp_path / "run", f"objective.clip={clip}", "objective.grounding=1", f"data.path={pictures}")
 
 
 def test_an_inpainting_decoder_sees_what_is_kept():

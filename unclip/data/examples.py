@@ -1,5 +1,6 @@
 """Training examples by index: the same (seed, index) is the same example on any process and after any resume."""
 
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from ..config import ConfigError, construct
 from .emoji import SPRITE_SIZE, STYLES
 from .pictures import PictureCrops, Pictures
 from .render import BACKGROUNDS, WHITE, apply_matrix, flatten, hue_rotation, render_svg
-from .scenes import IconSet, SceneSampler, mentions_style, split_of_concept
+from .scenes import IconSet, Scene, SceneSampler, mentions_style, split_of_concept
+
+PLACES = 16  # to a picture's side, where an example says what covers what
 
 
 class EmojiScenes(Dataset):
@@ -22,7 +25,9 @@ class EmojiScenes(Dataset):
 
     Items: `index` int; `image` uint8 [3, 64, 64]; `caption` str; `key` int64, equal for scenes of the same meaning;
     `style` the style's number; `caption_style` the same if the caption names the style, else -1; `random` float32 [16],
-    uniform in [0, 1): the example's own random numbers.
+    uniform in [0, 1): the example's own random numbers. Of a scene of two concepts `spans` int64 [2, 2] says where the
+    caption names them (first character, past the last; -1 where it does not) and `sides` int8 [PLACES, PLACES] which of them
+    covers a place alone: 1 the first, -1 the second, 0 neither or both.
     """
 
     def __init__(
@@ -50,7 +55,31 @@ class EmojiScenes(Dataset):
             "style": style,
             "caption_style": style if mentions_style(scene) else -1,
             "random": torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32)),
+            **_grounds(scene),
         }
+
+
+def _grounds(scene: Scene) -> dict[str, torch.Tensor]:
+    """`spans` and `sides`, as `EmojiScenes` gives them."""
+    spans = torch.full((2, 2), -1)
+    sides = np.zeros((PLACES, PLACES), np.int8)
+    if len(scene.names) == 2 and (found := _two_spans(scene.caption, *scene.names)):
+        spans = torch.tensor(found)
+        at = (np.arange(PLACES) + 0.5) / PLACES
+        for sign, layer in zip((1, -1), scene.layers, strict=True):
+            across, down = (abs(at - centre) < layer.size / 2 for centre in (layer.x, layer.y))
+            sides += sign * (down[:, None] & across).astype(np.int8)
+    return {"spans": spans, "sides": torch.from_numpy(sides)}
+
+
+def _two_spans(caption: str, first: str, second: str) -> list[tuple[int, int]] | None:
+    """Where two names stand in a caption, apart from each other ("dog" is not meant by "hot dog"); None if they do not."""
+
+    def spans(name: str) -> list[tuple[int, int]]:
+        return [m.span() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption)]
+
+    pairs = ([a, b] for a in spans(first) for b in spans(second) if a[1] <= b[0] or b[1] <= a[0])
+    return next(pairs, None)
 
 
 class EmojiCrops(Dataset):

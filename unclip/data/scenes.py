@@ -139,12 +139,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scene:
-    """A laid-out picture: back-to-front `layers` over an RGB `background`, with one true `caption`."""
+    """A laid-out picture: back-to-front `layers` over an RGB `background`, with one true `caption`.
+
+    `names` are the caption's words for each concept of the plan; layer n shows concept n modulo their number.
+    """
 
     kind: str
     key: str
     style: str
     caption: str
+    names: tuple[str, ...]
     layers: tuple[Layer, ...]
     background: tuple[int, int, int] = WHITE
 
@@ -403,13 +407,15 @@ class SceneSampler:
             ground = tuple(int(np.clip(v + rng.integers(-10, 11), 0, 255)) for v in BACKGROUNDS[plan.background])
         tone_name = self.icons.icons[rows[0]]["tone"]
         key = plan.key + (f"|{tone_name}" if tone_name else "")
-        return Scene(plan.kind, key, plan.style, self._caption(plan, tone_name, rng), tuple(layers), ground)
+        caption, names = self._caption(plan, tone_name, layers, rng)
+        return Scene(plan.kind, key, plan.style, caption, names, tuple(layers), ground)
 
     def _row(self, concept: str, style: str, rng: np.random.Generator, tone: bool) -> int:
         rows = self.icons.by_concept[concept][style]
         return int(rows[rng.integers(1, len(rows))]) if tone and len(rows) > 1 else rows[0]
 
-    def _caption(self, plan: Plan, tone: str, rng: np.random.Generator) -> str:
+    def _caption(self, plan: Plan, tone: str, layers: Sequence[Layer], rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
+        """The caption, and its name for each concept of the plan; of two things without a place the left one comes first."""
         names = [self._name(c, plan.kind, rng) for c in plan.concepts]
         first = _with_tone(names[0], tone)
         if plan.kind == "single":
@@ -421,13 +427,15 @@ class SceneSampler:
                 text = _pick(rng, [first, first, _a(first), _a(first), f"an emoji of {_a(first)}", f"{first} emoji"])
         elif plan.kind == "pair":
             words = _pick(rng, _PAIR_WORDS)
-            text = words.format(*map(_a, names if rng.random() < 0.5 else names[::-1]))
+            text = words.format(*map(_a, names if layers[0].x < layers[1].x else names[::-1]))
         else:
             text = _pick(rng, wordings(plan, names))
         if rng.random() < 0.3:
             phrase = style_phrase(plan.style)
             text = _pick(rng, [f"{text} in {phrase}", f"{text}, {phrase}", f"{phrase}, {text}"])
-        return wordings(plan)[0] if is_everyday(text) else text
+        if is_everyday(text):
+            text, names = wordings(plan)[0], list(plan.concepts)
+        return text, tuple(_plural(name) if plan.count > 1 else name for name in names)
 
     def _name(self, concept: str, kind: str, rng: np.random.Generator) -> str:
         synonyms = self.icons.synonyms[concept]

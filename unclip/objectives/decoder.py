@@ -7,13 +7,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from decoder import Decoder
+
 from .. import networks
 from ..config import ConfigError, construct
-from ..data.examples import seeded_noise
+from ..data.examples import EmojiScenes, seeded_noise
 from ..diffusion import ancestral, dpm_solver, target, variational_bound
 from ..sampling import denoise
 from .base import grid
 from .conditioned import ClipConditioned, NoiseLevels, check_shares, in_range
+from .grounding import Grounding
 from .redrawn import Redraw, RedrawnEmbeddings
 
 SHOWN = 16
@@ -35,6 +38,9 @@ class DecoderObjective(ClipConditioned):
     random rectangle, and the rectangle's mask (GLIDE, arXiv 2112.10741, section 4.3). Weights that `init_from` holds for 3
     channels are carried over, new ones start at zero; so do text layers and positions that it does not have. `model.class`
     may be UNet2DConditionModel, diffusers' stock network, in Karlo's layout.
+
+    `grounding` weighs a second loss, for examples that say where the things are that their captions name (`EmojiScenes`):
+    of two names, a pixel shall attend to the one of the thing that covers it (`Grounding`).
     """
 
     network = "decoder"
@@ -57,6 +63,7 @@ class DecoderObjective(ClipConditioned):
         timestep_std: float = 1.2,
         min_snr: float | None = None,
         vlb_weight: float = 1e-3,
+        grounding: float = 0.0,
         lora: dict | None = None,
     ):
         check_shares(drop_image=drop_image, drop_text=drop_text, drop_both=drop_both)
@@ -72,7 +79,11 @@ class DecoderObjective(ClipConditioned):
         self.redrawn = None
         if redraw is not None:
             self.redrawn = RedrawnEmbeddings(construct(Redraw, redraw, "objective.redraw"), self.frozen, seed + 2)
-        self.inpainting, self.learned_variance = inputs == 7, outputs == 6
+        self.inpainting, self.learned_variance, self.grounding = inputs == 7, outputs == 6, grounding
+        if grounding < 0:
+            raise ConfigError(f"objective.grounding must be at least 0, got {grounding}")
+        if grounding and not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
+            raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
         self.resolution = decoder.config.sample_size if resolution is None else resolution
         if self.resolution < 1 or self.examples.size % self.resolution:
             raise ConfigError(
@@ -96,7 +107,28 @@ class DecoderObjective(ClipConditioned):
         return state
 
     def compile_networks(self) -> None:
+        self._without_grounding("compile")
         self.trained["decoder"].compile()
+
+    def checkpoint_activations(self) -> None:
+        self._without_grounding("gradient_checkpointing")
+        super().checkpoint_activations()
+
+    def _without_grounding(self, setting: str) -> None:
+        if self.grounding:
+            raise ConfigError(f"objective.grounding watches every attention and does not go together with {setting}")
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.grounding:
+            return super().forward(batch)
+        names = self.frozen.tokens_of(batch["caption"], batch["spans"]).to(batch["sides"].device)
+        names = names.masked_fill(self._dropped(batch["random"])[1][:, None], 0)
+        with Grounding(self.trained["decoder"], names, batch["sides"]) as grounding:
+            loss, metrics = super().forward(batch)
+        mistaken = grounding.losses()
+        if len(mistaken):
+            metrics["grounding"] = mistaken.detach().mean()
+        return loss + self.grounding * mistaken.sum() / len(names), metrics
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per-example losses [B] and their timesteps [B]."""
@@ -117,9 +149,7 @@ class DecoderObjective(ClipConditioned):
     def _heard(self, batch: dict[str, Tensor], image_embeds: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """What the decoder hears of its pictures: text features and image embeddings [B, D], blurred or dropped by chance."""
         random = batch["random"]
-        both, image, text = self.drops
-        no_image = (random[:, 0] < both) | (random[:, 3] < image)
-        no_text = (random[:, 0] < both) | (random[:, 4] < text)
+        no_image, no_text = self._dropped(random)
         blurred = image_embeds
         if self.embedding_noise:
             deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(image_embeds) / self.frozen.dim**0.5
@@ -130,6 +160,11 @@ class DecoderObjective(ClipConditioned):
             blurred = blurred.index_copy(0, rows, self.redrawn(image_embeds[rows], *told, few))
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
         return self._text(batch, no_text), torch.where(no_image[:, None], null, blurred)
+
+    def _dropped(self, random: Tensor) -> tuple[Tensor, Tensor]:
+        """Which examples lose their image embedding, and which their text: [B] bool each, of `random` [B, 16]."""
+        both, image, text = self.drops
+        return (random[:, 0] < both) | (random[:, 3] < image), (random[:, 0] < both) | (random[:, 4] < text)
 
     def _known(self, clean: Tensor, random: Tensor) -> Tensor:
         """What an inpainting decoder sees of pictures [B, 3, R, R]: the pixels outside a hole, and the hole [B, 4, R, R]."""

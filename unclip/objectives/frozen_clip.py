@@ -48,6 +48,21 @@ class FrozenCLIP(nn.Module):
         encodings = F.pad(output.last_hidden_state, (0, 0, 0, tokens.input_ids.shape[1] - longest))
         return output.text_embeds.float(), encodings.float(), tokens.attention_mask.bool()
 
+    def tokens_of(self, captions: list[str], spans: Tensor) -> Tensor:
+        """Which tokens spell the first span of each caption (1), the second (-1) or neither (0): [B, N] int8.
+
+        `spans` [B, 2, 2] has the first character and the one past the last, -1 for no span.
+        """
+        encoded = self.clip.tokenize(captions)
+        found = torch.zeros(encoded.input_ids.shape, dtype=torch.int8)
+        for row, pair in enumerate(spans.tolist()):
+            for sign, (start, end) in zip((1, -1), pair, strict=True):
+                for at in range(start, end):
+                    token = encoded.char_to_token(row, at)
+                    if token is not None:  # a space, or past the tokenizer's length
+                        found[row, token] = sign
+        return found
+
     @torch.no_grad()
     def image(self, pictures: Tensor) -> Tensor:
         """Image embeddings [B, D] of pictures [B, 3, H, W] in [-1, 1]."""

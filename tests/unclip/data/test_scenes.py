@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.data.examples import EmojiCrops, EmojiScenes
+from unclip.data.examples import EmojiCrops, EmojiScenes, _two_spans
 from unclip.data.render import (
     COLOURS,
     Layer,
@@ -174,6 +174,45 @@ def test_examples_are_functions_of_their_index():
         first, again, other = (examples[i] for i in (5, 5, 6))
         assert (first["image"] == again["image"]).all() and (first["random"] == again["random"]).all()
         assert (first["random"] != other["random"]).any()
+
+
+def test_a_scene_of_two_says_where_each_is_and_where_its_caption_names_it(icons):
+    examples = EmojiScenes("shapes", kinds=["relation", "pair"])
+    on_white = np.full(3, 255)
+    told = 0
+    for n in range(80):
+        example, scene = examples[n], examples.sampler.scene(n)
+        sides = example["sides"].numpy().repeat(4, 0).repeat(4, 1)
+        for sign, span, layer, name in zip((1, -1), example["spans"].tolist(), scene.layers, scene.names, strict=True):
+            assert scene.caption[slice(*span)] == name
+            concept = icons.icons[layer.icon]["concept"]
+            assert name == concept or name in icons.synonyms[concept]
+            alone = compose_sprites([layer], icons.sprites, 64)
+            drawn = (np.abs(alone.astype(int) - on_white).sum(-1) > 30)[sides == -sign]
+            assert drawn.mean() < 0.02, f"{scene.caption}: the other's places show this one"
+            assert (sides == sign).any()
+            told += 1
+        if scene.kind == "pair":
+            (first, _), (second, _) = example["spans"].tolist()
+            assert (first < second) == (scene.layers[0].x < scene.layers[1].x), "named from left to right"
+    assert told == 160
+    singles = EmojiScenes("shapes", kinds=["single", "count", "colour"])
+    for n in range(20):
+        assert (singles[n]["spans"] == -1).all() and not singles[n]["sides"].any()
+
+
+@pytest.mark.parametrize(
+    ("caption", "names", "found"),
+    [
+        ("a hot dog left of a dog", ("hot dog", "dog"), [(2, 9), (20, 23)]),
+        ("a hot dog left of a dog", ("dog", "hot dog"), [(20, 23), (2, 9)]),
+        ("a catfish above a cat", ("cat", "catfish"), [(18, 21), (2, 9)]),
+        ("a cat", ("cat", "dog"), None),
+        ("a hot dog", ("hot dog", "dog"), None),
+    ],
+)
+def test_a_name_inside_the_other_is_not_meant(caption, names, found):
+    assert _two_spans(caption, *names) == found
 
 
 def test_crops_of_one_rendering_are_windows_of_it_whatever_was_asked_before(monkeypatch):
