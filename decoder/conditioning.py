@@ -1,8 +1,9 @@
 """How the decoder hears of CLIP: four extra context tokens and an addition to the time embedding (paper, section 2.1)."""
 
-# B batch, N text tokens, D embedding dimension, K context width, T time-embedding width
+# B batch, N text tokens, M context tokens, D embedding dimension, K context width, T time-embedding width
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
     and the context: GLIDE's text encoder, which DALL·E 2 kept (paper, section 2.1). CLIP's encodings say what is spoken of
     and hardly where it is, so that without these layers a decoder cannot tell "a cat left of a dog" from its reverse. They
     start as the identity.
+    With `text_images` every text token also speaks as an image embedding would: what it names is guessed as a unit vector in
+    CLIP's space and becomes extra context tokens of its own, through the projection that the image embedding takes. One
+    image embedding cannot say what stands where; these can, for each of several things, in a language that a decoder knows.
     `clip_fingerprint` names the CLIP that the decoder was trained with.
     """
 
@@ -33,6 +37,7 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         embedding_scale: float = 1.0,
         text_layers: int = 0,
         text_head_dim: int = 64,
+        text_images: bool = False,
         dropout: float = 0.0,
         clip_fingerprint: str | None = None,
     ):
@@ -47,6 +52,11 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         self.encoder_hidden_states_proj = nn.Linear(dim, cross_attention_dim)
         self.text_blocks = nn.ModuleList(Block(cross_attention_dim, text_head_dim, dropout) for _ in range(text_layers))
         self.text_encoder_hidden_states_norm = nn.LayerNorm(cross_attention_dim)
+        self.text_to_image = self.text_image_places = None
+        if text_images:
+            self.text_to_image = nn.Linear(dim + cross_attention_dim, dim)
+            self.text_image_places = nn.Linear(cross_attention_dim, cross_attention_dim, bias=False)
+            nn.init.zeros_(self.text_image_places.weight)
 
     def set_attn_processor(self, function: AttentionFunction) -> None:
         """Use `function` for every attention of the text blocks."""
@@ -61,7 +71,9 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         text_mask: Tensor | None = None,
         do_classifier_free_guidance: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """-> context tokens [B, 4 + N, K] and the addition to the time embedding [B, T].
+        """-> context tokens [B, M, K] and the addition to the time embedding [B, T].
+
+        M is 4 + N, with `text_images` 4 + N + 4N (`of_context`).
 
         `image_embeddings` [B, D], `prompt_embeds` [B, D], `text_encoder_hidden_states` [B, N, D], `text_mask` [B, N] bool:
         True for what is no padding, which alone the text layers look at (None: all). Under guidance the
@@ -77,11 +89,31 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         prompt_embeds = prompt_embeds * self.embedding_scale
         added = self.clip_image_embeddings_project_to_time_embeddings(image_embeddings)
         added = added + self.embedding_proj(prompt_embeds)  # [B, T]
-        extra = self.clip_extra_context_tokens_proj(image_embeddings)  # [B, K * 4], tokens innermost
-        extra = extra.unflatten(1, (-1, self.clip_extra_context_tokens)).transpose(1, 2)  # [B, 4, K]
+        extra = self._extra(image_embeddings)
         text = self.encoder_hidden_states_proj(text_encoder_hidden_states)  # [B, N, K]
         seen = None if text_mask is None else text_mask[:, None, None]  # [B, 1, 1, N]
         for block in self.text_blocks:
             text = self.run(block, text, seen)
         text = self.text_encoder_hidden_states_norm(text)
-        return torch.cat([extra, text], 1), added
+        if self.text_to_image is None:
+            return torch.cat([extra, text], 1), added
+        meant = F.normalize(self.text_to_image(torch.cat([text_encoder_hidden_states, text], -1)), dim=-1)  # [B, N, D]
+        images = self._extra(meant * self.embedding_scale) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
+        return torch.cat([extra, text, images.flatten(1, 2)], 1), added
+
+    def _extra(self, embeddings: Tensor) -> Tensor:
+        """The extra context tokens [..., 4, K] of CLIP embeddings [..., D]."""
+        extra = self.clip_extra_context_tokens_proj(embeddings)  # [..., K * 4], tokens innermost
+        return extra.unflatten(-1, (-1, self.clip_extra_context_tokens)).transpose(-1, -2)
+
+
+def of_context(project: nn.Module, text: Tensor, extra: bool | int) -> Tensor:
+    """A value for each text token [B, N] as one for each context token [B, M] of `project`; `extra` for the image's own.
+
+    `project` is a `UnCLIPTextProjModel`, this module's or diffusers'.
+    """
+    count = project.clip_extra_context_tokens
+    context = F.pad(text, (count, 0), value=extra)
+    if getattr(project, "text_to_image", None) is None:
+        return context
+    return torch.cat([context, text.repeat_interleave(count, 1)], 1)

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from decoder import of_context
 from decoder.blocks import ChannelNorm
 
 from . import attention, networks
@@ -420,7 +421,7 @@ def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
         context, added = project(
             image_embeddings=torch.zeros(batch, dim), prompt_embeds=text, text_encoder_hidden_states=encodings, text_mask=mask
         )
-        mask = F.pad(mask, (project.clip_extra_context_tokens, 0), value=True)
+        mask = of_context(project, mask, True)
         when = torch.zeros(batch, dtype=torch.long)
         pictures = torch.zeros(batch, network.config.in_channels, side, side)
         predicted = network(pictures, when, context, class_labels=added, attention_mask=mask).sample

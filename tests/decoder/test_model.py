@@ -5,7 +5,7 @@ import torch
 from conftest import randomise
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel as Deprecated
 
-from decoder import Decoder, UnCLIPTextProjModel
+from decoder import Decoder, UnCLIPTextProjModel, of_context
 from decoder.blocks import SpatialAttention
 
 
@@ -125,3 +125,27 @@ def test_embedding_scale_only_scales_the_embeddings():
     b = scaled(image_embeddings=image, prompt_embeds=text, text_encoder_hidden_states=encodings)
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y)
+
+
+def test_a_token_that_means_a_picture_speaks_as_that_picture_does():
+    sizes = {"clip_embeddings_dim": 12, "time_embed_dim": 16, "cross_attention_dim": 32, "embedding_scale": 12**0.5}
+    project = UnCLIPTextProjModel(**sizes, text_images=True).double()
+    image, text, encodings = (torch.randn(2, *shape).double() for shape in ((12,), (12,), (5, 12)))
+    image = torch.nn.functional.normalize(image, dim=-1)
+    with torch.no_grad():
+        project.text_to_image.weight.zero_()
+        project.text_to_image.bias.copy_(3 * image[1])  # of any length
+    given = {"image_embeddings": image, "prompt_embeds": text, "text_encoder_hidden_states": encodings}
+    context, _ = project(**given)
+    images = context[:, 4 + 5 :].unflatten(1, (5, 4))  # of each token
+    torch.testing.assert_close(images, context[1, :4].expand_as(images))
+    marks = torch.arange(10).view(2, 5)
+    where = of_context(project, marks, -1)
+    assert where.shape == context.shape[:2] and (where[:, :4] == -1).all()
+    assert torch.equal(where[:, 4:9], marks) and torch.equal(
+        where[:, 9:].unflatten(1, (5, 4)), marks[..., None].expand(2, 5, 4)
+    )
+    with torch.no_grad():
+        torch.nn.init.normal_(project.text_image_places.weight)
+    other = project(**given)[0][:, 9:].unflatten(1, (5, 4))
+    assert (other - images).std(2).max() < 1e-9 and (other - images).std(1).min() > 1e-3, "a token's four move together"

@@ -2,6 +2,8 @@
 
 import re
 import zlib
+from collections.abc import Sequence
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ class EmojiScenes(Dataset):
 
     Items: `index` int; `image` uint8 [3, 64, 64]; `caption` str; `key` int64, equal for scenes of the same meaning;
     `style` the style's number; `caption_style` the same if the caption names the style, else -1; `random` float32 [16],
-    uniform in [0, 1): the example's own random numbers. Of a scene of two concepts `spans` int64 [2, 2] says where the
-    caption names them (first character, past the last; -1 where it does not) and `sides` int8 [PLACES, PLACES] which of them
-    covers a place alone: 1 the first, -1 the second, 0 neither or both.
+    uniform in [0, 1): the example's own random numbers. `spans` int64 [2, 2] says where the caption names what it names, one
+    concept or two (first character, past the last; -1 for none), `rows` int64 [2] which icons these are (-1 for none), and of
+    two `sides` int8 [PLACES, PLACES] says which of them covers a place alone: 1 the first, -1 the second, 0 neither or both.
     """
 
     def __init__(
@@ -60,26 +62,25 @@ class EmojiScenes(Dataset):
 
 
 def _grounds(scene: Scene) -> dict[str, torch.Tensor]:
-    """`spans` and `sides`, as `EmojiScenes` gives them."""
-    spans = torch.full((2, 2), -1)
+    """`spans`, `rows` and `sides`, as `EmojiScenes` gives them."""
+    spans, rows = torch.full((2, 2), -1), torch.full((2,), -1)
     sides = np.zeros((PLACES, PLACES), np.int8)
-    if len(scene.names) == 2 and (found := _two_spans(scene.caption, *scene.names)):
-        spans = torch.tensor(found)
+    coloured = any(layer.matrix is not None for layer in scene.layers)  # no longer what the icon is
+    for number, span in enumerate(() if coloured else _named(scene.caption, scene.names)):
+        spans[number], rows[number] = torch.tensor(span), scene.layers[number].icon
+    if rows[1] >= 0:
         at = (np.arange(PLACES) + 0.5) / PLACES
         for sign, layer in zip((1, -1), scene.layers, strict=True):
             across, down = (abs(at - centre) < layer.size / 2 for centre in (layer.x, layer.y))
             sides += sign * (down[:, None] & across).astype(np.int8)
-    return {"spans": spans, "sides": torch.from_numpy(sides)}
+    return {"spans": spans, "rows": rows, "sides": torch.from_numpy(sides)}
 
 
-def _two_spans(caption: str, first: str, second: str) -> list[tuple[int, int]] | None:
-    """Where two names stand in a caption, apart from each other ("dog" is not meant by "hot dog"); None if they do not."""
-
-    def spans(name: str) -> list[tuple[int, int]]:
-        return [m.span() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption)]
-
-    pairs = ([a, b] for a in spans(first) for b in spans(second) if a[1] <= b[0] or b[1] <= a[0])
-    return next(pairs, None)
+def _named(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Where names stand in a caption, apart from each other ("dog" is not meant by "hot dog"); () if they do not."""
+    spans = [[m.span() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption)] for name in names]
+    apart = (s for s in product(*spans) if all(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(s, 2)))
+    return next(apart, ())
 
 
 class EmojiCrops(Dataset):

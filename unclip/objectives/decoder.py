@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from decoder import Decoder
+from decoder import Decoder, of_context
 
 from .. import networks
 from ..config import ConfigError, construct
@@ -20,6 +20,7 @@ from .grounding import Grounding
 from .redrawn import Redraw, RedrawnEmbeddings
 
 SHOWN = 16
+ADDED = ("text_blocks.", "text_to_image.", "text_image_places.")  # layers that a text projection may gain
 
 
 class DecoderObjective(ClipConditioned):
@@ -39,11 +40,13 @@ class DecoderObjective(ClipConditioned):
     channels are carried over, new ones start at zero; so do text layers and positions that it does not have. `model.class`
     may be UNet2DConditionModel, diffusers' stock network, in Karlo's layout.
 
-    `grounding` weighs a second loss, for examples that say where the things are that their captions name (`EmojiScenes`):
-    of two names, a pixel shall attend to the one of the thing that covers it (`Grounding`).
+    `grounding` weighs a second loss, for examples that say what and where the things are that their captions name
+    (`EmojiScenes`): of two names, a pixel shall attend to the one of the thing that covers it, and what a name is guessed to
+    look like (`text_images` of `text_proj`) shall be near to CLIP's embedding of the thing alone (`Grounding`).
     """
 
     network = "decoder"
+    compiled = False
 
     def __init__(
         self,
@@ -84,6 +87,9 @@ class DecoderObjective(ClipConditioned):
             raise ConfigError(f"objective.grounding must be at least 0, got {grounding}")
         if grounding and not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
             raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
+        if grounding:
+            unknown = torch.full((len(self.examples.icons), self.frozen.dim), torch.nan)
+            self.register_buffer("icon_embeds", unknown, persistent=False)
         self.resolution = decoder.config.sample_size if resolution is None else resolution
         if self.resolution < 1 or self.examples.size % self.resolution:
             raise ConfigError(
@@ -92,8 +98,8 @@ class DecoderObjective(ClipConditioned):
             )
 
     def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        for layer, weight in self.trained[name].state_dict().items():  # what starts as the identity may be new
-            if layer not in state and (layer.startswith("text_blocks.") or layer.endswith(".position.weight")):
+        for layer, weight in self.trained[name].state_dict().items():
+            if layer not in state and (layer.startswith(ADDED) or layer.endswith(".position.weight")):
                 state[layer] = weight
         if name == "decoder":
             for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
@@ -109,6 +115,7 @@ class DecoderObjective(ClipConditioned):
     def compile_networks(self) -> None:
         self._without_grounding("compile")
         self.trained["decoder"].compile()
+        self.compiled = True
 
     def checkpoint_activations(self) -> None:
         self._without_grounding("gradient_checkpointing")
@@ -123,12 +130,21 @@ class DecoderObjective(ClipConditioned):
             return super().forward(batch)
         names = self.frozen.tokens_of(batch["caption"], batch["spans"]).to(batch["sides"].device)
         names = names.masked_fill(self._dropped(batch["random"])[1][:, None], 0)
-        with Grounding(self.trained["decoder"], names, batch["sides"]) as grounding:
+        alone = self._alone(batch["rows"])
+        with Grounding(self.trained["decoder"], self.trained["text_proj"], names, batch["sides"], alone) as grounding:
             loss, metrics = super().forward(batch)
-        mistaken = grounding.losses()
-        if len(mistaken):
-            metrics["grounding"] = mistaken.detach().mean()
-        return loss + self.grounding * mistaken.sum() / len(names), metrics
+        taught, shown = grounding.losses()
+        return loss + self.grounding * taught, metrics | shown
+
+    @torch.no_grad()
+    def _alone(self, rows: Tensor) -> Tensor:
+        """CLIP's embeddings of single icons [B, 2, D], each asked for once; of no icon what it may be."""
+        wanted = rows.unique()
+        new = wanted[(wanted >= 0) & self.icon_embeds[wanted].isnan().any(1)]
+        if len(new):
+            pictures = self.examples.icons.on_white(new.tolist()).to(rows.device)
+            self.icon_embeds[new] = self.frozen.image(pictures * 2 - 1)
+        return self.icon_embeds[rows]
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per-example losses [B] and their timesteps [B]."""
@@ -181,11 +197,14 @@ class DecoderObjective(ClipConditioned):
     def _conditions(self, text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Context tokens [B, 4 + N, K], the addition to the time embedding [B, T] and the context's mask [B, 4 + N]."""
         text_embeds, encodings, mask = text
+        if not self.compiled:  # for which every length would be another graph
+            longest = int(mask.sum(1).max())
+            encodings, mask = encodings[:, :longest], mask[:, :longest]
         project = self.trained["text_proj"]
         context, added = project(
             image_embeddings=image_embeds, prompt_embeds=text_embeds, text_encoder_hidden_states=encodings, text_mask=mask
         )
-        return context, added, F.pad(mask, (project.clip_extra_context_tokens, 0), value=True)
+        return context, added, of_context(project, mask, True)
 
     @torch.no_grad()
     def sample(self) -> Image.Image:

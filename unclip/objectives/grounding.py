@@ -1,6 +1,6 @@
-"""Teaching a decoder where the things are that a caption names, by what its pixels attend to."""
+"""Teaching a decoder what its caption's names look like, and where in the picture each of them is."""
 
-# B batch, N pixels of a layer, M context tokens, T text tokens, H heads, D channels of a head
+# B batch, N pixels of a layer, M context tokens, T text tokens, H heads, C channels of a head, D embedding dimension
 
 import math
 from typing import Any
@@ -9,56 +9,82 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decoder import of_context
 from prior.blocks import Attention, AttentionFunction
 
 
 class Grounding:
-    """Watches a network's attention to its context while it is entered, and says how often it is to the wrong name.
+    """Watches a decoder and its `text_proj` while it is entered, and says how far off they are.
 
-    `names` [B, T] has 1 where a text token names what covers the pixels with `sides` [B, P, P] 1, -1 where it names what
-    covers those with -1, 0 elsewhere. The text tokens are the last of the context, the pixels those of square pictures.
+    `names` [B, T] has 1 for the text tokens of a caption's first name, -1 for those of its second, 0 elsewhere. `sides`
+    [B, P, P] has 1 where the first thing alone covers the picture, -1 where the second does, 0 elsewhere. `alone` [B, 2, D]
+    are CLIP's embeddings of the two.
     """
 
-    def __init__(self, network: nn.Module, names: Tensor, sides: Tensor):
-        told = (names > 0).any(1) & (names < 0).any(1) & (sides != 0).flatten(1).any(1)
-        self.rows = told.nonzero()[:, 0]
-        self.names, self.sides = names[self.rows, None, None], sides[self.rows, None].float()
-        self.layers = [m for m in network.modules() if isinstance(m, Attention) and m.context_kv is not None]
-        self.seen: list[Tensor] = []
+    def __init__(self, decoder: nn.Module, project: nn.Module, names: Tensor, sides: Tensor, alone: Tensor):
+        self.project, self.names, self.alone = project, names, alone
+        both = (names > 0).any(1) & (names < 0).any(1) & (sides != 0).flatten(1).any(1)
+        self.rows = both.nonzero()[:, 0]
+        self.sides = sides[self.rows, None].float()
+        self.layers = [m for m in decoder.modules() if isinstance(m, Attention) and m.context_kv is not None]
+        self.where: list[Tensor] = []  # of each layer [rows]
+        self.what: list[Tensor] = []  # of all names in the batch
 
     def __enter__(self) -> "Grounding":
         self.functions = [layer.function for layer in self.layers]
         for layer in self.layers:
             layer.function = self._watched(layer.function)
+        self.hooks = [self.project.register_forward_pre_hook(self._told, with_kwargs=True)]
+        if self.project.text_to_image is not None:
+            self.hooks.append(self.project.text_to_image.register_forward_hook(self._guessed))
         return self
 
     def __exit__(self, *error: Any) -> None:
         for layer, function in zip(self.layers, self.functions, strict=True):
             layer.function = function
+        for hook in self.hooks:
+            hook.remove()
 
-    def losses(self) -> Tensor:
-        """Means over the layers, one for each example that names two things: [at most B].
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the batch, to which examples that name nothing add 0, and the means of those that do.
 
-        A layer's loss is the cross-entropy of which of the two names a pixel attends to (all heads together, other tokens
-        left out), over the pixels that one of the things covers alone; 0 without mistakes.
+        "where" is the cross-entropy of which of the two names a pixel attends to (all heads together, other tokens left out),
+        over the pixels that one of the things covers alone and over the layers; "what" is 1 - cosine of a name's tokens.
         """
-        return torch.stack(self.seen).mean(0) if self.seen else self.sides.new_zeros(0)
+        loss, shown = self.sides.sum() * 0, {}
+        if self.where:
+            where = torch.stack(self.where).mean(0)  # [rows]
+            loss, shown["where"] = loss + where.sum() / len(self.names), where.detach().mean()
+        if len(what := torch.cat([self.sides.new_zeros(0), *self.what])):
+            loss, shown["what"] = loss + what.sum() / len(self.names), what.detach().mean()
+        return loss, shown
+
+    def _told(self, module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        self.names = self.names[:, : named["text_encoder_hidden_states"].shape[1]]  # the rest is padding in every row
+
+    def _guessed(self, module: nn.Module, inputs: tuple, guessed: Tensor) -> None:
+        for number, sign in enumerate((1, -1)):
+            said = (self.names == sign).any(1)
+            tokens = (self.names[said] == sign).float()  # [rows, T]
+            off = 1 - F.cosine_similarity(guessed[said].float(), self.alone[said, number, None], dim=-1)
+            self.what.append((off * tokens).sum(1) / tokens.sum(1))
 
     def _watched(self, function: AttentionFunction) -> AttentionFunction:
         def watched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             if len(self.rows):
-                self.seen.append(self._mistaken(query, key))
+                self.where.append(self._mistaken(query, key))
             return function(query, key, value, mask)
 
         return watched
 
     def _mistaken(self, query: Tensor, key: Tensor) -> Tensor:
-        """The loss of each row by one layer's queries [B, N, H, D] and keys [B, M + N, H, D]."""
+        """ "where" of each row by one layer's queries [B, N, H, C] and keys [B, M + N, H, C]."""
         pixels, side = query.shape[1], math.isqrt(query.shape[1])
-        text = key[self.rows, key.shape[1] - pixels - self.names.shape[-1] : key.shape[1] - pixels].float()  # [rows, T, H, D]
-        scores = torch.einsum("bnhd,bthd->bhnt", query[self.rows].float(), text) / math.sqrt(query.shape[-1])
-        shares = scores.masked_fill(self.names == 0, -torch.inf).softmax(-1)
-        first = (shares * (self.names > 0)).sum(-1).mean(1)  # [rows, N]
+        names = of_context(self.project, self.names[self.rows], 0)[:, None, None]  # [rows, 1, 1, M]
+        context = key[self.rows, : key.shape[1] - pixels].float()  # [rows, M, H, C]
+        scores = torch.einsum("bnhc,bmhc->bhnm", query[self.rows].float(), context) / math.sqrt(query.shape[-1])
+        shares = scores.masked_fill(names == 0, -torch.inf).softmax(-1)
+        first = (shares * (names > 0)).sum(-1).mean(1)  # [rows, N]
         sides = F.adaptive_avg_pool2d(self.sides, side).flatten(1)  # [rows, N]
         right = torch.where(sides > 0, first, 1 - first).clamp_min(1e-6)
         return -(sides.abs() * right.log()).sum(1) / sides.abs().sum(1)

@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from decoder import of_context
 from prior.cache import predictor
 from upsamplers.degrade import add_noise, noise_labels
 
@@ -698,7 +699,7 @@ class UnCLIPBase(Loading):
             do_classifier_free_guidance=guidance != 1,
         )
         context, added = context.to(decoder.dtype), added.to(decoder.dtype)
-        mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
+        mask = of_context(self.text_proj, mask, True)
         heard = mask.any(0)  # the others are padding in every row
         if self._compiled:
             heard = torch.ones_like(heard)  # every length would be another graph

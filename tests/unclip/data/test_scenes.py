@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.data.examples import EmojiCrops, EmojiScenes, _two_spans
+from unclip.data.examples import EmojiCrops, EmojiScenes, _named
 from unclip.data.render import (
     COLOURS,
     Layer,
@@ -183,6 +183,7 @@ def test_a_scene_of_two_says_where_each_is_and_where_its_caption_names_it(icons)
     for n in range(80):
         example, scene = examples[n], examples.sampler.scene(n)
         sides = example["sides"].numpy().repeat(4, 0).repeat(4, 1)
+        assert example["rows"].tolist() == [layer.icon for layer in scene.layers]
         for sign, span, layer, name in zip((1, -1), example["spans"].tolist(), scene.layers, scene.names, strict=True):
             assert scene.caption[slice(*span)] == name
             concept = icons.icons[layer.icon]["concept"]
@@ -197,22 +198,28 @@ def test_a_scene_of_two_says_where_each_is_and_where_its_caption_names_it(icons)
             assert (first < second) == (scene.layers[0].x < scene.layers[1].x), "named from left to right"
     assert told == 160
     singles = EmojiScenes("shapes", kinds=["single", "count", "colour"])
-    for n in range(20):
-        assert (singles[n]["spans"] == -1).all() and not singles[n]["sides"].any()
+    for n in range(40):
+        example, scene = singles[n], singles.sampler.scene(n)
+        (span, none), (row, no_row) = example["spans"].tolist(), example["rows"].tolist()
+        assert none == [-1, -1] and no_row == -1 and not example["sides"].any()
+        if scene.layers[0].matrix is not None:
+            assert span == [-1, -1] and row == -1, "a turned icon is not what its embedding shows"
+        else:
+            assert row == scene.layers[0].icon and scene.caption[slice(*span)] == scene.names[0]
 
 
 @pytest.mark.parametrize(
     ("caption", "names", "found"),
     [
-        ("a hot dog left of a dog", ("hot dog", "dog"), [(2, 9), (20, 23)]),
-        ("a hot dog left of a dog", ("dog", "hot dog"), [(20, 23), (2, 9)]),
-        ("a catfish above a cat", ("cat", "catfish"), [(18, 21), (2, 9)]),
-        ("a cat", ("cat", "dog"), None),
-        ("a hot dog", ("hot dog", "dog"), None),
+        ("a hot dog left of a dog", ("hot dog", "dog"), ((2, 9), (20, 23))),
+        ("a hot dog left of a dog", ("dog", "hot dog"), ((20, 23), (2, 9))),
+        ("a catfish above a cat", ("cat", "catfish"), ((18, 21), (2, 9))),
+        ("a cat", ("cat", "dog"), ()),
+        ("a hot dog", ("hot dog", "dog"), ()),
     ],
 )
 def test_a_name_inside_the_other_is_not_meant(caption, names, found):
-    assert _two_spans(caption, *names) == found
+    assert _named(caption, names) == found
 
 
 def test_crops_of_one_rendering_are_windows_of_it_whatever_was_asked_before(monkeypatch):
