@@ -301,6 +301,17 @@ def test_a_grounded_decoder_attends_to_what_is_there(clip, tmp_path):
     torch.testing.assert_close(found(batch)[0], loss)
 
 
+def test_a_grounded_run_that_was_interrupted_is_the_unbroken_one(clip, tmp_path):
+    """What CLIP says of an icon does not depend on when it was asked, or beside which others."""
+    settings = (f"objective.clip={clip}", "objective.grounding=1", "model.text_proj.text_images=true", "max_steps=4")
+    settings += ("batch_size=8", "data.kinds=[single, pair]")
+    unbroken = run_here("decoder", tmp_path / "unbroken", *settings)
+    run_here("decoder", tmp_path / "broken", *settings, stop_at=2)
+    run_here("decoder", tmp_path / "broken", *settings)
+    one, other = state(unbroken), state(tmp_path / "broken")
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
 def test_what_cannot_be_grounded_is_refused(clip, tmp_path):
     with pytest.raises(ConfigError, match=r"objective.grounding must be at least 0, got -1"):
         objective(clip, grounding=-1)

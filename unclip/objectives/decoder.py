@@ -138,12 +138,11 @@ class DecoderObjective(ClipConditioned):
 
     @torch.no_grad()
     def _alone(self, rows: Tensor) -> Tensor:
-        """CLIP's embeddings of single icons [B, 2, D], each asked for once; of no icon what it may be."""
+        """CLIP's embeddings of single icons [B, 2, D], each asked for once and by itself; of no icon what it may be."""
         wanted = rows.unique()
-        new = wanted[(wanted >= 0) & self.icon_embeds[wanted].isnan().any(1)]
-        if len(new):
-            pictures = self.examples.icons.on_white(new.tolist()).to(rows.device)
-            self.icon_embeds[new] = self.frozen.image(pictures * 2 - 1)
+        for row in wanted[(wanted >= 0) & self.icon_embeds[wanted].isnan().any(1)].tolist():
+            picture = self.examples.icons.on_white([row]).to(rows.device)
+            self.icon_embeds[row] = self.frozen.image(picture * 2 - 1)[0]
         return self.icon_embeds[rows]
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
