@@ -301,6 +301,11 @@ def test_a_grounded_decoder_attends_to_what_is_there(clip, tmp_path):
     torch.testing.assert_close(found(batch)[0], loss)
 
 
+def test_a_decoder_shows_what_it_draws(clip):
+    sheet = objective(clip, model={"text_proj": {"text_layers": 1, "text_head_dim": 16, "text_images": True}}).sample()
+    assert sheet.size == (16 * 64, 3 * 64)
+
+
 def test_a_grounded_run_that_was_interrupted_is_the_unbroken_one(clip, tmp_path):
     """What CLIP says of an icon does not depend on when it was asked, or beside which others."""
     settings = (f"objective.clip={clip}", "objective.grounding=1", "model.text_proj.text_images=true", "max_steps=4")

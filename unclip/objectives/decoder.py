@@ -150,6 +150,9 @@ class DecoderObjective(ClipConditioned):
         clean, image_embeds = self._pictures(batch)
         text, image_embeds = self._heard(batch, image_embeds)
         noised, noise, timesteps = self._noised(clean, batch)
+        if not self.compiled:  # for which every length would be another graph
+            longest = int(text[2].sum(1).max())
+            text = text[0], text[1][:, :longest], text[2][:, :longest]
         context, added, mask = self._conditions(text, image_embeds)
         seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
         predicted = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample.float()
@@ -196,9 +199,6 @@ class DecoderObjective(ClipConditioned):
     def _conditions(self, text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Context tokens [B, 4 + N, K], the addition to the time embedding [B, T] and the context's mask [B, 4 + N]."""
         text_embeds, encodings, mask = text
-        if not self.compiled:  # for which every length would be another graph
-            longest = int(mask.sum(1).max())
-            encodings, mask = encodings[:, :longest], mask[:, :longest]
         project = self.trained["text_proj"]
         context, added = project(
             image_embeddings=image_embeds, prompt_embeds=text_embeds, text_encoder_hidden_states=encodings, text_mask=mask
