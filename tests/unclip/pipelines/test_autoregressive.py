@@ -14,6 +14,7 @@ SIZES = {"embedding_dim": 32, "num_embeddings": 16, "components": 12, "buckets":
 
 @pytest.fixture(scope="module")
 def pipe() -> UnCLIPPipeline:
+    torch.manual_seed(0)  # fresh networks, whose weights would depend on the tests before; of eight the first may be the best
     prior = randomise(AutoregressivePrior(**SIZES, head_dim=16), scale=0.3)
     g = torch.Generator().manual_seed(0)
     prior.fit(*(torch.randn(64, 32, generator=g) for _ in range(2)))
@@ -43,8 +44,7 @@ def test_a_batch_is_its_prompts_one_by_one_and_two_candidates_come_nearer(pipe):
     torch.testing.assert_close(whole, torch.cat(alone))
     text = CLIP(pipe.text_encoder, pipe.tokenizer, pipe.image_encoder, pipe.feature_extractor).encode_text("a star")
     scores = [float((embeds(pipe, "a star", 5, prior_candidates=k) * text).sum()) for k in (1, 2, 8)]
-    rounding = 1e-6  # of one embedding that is drawn beside different others
-    assert scores[0] <= scores[1] + rounding and scores[1] <= scores[2] + rounding and scores[0] < scores[-1]
+    assert scores == sorted(scores) and scores[0] < scores[-1]
     assert not torch.allclose(embeds(pipe, "a star", 1, prior_guidance_scale=1.0), whole[:1])
 
 
