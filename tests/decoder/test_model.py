@@ -142,9 +142,8 @@ def test_a_token_that_means_a_picture_speaks_as_that_picture_does():
     marks = torch.arange(10).view(2, 5)
     where = of_context(project, marks, -1)
     assert where.shape == context.shape[:2] and (where[:, :4] == -1).all()
-    assert torch.equal(where[:, 4:9], marks) and torch.equal(
-        where[:, 9:].unflatten(1, (5, 4)), marks[..., None].expand(2, 5, 4)
-    )
+    assert torch.equal(where[:, 4:9], marks)
+    assert torch.equal(where[:, 9:].unflatten(1, (5, 4)), marks[..., None].expand(2, 5, 4))
     with torch.no_grad():
         torch.nn.init.normal_(project.text_image_places.weight)
     other = project(**given)[0][:, 9:].unflatten(1, (5, 4))

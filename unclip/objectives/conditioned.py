@@ -14,6 +14,7 @@ from ..pipelines.lora import save_adapter
 from .base import Objective
 from .frozen_clip import frozen_clip
 
+LENGTHS = 4  # a text's length is a multiple of this: few lengths, for each is compiled anew
 # The layers that an adapter changes where its settings name none: attention, in our networks and in diffusers'.
 TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
 
@@ -163,6 +164,13 @@ class ClipConditioned(Objective):
     def _image(self, batch: dict[str, Tensor]) -> Tensor:
         """Image embeddings [B, D], the cached ones if there are."""
         return batch["image_embeds"] if "image_embeds" in batch else self.frozen.image(in_range(batch["image"]))
+
+
+def unpadded(encodings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`encodings` [B, N, D] and `mask` [B, N] without the padding that all rows end in, N still a multiple of `LENGTHS`."""
+    longest = int(mask.any(0).nonzero().max()) + 1
+    kept = -(-longest // LENGTHS) * LENGTHS
+    return encodings[:, :kept], mask[:, :kept]
 
 
 def in_range(images: Tensor) -> Tensor:

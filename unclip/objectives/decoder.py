@@ -15,7 +15,7 @@ from ..data.examples import EmojiScenes, seeded_noise
 from ..diffusion import ancestral, dpm_solver, target, variational_bound
 from ..sampling import denoise
 from .base import grid
-from .conditioned import ClipConditioned, NoiseLevels, check_shares, in_range
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, in_range, unpadded
 from .grounding import Grounding
 from .redrawn import Redraw, RedrawnEmbeddings
 
@@ -37,8 +37,8 @@ class DecoderObjective(ClipConditioned):
     With `model.out_channels` 6 the variance is learned too, by the hybrid loss with `vlb_weight` for lambda (arXiv
     2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: it sees the picture outside a
     random rectangle, and the rectangle's mask (GLIDE, arXiv 2112.10741, section 4.3). Weights that `init_from` holds for 3
-    channels are carried over, new ones start at zero; so do text layers and positions that it does not have. `model.class`
-    may be UNet2DConditionModel, diffusers' stock network, in Karlo's layout.
+    channels are carried over, new ones start at zero; those of text layers, positions and `text_images` may be missing too.
+    `model.class` may be UNet2DConditionModel, diffusers' stock network, in Karlo's layout.
 
     `grounding` weighs a second loss, for examples that say what and where the things are that their captions name
     (`EmojiScenes`): of two names, a pixel shall attend to the one of the thing that covers it, and what a name is guessed to
@@ -85,9 +85,9 @@ class DecoderObjective(ClipConditioned):
         self.inpainting, self.learned_variance, self.grounding = inputs == 7, outputs == 6, grounding
         if grounding < 0:
             raise ConfigError(f"objective.grounding must be at least 0, got {grounding}")
-        if grounding and not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
-            raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
         if grounding:
+            if not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
+                raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
             unknown = torch.full((len(self.examples.icons), self.frozen.dim), torch.nan)
             self.register_buffer("icon_embeds", unknown, persistent=False)
         self.resolution = decoder.config.sample_size if resolution is None else resolution
@@ -151,8 +151,7 @@ class DecoderObjective(ClipConditioned):
         text, image_embeds = self._heard(batch, image_embeds)
         noised, noise, timesteps = self._noised(clean, batch)
         if not self.compiled:  # for which every length would be another graph
-            longest = int(text[2].sum(1).max())
-            text = text[0], text[1][:, :longest], text[2][:, :longest]
+            text = text[0], *unpadded(*text[1:])
         context, added, mask = self._conditions(text, image_embeds)
         seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
         predicted = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample.float()

@@ -61,6 +61,7 @@ class Grounding:
 
     def _told(self, module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
         self.names = self.names[:, : named["text_encoder_hidden_states"].shape[1]]  # the rest is padding in every row
+        self.of_context = of_context(self.project, self.names[self.rows], 0)[:, None, None]  # [rows, 1, 1, M]
 
     def _guessed(self, module: nn.Module, inputs: tuple, guessed: Tensor) -> None:
         for number, sign in enumerate((1, -1)):
@@ -80,11 +81,10 @@ class Grounding:
     def _mistaken(self, query: Tensor, key: Tensor) -> Tensor:
         """ "where" of each row by one layer's queries [B, N, H, C] and keys [B, M + N, H, C]."""
         pixels, side = query.shape[1], math.isqrt(query.shape[1])
-        names = of_context(self.project, self.names[self.rows], 0)[:, None, None]  # [rows, 1, 1, M]
         context = key[self.rows, : key.shape[1] - pixels].float()  # [rows, M, H, C]
         scores = torch.einsum("bnhc,bmhc->bhnm", query[self.rows].float(), context) / math.sqrt(query.shape[-1])
-        shares = scores.masked_fill(names == 0, -torch.inf).softmax(-1)
-        first = (shares * (names > 0)).sum(-1).mean(1)  # [rows, N]
+        shares = scores.masked_fill(self.of_context == 0, -torch.inf).softmax(-1)
+        first = (shares * (self.of_context > 0)).sum(-1).mean(1)  # [rows, N]
         sides = F.adaptive_avg_pool2d(self.sides, side).flatten(1)  # [rows, N]
         right = torch.where(sides > 0, first, 1 - first).clamp_min(1e-6)
         return -(sides.abs() * right.log()).sum(1) / sides.abs().sum(1)

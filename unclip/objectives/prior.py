@@ -13,9 +13,7 @@ from .. import networks
 from ..data.examples import seeded_noise
 from ..diffusion import ddim
 from ..sampling import denoise
-from .conditioned import ClipConditioned, NoiseLevels, check_shares
-
-LENGTHS = 4  # few lengths: each is compiled anew
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, unpadded
 
 
 class PriorObjective(ClipConditioned):
@@ -88,13 +86,6 @@ class PriorObjective(ClipConditioned):
 
     def components(self) -> dict[str, Any]:
         return {**self.trained, "prior_scheduler": ddim(self.schedule)}
-
-
-def unpadded(encodings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`encodings` [B, N, D] and `mask` [B, N] without the padding that all rows end in, N still a multiple of `LENGTHS`."""
-    longest = int(mask.any(0).nonzero().max()) + 1
-    kept = -(-longest // LENGTHS) * LENGTHS
-    return encodings[:, :kept], mask[:, :kept]
 
 
 def cosines(drawn: Tensor, true: Tensor, text: Tensor) -> dict[str, float]:

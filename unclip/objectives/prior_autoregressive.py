@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from .. import networks
-from .conditioned import ClipConditioned, NoiseLevels, check_shares
-from .prior import cosines, unpadded
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, unpadded
+from .prior import cosines
 
 
 class AutoregressivePriorObjective(ClipConditioned):
