@@ -54,7 +54,9 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         self.text_encoder_hidden_states_norm = nn.LayerNorm(cross_attention_dim)
         self.text_to_image = self.text_image_places = None
         if text_images:
-            self.text_to_image = nn.Linear(dim + cross_attention_dim, dim)
+            # a hidden layer, because it has the look of every name to keep
+            layers = nn.Linear(dim + cross_attention_dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+            self.text_to_image = nn.Sequential(*layers)
             self.text_image_places = nn.Linear(cross_attention_dim, cross_attention_dim, bias=False)
             nn.init.zeros_(self.text_image_places.weight)
 
@@ -90,16 +92,24 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         added = self.clip_image_embeddings_project_to_time_embeddings(image_embeddings)
         added = added + self.embedding_proj(prompt_embeds)  # [B, T]
         extra = self._extra(image_embeddings)
-        text = self.encoder_hidden_states_proj(text_encoder_hidden_states)  # [B, N, K]
+        text = self.read(text_encoder_hidden_states, text_mask)  # [B, N, K]
+        if self.text_to_image is None:
+            return torch.cat([extra, text], 1), added
+        meant = F.normalize(self.guess(text_encoder_hidden_states, text), dim=-1)  # [B, N, D]
+        images = self._extra(meant * self.embedding_scale) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
+        return torch.cat([extra, text, images.flatten(1, 2)], 1), added
+
+    def read(self, text_encoder_hidden_states: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """What the text layers make of the text encodings, as context tokens [B, N, K]."""
+        text = self.encoder_hidden_states_proj(text_encoder_hidden_states)
         seen = None if text_mask is None else text_mask[:, None, None]  # [B, 1, 1, N]
         for block in self.text_blocks:
             text = self.run(block, text, seen)
-        text = self.text_encoder_hidden_states_norm(text)
-        if self.text_to_image is None:
-            return torch.cat([extra, text], 1), added
-        meant = F.normalize(self.text_to_image(torch.cat([text_encoder_hidden_states, text], -1)), dim=-1)  # [B, N, D]
-        images = self._extra(meant * self.embedding_scale) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
-        return torch.cat([extra, text, images.flatten(1, 2)], 1), added
+        return self.text_encoder_hidden_states_norm(text)
+
+    def guess(self, text_encoder_hidden_states: Tensor, text: Tensor) -> Tensor:
+        """The image embedding, of any length, of what each token names [B, N, D], where there are `text_images`."""
+        return self.text_to_image(torch.cat([text_encoder_hidden_states, text], -1))
 
     def _extra(self, embeddings: Tensor) -> Tensor:
         """The extra context tokens [..., 4, K] of CLIP embeddings [..., D]."""

@@ -45,7 +45,7 @@ USABLE = 0.92  # of a GPU's memory: the rest is CUDA's own context and the alloc
 JPEG_BYTES = 0.3  # of a stored picture per pixel, where there is no folder to measure
 FP32 = 4
 NORMS = (nn.GroupNorm, nn.LayerNorm, ChannelNorm)
-CONDITIONED = ("prior", "prior_autoregressive", "decoder", "decoder_distill")  # against a frozen CLIP
+CONDITIONED = ("prior", "prior_autoregressive", "text_proj", "decoder", "decoder_distill")  # against a frozen CLIP
 _FAKE_SDPA = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **b: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, **b: sdpa_backward_flop_count(
@@ -327,6 +327,7 @@ def _stage(name: str, sections: dict[str, dict], clip: "Stage | None") -> Stage:
         "clip": _clip_stage,
         "prior": _prior_stage,
         "prior_autoregressive": _autoregressive_stage,
+        "text_proj": _text_proj_stage,
         "decoder": _decoder_stage,
         "decoder_distill": _distill_stage,
         "upsampler_256": _upsampler_stage,
@@ -406,6 +407,21 @@ def _autoregressive_stage(sections: dict[str, dict], clip: Stage | None) -> Stag
         return F.cross_entropy(logits.float().flatten(0, 1), drawn.flatten())
 
     return Stage(nn.ModuleDict({"prior": network}), loss, 64, 2 * (2 * dim + tokens * dim))
+
+
+def _text_proj_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
+    given = None if clip is None else networks.embedding_dim(clip.trained["text_encoder"])
+    project = networks.decoder(sections["model"], given)["text_proj"]
+    dim = project.config.clip_embeddings_dim
+    tokens = 77 if clip is None else networks.context_length(clip.trained["text_encoder"])
+    places = nn.Linear(project.config.cross_attention_dim, 2)
+
+    def loss(batch: int) -> Tensor:
+        _, encodings, mask = _text(batch, dim, tokens, dim)
+        text = project.read(encodings, mask)
+        return places(text).float().mean() + project.guess(encodings, text).float().mean()
+
+    return Stage(nn.ModuleDict({"text_proj": project, "places": places}), loss, 64)
 
 
 def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:

@@ -315,6 +315,8 @@ class Loop:
 
         folder = resolve(components_folder(source))
         for name, network in self.objective.trained.named_children():
+            if name in self.objective.helpers:
+                continue
             files = sorted((folder / name).glob("*.safetensors"))
             if not files:
                 raise ConfigError(f"init_from: {folder / name} holds no .safetensors")

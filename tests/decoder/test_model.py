@@ -133,8 +133,8 @@ def test_a_token_that_means_a_picture_speaks_as_that_picture_does():
     image, text, encodings = (torch.randn(2, *shape).double() for shape in ((12,), (12,), (5, 12)))
     image = torch.nn.functional.normalize(image, dim=-1)
     with torch.no_grad():
-        project.text_to_image.weight.zero_()
-        project.text_to_image.bias.copy_(3 * image[1])  # of any length
+        project.text_to_image[-1].weight.zero_()
+        project.text_to_image[-1].bias.copy_(3 * image[1])  # of any length
     given = {"image_embeddings": image, "prompt_embeds": text, "text_encoder_hidden_states": encodings}
     context, _ = project(**given)
     images = context[:, 4 + 5 :].unflatten(1, (5, 4))  # of each token

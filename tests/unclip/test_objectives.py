@@ -20,6 +20,7 @@ from unclip.config import ConfigError
 from unclip.data.examples import seeded_noise
 from unclip.objectives.decoder import DecoderObjective, holes
 from unclip.objectives.grounding import Grounding
+from unclip.objectives.text_proj import centres
 from unclip.objectives.upsampler import UpsamplerObjective
 
 
@@ -263,8 +264,8 @@ def test_grounding_tells_the_right_name_from_the_wrong_one():
             layer.function(query * 0, key, key, None)
         torch.testing.assert_close(grounding.where[0][1], torch.tensor(2.0).log(), msg="chance")
     with torch.no_grad():  # now every token of the first caption is guessed to look like its first thing
-        project.text_to_image.weight.zero_()
-        project.text_to_image.bias.copy_(alone[0, 0])
+        project.text_to_image[-1].weight.zero_()
+        project.text_to_image[-1].bias.copy_(alone[0, 0])
     with Grounding(layer, project, names[:1], sides[:1], alone[:1]) as grounding:
         project(**{k: v[:1] for k, v in told.items()})
     first, second = torch.cat(grounding.what)
@@ -315,6 +316,46 @@ def test_a_grounded_run_that_was_interrupted_is_the_unbroken_one(clip, tmp_path)
     run_here("decoder", tmp_path / "broken", *settings)
     one, other = state(unbroken), state(tmp_path / "broken")
     assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def test_text_layers_learn_from_captions_what_is_named_and_where(clip, tmp_path):
+    """And a decoder starts from them."""
+    settings = (f"objective.clip={clip}", "data.kinds=[relation, single]", "batch_size=32", "learning_rate=3e-3")
+    run = run_here("text_proj", tmp_path / "text", *settings, "log_every=10", "max_steps=120", "validate_every=10")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for kind in ("train", "validation"):
+        for name, factor in (("what", 0.85), ("where", 0.7)):
+            found = [line[name] for line in lines if line["kind"] == kind]
+            assert found[-1] < factor * found[0], (kind, name)
+    assert [p.name for p in (run / "final").iterdir() if p.is_dir()] == ["text_proj"], "what reads the places off is not kept"
+    told = component(run, "text_proj")
+    UnCLIPPipeline(**(tiny_networks() | {"text_proj": told})).save_pretrained(tmp_path / "pipe")
+    model = ("model.text_proj.text_layers=1", "model.text_proj.text_head_dim=16", "model.text_proj.text_images=true")
+    common = (f"objective.clip={clip}", "max_steps=1", "batch_size=2", "learning_rate=0", *model)
+    decoder = run_here("decoder", tmp_path / "decoder", *common, f"init_from={tmp_path / 'pipe'}")
+    for name, weight in component(decoder, "text_proj").state_dict().items():
+        torch.testing.assert_close(weight, told.state_dict()[name])
+
+
+def test_centres_of_what_is_covered():
+    covered = torch.zeros(2, 16, 16, dtype=torch.bool)
+    covered[0, 4:8, 12:16] = True
+    torch.testing.assert_close(centres(covered), torch.tensor([[0.875, 0.375], [0, 0]]))
+
+
+def test_text_layers_cannot_be_taught_without_names(clip, tmp_path):
+    for setting, message in (
+        ("model.text_proj.text_layers=0", "text_layers above 0 and text_images: true"),
+        ("model.text_proj.text_images=false", "text_layers above 0 and text_images: true"),
+        ("objective.where=-1", "objective.where must be at least 0, got -1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_here("text_proj", tmp_path, f"objective.clip={clip}", setting, "max_steps=1")
+    (tmp_path / "own").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "own" / "a.png")
+    (tmp_path / "own" / "a.txt").write_text("a square")
+    with pytest.raises(ConfigError, match="text_proj needs emoji scenes"):
+        run_here("text_proj", tmp_path, f"objective.clip={clip}", f"data.path={tmp_path / 'own'}", "max_steps=1")
 
 
 def test_what_cannot_be_grounded_is_refused(clip, tmp_path):

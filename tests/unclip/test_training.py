@@ -20,12 +20,12 @@ from unclip.config import ConfigError, construct, load_config
 from unclip.training import GlobalBatches, Loop, PowerEMA, Run, train
 
 CONFIGS = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.parent.name != "accelerate"]
-STAGES = ("clip", "prior", "prior_autoregressive", "decoder", "decoder_distill", "upsampler_256", "upsampler_1024")
+STAGES = ("clip", "prior", "prior_autoregressive", "text_proj", "decoder", "decoder_distill", "upsampler_256", "upsampler_1024")
 
 
 def parts(stage: str, runs: Path) -> list[str]:
     """What a stage is trained on top of, of the runs so far."""
-    settings = [f"objective.clip={runs / 'clip'}"] if stage.startswith(("prior", "decoder")) else []
+    settings = [f"objective.clip={runs / 'clip'}"] if stage.startswith(("prior", "text_proj", "decoder")) else []
     return settings + ([f"init_from={runs / 'decoder'}"] if stage == "decoder_distill" else [])
 
 

@@ -14,12 +14,14 @@ def create(stage: str, config: dict, seed: int) -> Objective:
     from .judge import JudgeObjective
     from .prior import PriorObjective
     from .prior_autoregressive import AutoregressivePriorObjective
+    from .text_proj import TextProjObjective
     from .upsampler import UpsamplerObjective
 
     stages = {
         "clip": ClipObjective,
         "prior": PriorObjective,
         "prior_autoregressive": AutoregressivePriorObjective,
+        "text_proj": TextProjObjective,
         "decoder": DecoderObjective,
         "decoder_distill": DecoderDistillObjective,
         "upsampler_256": UpsamplerObjective,

@@ -1,5 +1,6 @@
 """What prior and decoder begin alike with: diffusion on captioned pictures, conditioned on a frozen CLIP."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from .frozen_clip import frozen_clip
 LENGTHS = 4  # a text's length is a multiple of this: few lengths, for each is compiled anew
 # The layers that an adapter changes where its settings name none: attention, in our networks and in diffusers'.
 TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
+# What a decoder and its text projection may have that the weights they start from have not.
+GAINED = re.compile(r"^(text_blocks|text_to_image|text_image_places)\.|\.position\.weight$")
 
 
 @dataclass
@@ -171,6 +174,11 @@ def unpadded(encodings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     longest = int(mask.any(0).nonzero().max()) + 1
     kept = -(-longest // LENGTHS) * LENGTHS
     return encodings[:, :kept], mask[:, :kept]
+
+
+def gained(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of text layers, positions and `text_images` of `network` that `state` does not hold, as they begin."""
+    return {name: weight for name, weight in network.state_dict().items() if name not in state and GAINED.search(name)}
 
 
 def in_range(images: Tensor) -> Tensor:

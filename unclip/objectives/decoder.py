@@ -15,12 +15,11 @@ from ..data.examples import EmojiScenes, seeded_noise
 from ..diffusion import ancestral, dpm_solver, target, variational_bound
 from ..sampling import denoise
 from .base import grid
-from .conditioned import ClipConditioned, NoiseLevels, check_shares, in_range, unpadded
-from .grounding import Grounding
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range, unpadded
+from .grounding import Grounding, IconEmbeddings
 from .redrawn import Redraw, RedrawnEmbeddings
 
 SHOWN = 16
-ADDED = ("text_blocks.", "text_to_image.", "text_image_places.")  # layers that a text projection may gain
 
 
 class DecoderObjective(ClipConditioned):
@@ -88,8 +87,7 @@ class DecoderObjective(ClipConditioned):
         if grounding:
             if not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
                 raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
-            unknown = torch.full((len(self.examples.icons), self.frozen.dim), torch.nan)
-            self.register_buffer("icon_embeds", unknown, persistent=False)
+            self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
         self.resolution = decoder.config.sample_size if resolution is None else resolution
         if self.resolution < 1 or self.examples.size % self.resolution:
             raise ConfigError(
@@ -98,9 +96,7 @@ class DecoderObjective(ClipConditioned):
             )
 
     def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        for layer, weight in self.trained[name].state_dict().items():
-            if layer not in state and (layer.startswith(ADDED) or layer.endswith(".position.weight")):
-                state[layer] = weight
+        state |= gained(self.trained[name], state)
         if name == "decoder":
             for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
                 if layer not in state:
@@ -130,20 +126,11 @@ class DecoderObjective(ClipConditioned):
             return super().forward(batch)
         names = self.frozen.tokens_of(batch["caption"], batch["spans"]).to(batch["sides"].device)
         names = names.masked_fill(self._dropped(batch["random"])[1][:, None], 0)
-        alone = self._alone(batch["rows"])
+        alone = self.icon_embeds(batch["rows"])
         with Grounding(self.trained["decoder"], self.trained["text_proj"], names, batch["sides"], alone) as grounding:
             loss, metrics = super().forward(batch)
         taught, shown = grounding.losses()
         return loss + self.grounding * taught, metrics | shown
-
-    @torch.no_grad()
-    def _alone(self, rows: Tensor) -> Tensor:
-        """CLIP's embeddings of single icons [B, 2, D], each asked for once and by itself; of no icon what it may be."""
-        wanted = rows.unique()
-        for row in wanted[(wanted >= 0) & self.icon_embeds[wanted].isnan().any(1)].tolist():
-            picture = self.examples.icons.on_white([row]).to(rows.device)
-            self.icon_embeds[row] = self.frozen.image(picture * 2 - 1)[0]
-        return self.icon_embeds[rows]
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per-example losses [B] and their timesteps [B]."""

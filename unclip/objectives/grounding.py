@@ -12,6 +12,50 @@ from torch import Tensor, nn
 from decoder import of_context
 from prior.blocks import Attention, AttentionFunction
 
+from ..data.scenes import IconSet
+from .frozen_clip import FrozenCLIP
+
+
+class IconEmbeddings(nn.Module):
+    """CLIP's embeddings of single icons, each asked for once and by itself, so that it depends on nothing else."""
+
+    def __init__(self, icons: IconSet, frozen: FrozenCLIP):
+        super().__init__()
+        self.icons, self.frozen = icons, frozen
+        self.register_buffer("embeds", torch.full((len(icons), frozen.dim), torch.nan), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, rows: Tensor) -> Tensor:
+        """Embeddings [..., D] of the icons `rows`; of none, -1, whatever it may be."""
+        wanted = rows.unique()
+        for row in wanted[(wanted >= 0) & self.embeds[wanted].isnan().any(1)].tolist():
+            picture = self.icons.on_white([row]).to(rows.device)
+            self.embeds[row] = self.frozen.image(picture * 2 - 1)[0]
+        return self.embeds[rows]
+
+
+def of_two(names: Tensor, sides: Tensor) -> Tensor:
+    """Which rows of a batch say where each of two things is, of `names` [B, T] and `sides` [B, P, P] as in `Grounding`."""
+    return ((names > 0).any(1) & (names < 0).any(1) & (sides != 0).flatten(1).any(1)).nonzero()[:, 0]
+
+
+def unlike(guessed: Tensor, names: Tensor, alone: Tensor) -> Tensor:
+    """1 - cosine between what a name's tokens are guessed to look like, `guessed` [B, T, D], and what it does: of all names.
+
+    `names` [B, T] and `alone` [B, 2, D] are as `Grounding` has them.
+    """
+    found = []
+    for number, sign in enumerate((1, -1)):
+        said = (names == sign).any(1)
+        off = 1 - F.cosine_similarity(guessed[said].float(), alone[said, number, None], dim=-1)
+        found.append(mean_over(names[said] == sign, off))
+    return torch.cat(found)
+
+
+def mean_over(tokens: Tensor, values: Tensor) -> Tensor:
+    """Means [B] of `values` [B, T] over the `tokens` [B, T] bool of each row."""
+    return (values * tokens).sum(1) / tokens.sum(1)
+
 
 class Grounding:
     """Watches a decoder and its `text_proj` while it is entered, and says how far off they are.
@@ -23,12 +67,11 @@ class Grounding:
 
     def __init__(self, decoder: nn.Module, project: nn.Module, names: Tensor, sides: Tensor, alone: Tensor):
         self.project, self.names, self.alone = project, names, alone
-        both = (names > 0).any(1) & (names < 0).any(1) & (sides != 0).flatten(1).any(1)
-        self.rows = both.nonzero()[:, 0]
+        self.rows = of_two(names, sides)
         self.sides = sides[self.rows, None].float()
         self.layers = [m for m in decoder.modules() if isinstance(m, Attention) and m.context_kv is not None]
         self.where: list[Tensor] = []  # of each layer [rows]
-        self.what: list[Tensor] = []  # of all names in the batch
+        self.what: list[Tensor] = []  # of the names in the batch
 
     def __enter__(self) -> "Grounding":
         self.functions = [layer.function for layer in self.layers]
@@ -64,11 +107,7 @@ class Grounding:
         self.of_context = of_context(self.project, self.names[self.rows], 0)[:, None, None]  # [rows, 1, 1, M]
 
     def _guessed(self, module: nn.Module, inputs: tuple, guessed: Tensor) -> None:
-        for number, sign in enumerate((1, -1)):
-            said = (self.names == sign).any(1)
-            tokens = (self.names[said] == sign).float()  # [rows, T]
-            off = 1 - F.cosine_similarity(guessed[said].float(), self.alone[said, number, None], dim=-1)
-            self.what.append((off * tokens).sum(1) / tokens.sum(1))
+        self.what.append(unlike(guessed, self.names, self.alone))
 
     def _watched(self, function: AttentionFunction) -> AttentionFunction:
         def watched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
