@@ -313,11 +313,12 @@ class Loop:
         """Start from a training run's averaged weights, or from a model: a shipped one's name, a folder, a Hub id."""
         from safetensors.torch import load_file
 
-        folder = resolve(components_folder(source))
+        folder, fresh = resolve(components_folder(source)), []
         for name, network in self.objective.trained.named_children():
-            if name in self.objective.helpers:
-                continue
             files = sorted((folder / name).glob("*.safetensors"))
+            if not files and name in self.objective.anew and not self.objective.lora:
+                fresh.append(name)
+                continue
             if not files:
                 raise ConfigError(f"init_from: {folder / name} holds no .safetensors")
             for file in files:
@@ -325,7 +326,7 @@ class Loop:
             self._compare_clips(network, folder / name)
             state = {k: v.float() for f in files for k, v in load_file(f).items()}
             _fill(network, self.objective.starting(name, state), f"init_from: {folder / name}")
-        self._say(f"initialised from {folder}")
+        self._say(f"initialised from {folder}" + (f"; it holds no {' or '.join(fresh)}, which starts anew" if fresh else ""))
 
     def _compare_clips(self, network: nn.Module, folder: Path) -> None:
         """Tell where weights to start from were made for another CLIP than this run's."""

@@ -318,7 +318,7 @@ def test_a_grounded_run_that_was_interrupted_is_the_unbroken_one(clip, tmp_path)
     assert not [name for name in one if not torch.equal(one[name], other[name])]
 
 
-def test_text_layers_learn_from_captions_what_is_named_and_where(clip, tmp_path):
+def test_text_layers_learn_from_captions_what_is_named_and_where(clip, tmp_path, capsys):
     """And a decoder starts from them."""
     settings = (f"objective.clip={clip}", "data.kinds=[relation, single]", "batch_size=32", "learning_rate=3e-3")
     run = run_here("text_proj", tmp_path / "text", *settings, "log_every=10", "max_steps=120", "validate_every=10")
@@ -329,12 +329,14 @@ def test_text_layers_learn_from_captions_what_is_named_and_where(clip, tmp_path)
             assert found[-1] < factor * found[0], (kind, name)
     assert [p.name for p in (run / "final").iterdir() if p.is_dir()] == ["text_proj"], "what reads the places off is not kept"
     told = component(run, "text_proj")
-    UnCLIPPipeline(**(tiny_networks() | {"text_proj": told})).save_pretrained(tmp_path / "pipe")
     model = ("model.text_proj.text_layers=1", "model.text_proj.text_head_dim=16", "model.text_proj.text_images=true")
     common = (f"objective.clip={clip}", "max_steps=1", "batch_size=2", "learning_rate=0", *model)
-    decoder = run_here("decoder", tmp_path / "decoder", *common, f"init_from={tmp_path / 'pipe'}")
+    decoder = run_here("decoder", tmp_path / "decoder", *common, f"init_from={run}")
+    assert "it holds no decoder, which starts anew" in capsys.readouterr().err
     for name, weight in component(decoder, "text_proj").state_dict().items():
         torch.testing.assert_close(weight, told.state_dict()[name])
+    with pytest.raises(ConfigError, match="decoder holds no .safetensors"):  # nothing to adapt
+        run_here("decoder", tmp_path / "lora", *common, f"init_from={run}", "objective.lora={rank: 2}")
 
 
 def test_centres_of_what_is_covered():

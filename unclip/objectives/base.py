@@ -22,7 +22,7 @@ class Objective(nn.Module):
 
     examples: Dataset
     trained: nn.ModuleDict
-    helpers: tuple[str, ...] = ()  # of `trained`, what serves the loss alone: no `init_from` holds it
+    anew: tuple[str, ...] = ()  # of `trained`, what may start anew where `init_from` does not hold it
     lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
     shardable = True  # whether its networks may be in parts over the processes
     shards_blocks = True  # whether a sharded block may be gathered for its own call alone

@@ -44,7 +44,7 @@ class DecoderObjective(ClipConditioned):
     look like (`text_images` of `text_proj`) shall be near to CLIP's embedding of the thing alone (`Grounding`).
     """
 
-    network = "decoder"
+    network, anew = "decoder", ("decoder",)
     compiled = False
 
     def __init__(

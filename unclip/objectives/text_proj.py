@@ -28,7 +28,7 @@ class TextProjObjective(Objective):
     decoder's, with `text_layers` and `text_images`.
     """
 
-    helpers = ("places",)
+    anew = ("places",)
     shardable = False
 
     def __init__(self, model: dict, data: dict, seed: int, clip: str, where: float = 2.0):
