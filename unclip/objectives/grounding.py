@@ -22,11 +22,12 @@ class IconEmbeddings(nn.Module):
     def __init__(self, icons: IconSet, frozen: FrozenCLIP):
         super().__init__()
         self.icons, self.frozen = icons, frozen
-        self.register_buffer("embeds", torch.full((len(icons), frozen.dim), torch.nan), persistent=False)
+        self.embeds = torch.full((len(icons), frozen.dim), torch.nan)  # no buffer: DDP would lay the first process's over all
 
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:
         """Embeddings [..., D] of the icons `rows`; of none, -1, whatever it may be."""
+        self.embeds = self.embeds.to(rows.device)
         wanted = rows.unique()
         for row in wanted[(wanted >= 0) & self.embeds[wanted].isnan().any(1)].tolist():
             picture = self.icons.on_white([row]).to(rows.device)
