@@ -168,7 +168,8 @@ def plan(
         seen = 0
         if frozen is not None and not sections["data"].get("embeddings"):
             with torch.no_grad():
-                seen = measure(frozen, 1, dtype, on_gpu=gpus > 0).flops
+                asked = replace(frozen, loss=frozen.reading) if stage.reads_only else frozen
+                seen = measure(asked, 1, dtype, on_gpu=gpus > 0).flops
         elif run.stage in CONDITIONED and frozen is None:
             unknown = True
             notes.append(f"the CLIP {sections['objective'].get('clip')!r} is not here: neither its weights nor its work count")
@@ -240,6 +241,8 @@ class Stage:
     loss: Callable[[int], Tensor]
     side: int = 0  # of the pictures that a sample reads
     cached_bytes: int = 0  # of a sample in an embedding cache, fp16
+    reading: Callable[[int], Tensor] | None = None  # of a CLIP: the work of its text tower alone
+    reads_only: bool = False  # whether a frozen CLIP is asked for captions alone
 
 
 def measure(stage: Stage, batch: int, dtype: torch.dtype | None, on_gpu: bool = False) -> Measured:
@@ -349,13 +352,15 @@ def _clip_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
 def _towers(text: nn.Module, image: nn.Module) -> Stage:
     tokens, side = networks.context_length(text), image.config.image_size
 
-    def loss(batch: int) -> Tensor:
+    def reading(batch: int) -> Tensor:
         ids = torch.zeros(batch, tokens, dtype=torch.long)
-        of_text = text(ids, attention_mask=torch.ones_like(ids)).text_embeds
-        of_image = image(torch.zeros(batch, 3, side, side)).image_embeds
-        return (of_image @ of_text.T).float().logsumexp(1).mean()
+        return text(ids, attention_mask=torch.ones_like(ids)).text_embeds
 
-    return Stage(nn.ModuleDict({"text_encoder": text, "image_encoder": image}), loss, side)
+    def loss(batch: int) -> Tensor:
+        of_image = image(torch.zeros(batch, 3, side, side)).image_embeds
+        return (of_image @ reading(batch).T).float().logsumexp(1).mean()
+
+    return Stage(nn.ModuleDict({"text_encoder": text, "image_encoder": image}), loss, side, reading=reading)
 
 
 def _judge_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
@@ -421,7 +426,7 @@ def _text_proj_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
         text = project.read(encodings, mask)
         return places(text).float().mean() + project.guess(encodings, text).float().mean()
 
-    return Stage(nn.ModuleDict({"text_proj": project, "places": places}), loss, 64)
+    return Stage(nn.ModuleDict({"text_proj": project, "places": places}), loss, 64, reads_only=True)
 
 
 def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:

@@ -16,6 +16,7 @@ from upsamplers.degrade import bsr
 from ..config import ConfigError, construct
 from .emoji import SPRITE_SIZE, STYLES
 from .pictures import PictureCrops, Pictures
+from .reading import check_there
 from .render import BACKGROUNDS, WHITE, apply_matrix, flatten, hue_rotation, render_svg
 from .scenes import IconSet, Scene, SceneSampler, mentions_style, split_of_concept
 
@@ -209,6 +210,8 @@ def _examples(data: dict, split: str, seed: int, emoji: type, own: type, fixed: 
         if data.get("embeddings"):
             raise ConfigError(f"data.embeddings: {path} is composed anew for every example; there is nothing to keep")
         fixed = {}
+    elif kind is own:
+        check_there(path)  # before keys are found unknown that emoji would have
     if split != "train":
         data = {k: v for k, v in data.items() if k in _SHARED}
     return construct(kind, data, "data", split=split, seed=seed, **fixed)

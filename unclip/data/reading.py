@@ -38,6 +38,16 @@ class Captioned:
             return 0
 
 
+def check_there(path: str | Path) -> None:
+    """Raises FileNotFoundError, saying what there could be, where `path` is no folder, `.tar` file or Hub dataset."""
+    folder = Path(path).expanduser()
+    if not (str(path).startswith(HUB) or folder.is_dir() or (folder.is_file() and folder.suffix == ".tar")):
+        raise FileNotFoundError(
+            f"data.path {path} is not a folder; name one with captioned pictures, or run `unclip data emoji --out {path}`; "
+            f"a Hub dataset is {HUB}OWNER/NAME"
+        )
+
+
 def read_pictures(
     path: str | Path, caption_column: str = "text", image_column: str = "image", subset: str | None = None
 ) -> Captioned:
@@ -48,16 +58,12 @@ def read_pictures(
     from `.txt`, or `caption_column` of `.json`), a `.txt` file beside each picture. `subset` is a Hub dataset's, of
     several. Raises ValueError, naming the file, for a caption that is missing, and FileNotFoundError for no pictures.
     """
+    check_there(path)
     if str(path).startswith(HUB):
         return _from_hub(str(path).removeprefix(HUB), subset, caption_column, image_column)
     folder = Path(path).expanduser()
-    if folder.is_file() and folder.suffix == ".tar":
+    if folder.is_file():
         return _from_tars([folder], caption_column)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data.path {path} is not a folder; name one with captioned pictures, or run `unclip data emoji --out {path}`; "
-            f"a Hub dataset is {HUB}OWNER/NAME"
-        )
     if any((folder / f"metadata.{kind}").is_file() for kind in ("jsonl", "csv")):
         names, captions = _from_metadata(folder, caption_column)
     elif list(folder.glob("*.parquet")):
