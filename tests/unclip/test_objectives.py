@@ -345,6 +345,13 @@ def test_centres_of_what_is_covered():
     torch.testing.assert_close(centres(covered), torch.tensor([[0.875, 0.375], [0, 0]]))
 
 
+def test_missing_emoji_are_said_to_be_missing(clip, tmp_path):
+    """And not that a folder of pictures has no `kinds`."""
+    common = (f"objective.clip={clip}", "data.kinds=[single]", "max_steps=1")
+    with pytest.raises(FileNotFoundError, match=r"none is not a folder; .*unclip data emoji --out"):
+        run_here("text_proj", tmp_path / "run", *common, f"data.path={tmp_path / 'none'}")
+
+
 def test_text_layers_cannot_be_taught_without_names(clip, tmp_path):
     for setting, message in (
         ("model.text_proj.text_layers=0", "text_layers above 0 and text_images: true"),
@@ -633,8 +640,9 @@ def test_an_unknown_tracker_is_named(tmp_path):
 
 
 def test_the_emoji_decoders_drop_what_they_dropped():
+    """What is drawn from the text alone is learned at 32 px."""
     from unclip.config import load_config
 
-    for name in ("decoder", "decoder_32"):
+    for name, image in (("decoder", 0.05), ("decoder_32", 0.5)):
         found = load_config(ROOT / f"configs/emoji/{name}.yaml")["objective"]
-        assert (found["drop_both"], found["drop_image"], found["drop_text"]) == (0.1, 0.05, 0.1)
+        assert (found["drop_both"], found["drop_image"], found["drop_text"]) == (0.1, image, 0.1)
