@@ -20,7 +20,7 @@ from unclip.config import ConfigError
 from unclip.data.examples import seeded_noise
 from unclip.objectives.decoder import DecoderObjective, holes
 from unclip.objectives.grounding import Grounding
-from unclip.objectives.text_proj import centres
+from unclip.objectives.text_proj import TextProjObjective, centres
 from unclip.objectives.upsampler import UpsamplerObjective
 
 
@@ -343,6 +343,20 @@ def test_centres_of_what_is_covered():
     covered = torch.zeros(2, 16, 16, dtype=torch.bool)
     covered[0, 4:8, 12:16] = True
     torch.testing.assert_close(centres(covered), torch.tensor([[0.875, 0.375], [0, 0]]))
+
+
+def test_what_is_wholly_hidden_is_nowhere(clip):
+    """A thing on top of another covers no place alone, and its name is not taught to mean a corner."""
+    small = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True], "head_dim": 16, "cross_attention_dim": 32}
+    small |= {"time_embed_dim": 32, "text_proj": {"text_layers": 1, "text_head_dim": 16, "text_images": True}}
+    found = TextProjObjective(small, {"path": "shapes", "kinds": ["relation"]}, 0, str(clip / "final"))
+    batch = torch.utils.data.default_collate([found.examples[n] for n in range(16)])
+    for parameter in found.trained["places"].parameters():
+        torch.nn.init.zeros_(parameter)
+    sides = torch.zeros_like(batch["sides"])
+    assert "where" not in found(batch | {"sides": sides})[1]
+    sides[:, 4:8, 12:16] = 1
+    torch.testing.assert_close(found(batch | {"sides": sides})[1]["where"], torch.tensor((0.875 + 0.375) / 2))
 
 
 def test_missing_emoji_are_said_to_be_missing(clip, tmp_path):

@@ -24,8 +24,8 @@ class TextProjObjective(Objective):
 
     "what" is 1 - cosine between the image embedding that a name's tokens are guessed to mean (`text_images`) and CLIP's of the
     thing alone. "where" is read off the same tokens by a linear layer that is not kept: how far, in sides of the picture, it
-    is off the centre of the thing, each way; captions say it to a third of a side or so. `where` weighs it. `model` is the
-    decoder's, with `text_layers` and `text_images`.
+    is off the centre of what the thing covers alone, each way. `where` weighs it. `model` is the decoder's, with `text_layers`
+    and `text_images`.
     """
 
     anew = ("places",)
@@ -56,7 +56,7 @@ class TextProjObjective(Objective):
         return loss, {k: v.detach().mean() for k, v in {"what": what, "where": where}.items() if len(v)}
 
     def _misses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """ "what" of all names in a batch, and "where" of those of two."""
+        """ "what" of all names in a batch, and "where" of those of two that are not wholly behind another."""
         project, sides = self.trained["text_proj"], batch["sides"]
         _, encodings, mask = self.frozen.text(batch["caption"])
         encodings, mask = unpadded(encodings, mask)
@@ -66,8 +66,9 @@ class TextProjObjective(Objective):
         rows = of_two(names, sides)
         found, where = self.trained["places"](text[rows]).float(), []  # [rows, N, 2]
         for sign in (1, -1):
-            off = (found - centres(sides[rows] == sign)[:, None]).abs().mean(-1)
-            where.append(mean_over(names[rows] == sign, off))
+            covered = sides[rows] == sign
+            off = (found - centres(covered)[:, None]).abs().mean(-1)
+            where.append(mean_over(names[rows] == sign, off)[covered.flatten(1).any(1)])
         return what, torch.cat(where)
 
     @torch.no_grad()
