@@ -20,7 +20,7 @@ LEARNED = ("encoder_hidden_states_proj.", "text_blocks.", "text_encoder_hidden_s
 
 
 class TextProjObjective(Objective):
-    """A decoder's `text_proj` without the decoder, at a seventh of the cost of one that is grounded at 32 px (`objective.grounding`).
+    """A decoder's `text_proj` without the decoder, at a seventh of the cost of grounding one at 32 px (`objective.grounding`).
 
     "what" is 1 - cosine between the image embedding that a name's tokens are guessed to mean (`text_images`) and CLIP's of the
     thing alone. "where" is read off the same tokens by a linear layer that is not kept: how far, in sides of the picture, it
