@@ -414,11 +414,16 @@ def _autoregressive_stage(sections: dict[str, dict], clip: Stage | None) -> Stag
     return Stage(nn.ModuleDict({"prior": network}), loss, 64, 2 * (2 * dim + tokens * dim))
 
 
+def _decoder(sections: dict[str, dict], clip: Stage | None) -> tuple[nn.ModuleDict, int, int]:
+    """A decoder with its text projection; the width and the number of the CLIP's token encodings."""
+    text = None if clip is None else clip.trained["text_encoder"]
+    trained = networks.decoder(sections["model"], None if text is None else networks.embedding_dim(text))
+    return trained, trained["text_proj"].config.clip_embeddings_dim, 77 if text is None else networks.context_length(text)
+
+
 def _text_proj_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
-    given = None if clip is None else networks.embedding_dim(clip.trained["text_encoder"])
-    project = networks.decoder(sections["model"], given)["text_proj"]
-    dim = project.config.clip_embeddings_dim
-    tokens = 77 if clip is None else networks.context_length(clip.trained["text_encoder"])
+    trained, dim, tokens = _decoder(sections, clip)
+    project = trained["text_proj"]
     places = nn.Linear(project.config.cross_attention_dim, 2)
 
     def loss(batch: int) -> Tensor:
@@ -430,12 +435,9 @@ def _text_proj_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
 
 
 def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
-    given = None if clip is None else networks.embedding_dim(clip.trained["text_encoder"])
-    trained = networks.decoder(sections["model"], given)
+    trained, dim, tokens = _decoder(sections, clip)
     network, project = trained["decoder"], trained["text_proj"]
-    dim = project.config.clip_embeddings_dim
     side = sections["objective"].get("resolution") or network.config.sample_size
-    tokens = 77 if clip is None else networks.context_length(clip.trained["text_encoder"])
 
     def loss(batch: int) -> Tensor:
         text, encodings, mask = _text(batch, dim, tokens, dim)

@@ -316,10 +316,10 @@ class Loop:
         folder, fresh = resolve(components_folder(source)), []
         for name, network in self.objective.trained.named_children():
             files = sorted((folder / name).glob("*.safetensors"))
-            if not files and name in self.objective.anew and not self.objective.lora:
-                fresh.append(name)
-                continue
             if not files:
+                if name in self.objective.anew and not self.objective.lora:
+                    fresh.append(name)
+                    continue
                 raise ConfigError(f"init_from: {folder / name} holds no .safetensors")
             for file in files:
                 check_safetensors(file)

@@ -66,10 +66,12 @@ def test_checkpointed_activations_change_no_gradient(name):
     assert len(calls) == 3, "once kept, then once forward and once more on the way back"
 
 
+SMALL = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True], "head_dim": 16}
+SMALL |= {"cross_attention_dim": 32, "time_embed_dim": 32}
+
+
 def objective(clip, *, model: dict | None = None, **settings) -> DecoderObjective:
-    small = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True], "head_dim": 16}
-    small |= {"cross_attention_dim": 32, "time_embed_dim": 32}
-    return DecoderObjective(small | (model or {}), {"path": "shapes"}, 0, str(clip / "final"), **settings)
+    return DecoderObjective(SMALL | (model or {}), {"path": "shapes"}, 0, str(clip / "final"), **settings)
 
 
 def test_conditions_are_dropped_independently(clip):
@@ -347,9 +349,8 @@ def test_centres_of_what_is_covered():
 
 def test_what_is_wholly_hidden_is_nowhere(clip):
     """A thing on top of another covers no place alone, and its name is not taught to mean a corner."""
-    small = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True], "head_dim": 16, "cross_attention_dim": 32}
-    small |= {"time_embed_dim": 32, "text_proj": {"text_layers": 1, "text_head_dim": 16, "text_images": True}}
-    found = TextProjObjective(small, {"path": "shapes", "kinds": ["relation"]}, 0, str(clip / "final"))
+    model = SMALL | {"text_proj": {"text_layers": 1, "text_head_dim": 16, "text_images": True}}
+    found = TextProjObjective(model, {"path": "shapes", "kinds": ["relation"]}, 0, str(clip / "final"))
     batch = torch.utils.data.default_collate([found.examples[n] for n in range(16)])
     for parameter in found.trained["places"].parameters():
         torch.nn.init.zeros_(parameter)
