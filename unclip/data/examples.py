@@ -41,9 +41,11 @@ class EmojiScenes(Dataset):
         kinds: tuple[str, ...] | list[str] | None = None,
         contrast: float = 0.0,
         groups: dict[str, float] | None = None,
+        all_concepts: bool = False,
     ):
         self.icons, self.size = IconSet.load(path), SPRITE_SIZE
-        self.sampler = SceneSampler(self.icons, split, seed, tuple(kinds) if kinds else None, contrast, groups=groups)
+        kinds = tuple(kinds) if kinds else None
+        self.sampler = SceneSampler(self.icons, split, seed, kinds, contrast, groups=groups, all_concepts=all_concepts)
         self.seed = seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -195,8 +197,10 @@ def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) ->
     return _examples(data, split, seed, EmojiCrops, PictureCrops, {"size": size})
 
 
-# What a held-out split takes from the training data's section: where it is and how it is cut, not how it is sampled.
+# What a held-out split takes from the training data's section: where it is, how it is cut and what is held out, not how it
+# is sampled.
 _SHARED = {*("path", "size", "crop", "caption_column", "image_column", "max_unreadable", "subset", "streaming", "embeddings")}
+_SHARED |= {"all_concepts"}
 
 
 def _examples(data: dict, split: str, seed: int, emoji: type, own: type, fixed: dict[str, Any]) -> Dataset:

@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from .emoji import STYLES
 from .render import BACKGROUNDS, WHITE, Layer, colour_share, compose_sprites, compose_svg, turn_to
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
@@ -95,9 +96,14 @@ def split_of_concept(concept: str) -> str:
     return _split(0.10, "concept", concept)
 
 
-def split_of_icon(concept: str, style: str) -> str:
+def split_of_icon(concept: str, style: str, all_concepts: bool = False) -> str:
+    """Of a concept that is held out every style is, or one of the four where `all_concepts` are trained on."""
     split = split_of_concept(concept)
-    return split if split != "train" else _split(0.05, "style", style, concept)
+    if split == "train":
+        return _split(0.05, "style", style, concept)
+    if all_concepts and style != STYLES[int(_fraction("unseen style", concept) * len(STYLES))]:
+        return "train"
+    return split
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,9 @@ class Plan:
         facts = (self.colour, self.count, self.relation, self.background, self.size)
         return "|".join([*concepts, *(str(f) for f in facts)])
 
-    @property
-    def split(self) -> str:
+    def split(self, all_concepts: bool = False) -> str:
         """Where the plan belongs: a plan is in train only if no part and no combination in it is held out."""
-        combinations = [split_of_icon(c, self.style) for c in self.concepts]
+        combinations = [split_of_icon(c, self.style, all_concepts) for c in self.concepts]
         first = self.concepts[0]
         if self.colour:
             combinations.append(_split(0.15, "colour", self.colour, first))
@@ -273,7 +278,8 @@ class SceneSampler:
     The split "all" knows no held-out combination. `kinds` restricts the kinds of scene, and one that is named twice comes
     twice as often; `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of single
     icons with a skin tone, where they have one. `contrast` is the share of odd indices that repeat the scene before with one
-    attribute changed (another colour, number, place or ground): hard negatives for contrastive training.
+    attribute changed (another colour, number, place or ground): hard negatives for contrastive training. With `all_concepts`
+    no concept is held out whole: of a tenth of them one style is.
     """
 
     def __init__(
@@ -285,6 +291,7 @@ class SceneSampler:
         contrast: float = 0.0,
         tones: float = TONE_SHARE,
         groups: dict[str, float] | None = None,
+        all_concepts: bool = False,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -299,13 +306,15 @@ class SceneSampler:
         if wrong or not sum(weights.values()):
             raise ValueError(f"weights of groups must be numbers of at least 0, not all of them 0, got {groups!r}")
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
+        self.all_concepts = all_concepts
         self.kinds = list(kinds or KIND_WEIGHTS)
         self._kind_weights = _normalised([KIND_WEIGHTS[k] for k in self.kinds])
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
-        keep = (lambda c: split_of_concept(c) == "train") if split == "train" else (lambda c: True)
-        self._concepts = [c for c in icons.concepts if keep(c)]
+        every = split != "train" or all_concepts
+        kept = {c for c in icons.concepts if every or split_of_concept(c) == "train"}
+        self._concepts = [c for c in icons.concepts if c in kept]
         self._concept_weights = _normalised([weights[icons.groups[c]] for c in self._concepts])
-        self._objects = [c for c in icons.objects if keep(c)]
+        self._objects = [c for c in icons.objects if c in kept]
 
     def scene(self, index: int) -> Scene:
         rng = self._rng(index)
@@ -332,7 +341,7 @@ class SceneSampler:
         raise ValueError(f"these icons allow no scene of the kind {kind!r} in the split {self.split!r}")
 
     def _belongs(self, plan: Plan) -> bool:
-        return self.split == "all" or plan.split == self.split
+        return self.split == "all" or plan.split(self.all_concepts) == self.split
 
     def _candidate(self, kind: str, rng: np.random.Generator) -> Plan | None:
         if kind == "single":

@@ -69,7 +69,7 @@ def recognition(bench: Bench) -> Part:
     prompts = bench.cut(ask.recognition(bench.icons, bench.split))
     drawn, real = bench.draw("recognition", prompts), bench.truths(prompts)
     known = torch.tensor([p.known for p in prompts])
-    groups = {"all": torch.ones_like(known), "concepts of the training set": known, "concepts held out of it": ~known}
+    groups = {"all": torch.ones_like(known), "concepts that CLIP was trained on": known, "concepts held out of it": ~known}
     return _retrieval(bench, "recognition", "Single concepts", prompts, drawn, real, groups)
 
 
@@ -299,7 +299,7 @@ def fidelity(bench: Bench) -> Part:
 
 def training_renders(icons: IconSet) -> tuple[Tensor, Tensor]:
     """All training icons on white at three sizes as 16x16 px [M, 768], and their rows [M]."""
-    rows = [n for n, i in enumerate(icons.icons) if split_of_icon(i["concept"], i["style"]) == "train"]
+    rows = [n for n, i in enumerate(icons.icons) if split_of_icon(i["concept"], i["style"], True) == "train"]
     kept = []
     for start in range(0, len(rows), 512):
         white = _on_white(icons, torch.tensor(rows[start : start + 512])).float() / 255

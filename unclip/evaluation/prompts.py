@@ -23,8 +23,8 @@ ATTRIBUTE = {"colour": "colour", "count": "number", "relation": "place", "backgr
 class Prompt:
     """A sentence to draw, a scene that shows it truly, and what it asks for.
 
-    `right` are the concepts that answer it, `plan` what a composition shows; `known` is False where the model never saw
-    the concept.
+    `right` are the concepts that answer it, `plan` what a composition shows; `known` is False for a concept that training
+    holds out, unless `data.all_concepts` lets the decoder and prior see it.
     """
 
     text: str
@@ -83,9 +83,9 @@ def composition(icons: IconSet, split: str, per_kind: int = PER_KIND) -> dict[st
 
 
 def scenes(icons: IconSet, split: str, count: int, first: int = 0) -> list[Prompt]:
-    """Held-out scenes of every kind as they come, for distances between sets."""
+    """Scenes of every kind as they come that are held out of any training, for distances between sets."""
     check_split(split)
-    sampler = SceneSampler(icons, SPLITS[split], SEED + 1)
+    sampler = SceneSampler(icons, SPLITS[split], SEED + 1, all_concepts=True)
     drawn = [sampler.scene(n) for n in range(first, first + count)]
     return [Prompt(s.caption, s, ()) for s in drawn]
 

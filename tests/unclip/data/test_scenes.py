@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unclip.data.emoji import STYLES
 from unclip.data.examples import EmojiCrops, EmojiScenes, _named
 from unclip.data.render import (
     COLOURS,
@@ -19,7 +20,7 @@ from unclip.data.render import (
     render_svg,
     turn_to,
 )
-from unclip.data.scenes import GROUP_WEIGHTS, KIND_WEIGHTS, NUMBERS, IconSet, SceneSampler, split_of_icon
+from unclip.data.scenes import GROUP_WEIGHTS, KIND_WEIGHTS, NUMBERS, IconSet, SceneSampler, split_of_concept, split_of_icon
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="10" fill="#e23b3b"/></svg>'
 ROUND = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><circle cx="5" cy="5" r="4" fill="#3b7de0"/></svg>'
@@ -112,6 +113,21 @@ def test_splits_share_no_combination(icons):
     seen, validation, test = map(combinations, ("train", "validation", "test"))
     assert seen and validation and test
     assert not (seen & validation or seen & test or validation & test)
+
+
+def test_of_a_concept_that_is_not_held_out_whole_one_style_is(icons):
+    unseen = {c: {s for s in STYLES if split_of_icon(c, s, all_concepts=True) != "train"} for c in icons.concepts}
+    whole = {c for c in icons.concepts if split_of_concept(c) != "train"}
+    assert whole and all(len(unseen[c]) == 1 for c in whole)
+    assert all(unseen[c] == {s for s in STYLES if split_of_icon(c, s) != "train"} for c in unseen if c not in whole)
+    for kind in ("single", "pair"):
+        sampler = SceneSampler(icons, "train", kinds=(kind,), all_concepts=True)
+        plans = [sampler.plan(n) for n in range(400)]
+        assert whole & {c for plan in plans for c in plan.concepts}
+        assert not [plan for plan in plans if any(plan.style in unseen[c] for c in plan.concepts)]
+    for split in ("validation", "test"):
+        plans = [SceneSampler(icons, split, all_concepts=True).plan(n) for n in range(200)]
+        assert all(plan.split(all_concepts=True) == split and plan.split() != "train" for plan in plans)
 
 
 def test_captions_say_what_is_drawn(icons):

@@ -33,7 +33,7 @@ def test_dev_and_test_share_no_prompt(icons, compositions):
 def test_combinations_are_held_out_and_their_parts_are_not(icons, compositions, split):
     for kind, prompts in compositions[split].items():
         for prompt in prompts:
-            assert prompt.plan.split == ask.SPLITS[split]
+            assert prompt.plan.split() == ask.SPLITS[split]
             assert all(split_of_concept(c) == "train" for c in prompt.plan.concepts)
             if kind != "style":
                 assert all(split_of_icon(c, prompt.plan.style) == "train" for c in prompt.plan.concepts)
