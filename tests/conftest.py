@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from hypothesis import settings
 
 from decoder import Decoder, UnCLIPTextProjModel
 from prior import DiffusionPrior
@@ -24,6 +25,8 @@ from upsamplers import Upsampler
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 
 def randomise(network: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> torch.nn.Module:

@@ -58,7 +58,7 @@ def test_dot_products_fill_their_buckets_alike(prior):
     assert (counts - 50).abs().max() <= 2
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(at=st.integers(0, 6))
 def test_a_component_is_told_by_those_before_it_alone(prior, at):
     text, encodings, mask = conditions(2)

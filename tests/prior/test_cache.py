@@ -31,7 +31,7 @@ def prior(request):
     return attention.install(randomise(PRIORS[request.param]()).double())
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3), repeats=st.integers(1, 3), seed=st.integers(0, 99))
 def test_kept_equals_computed_anew(prior, lengths, repeats, seed):
     g = torch.Generator().manual_seed(seed)

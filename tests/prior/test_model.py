@@ -20,7 +20,7 @@ def inputs(batch: int = 2) -> tuple[torch.Tensor, ...]:
     return (*made, torch.ones(batch, 8, dtype=torch.bool))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(length=st.integers(1, 7))
 def test_padding_is_not_seen(prior, length):
     noised, text, encodings, mask = inputs()

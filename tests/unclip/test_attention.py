@@ -15,7 +15,7 @@ from unclip import attention as module
 from unclip.attention import aligned_bias, attention, install
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 3),
     queries=st.integers(1, 9),

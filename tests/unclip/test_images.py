@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
         open_image(tmp_path / "none.png")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.data())
 def test_a_damaged_upload_is_a_picture_or_one_line(kind, data):
     file = io.BytesIO()
@@ -130,7 +130,7 @@ def test_a_sticker_looks_on_white_as_before_and_its_surroundings_are_gone():
     assert (before[alpha == 0] >= 255 - 24).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.floats(0.05, 0.6))
 def test_what_is_cut_out_is_what_a_flood_from_the_border_reaches(seed, share):
     dark = np.random.default_rng(seed).random((12, 17)) < share

@@ -19,7 +19,7 @@ def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1, 1).acos()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(dim=dims, share=shares, seed=st.integers(0, 999), scale=st.floats(0.01, 100))
 def test_slerp_keeps_the_length_and_divides_the_angle(dim, share, seed, scale):
     a, b = torch.nn.functional.normalize(vectors(2, dim, seed), dim=-1) * scale
@@ -31,7 +31,7 @@ def test_slerp_keeps_the_length_and_divides_the_angle(dim, share, seed, scale):
     torch.testing.assert_close(slerp(b, a, 1 - share), between, rtol=1e-6, atol=1e-9 * scale)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(dim=dims, seed=st.integers(0, 999), nearness=st.sampled_from([0.0, 1e-12, 1e-6, 1e-3, 1.0]))
 def test_slerp_is_exact_at_both_ends(dim, seed, nearness):
     a, other = vectors(2, dim, seed)
@@ -50,7 +50,7 @@ def test_slerp_of_what_has_no_circle():
         slerp(torch.zeros(3), torch.ones(3), 0.5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(dim=dims, share=shares, seed=st.integers(0, 999))
 def test_the_mean_of_two_is_slerp(dim, share, seed):
     pair = torch.nn.functional.normalize(vectors(2, dim, seed), dim=-1)
@@ -60,7 +60,7 @@ def test_the_mean_of_two_is_slerp(dim, share, seed):
     torch.testing.assert_close(mean, slerp(*pair, share), rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(dim=st.integers(3, 32), count=st.integers(1, 6), seed=st.integers(0, 999))
 def test_no_direction_nearby_is_nearer_than_the_mean(dim, count, seed):
     points = torch.nn.functional.normalize(vectors(1, dim, seed) + 0.5 * vectors(count, dim, seed + 1), dim=-1)

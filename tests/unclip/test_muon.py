@@ -11,7 +11,7 @@ from unclip.config import ConfigError
 from unclip.muon import Muon, hidden_matrices, orthogonalised
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), size=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31))
 def test_singular_values_come_near_one_and_directions_stay(rows, columns, size, seed):
     generator = torch.Generator().manual_seed(seed)

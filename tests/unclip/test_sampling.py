@@ -12,7 +12,7 @@ from unclip.sampling import denoise, guide, noise, shifted_timesteps
 KINDS = ("epsilon", "sample", "v_prediction")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(kind=st.sampled_from(KINDS), t=st.integers(1, 998), seed=st.integers(0, 1000))
 def test_target_and_clean_are_inverse(kind, t, seed):
     g = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ CONFIGS = [
 ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(config=st.sampled_from(CONFIGS), steps=st.integers(2, 60), seed=st.integers(0, 99), doubled=st.booleans())
 def test_a_whole_trajectory_is_the_same(config, steps, seed, doubled):
     dtype = torch.float64 if doubled else torch.float32

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from unclip.tiling import ramp, spans, tiled
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     length=st.integers(1, 400),
     tile=st.integers(4, 12).map(lambda n: 8 * n),
@@ -26,7 +26,7 @@ def test_tiles_cover_every_pixel_with_weight(length, tile, share, multiple):
     assert all(b[0] <= a[1] - overlap for a, b in zip(found, found[1:], strict=False))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(height=st.integers(2, 12), width=st.integers(2, 12), layers=st.integers(1, 4), seed=st.integers(0, 9))
 def test_equal_to_untiled_where_the_overlap_holds_the_receptive_field(height, width, layers, seed):
     torch.manual_seed(seed)

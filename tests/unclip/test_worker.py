@@ -149,7 +149,7 @@ def test_closing_draws_what_waits_and_takes_nothing_more(worker):
     assert not closing.is_alive() and [a.result(0) for a in answers] == [1, 2, 3] and first.result(0) == "held"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.integers(1, 4), st.booleans()), max_size=12))
 def test_every_job_is_answered_or_dropped_exactly_once(requests):
     worker = Worker(limit=64)

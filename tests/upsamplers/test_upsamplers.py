@@ -52,7 +52,7 @@ def test_wrong_sizes_are_named():
         Upsampler(32, in_channels=3)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(sigma=st.floats(0.0, 2.0), value=st.floats(-1, 1))
 def test_blur_keeps_flat_pictures_and_never_leaves_the_range(sigma, value):
     flat = torch.full((1, 3, 8, 8), value)

@@ -44,7 +44,7 @@ layers = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(picture=st.lists(layers, min_size=1, max_size=4), ground=st.tuples(*[st.integers(0, 255)] * 3))
 def test_blended_sprites_show_what_the_svg_shows(picture, ground):
     exact = flatten(render_svg(compose_svg(picture, MARKUP.__getitem__, ground), 64)).astype(int)
@@ -89,7 +89,7 @@ def test_a_sprite_of_many_hues_is_not_turned():
     assert turn_to(np.full((64, 64, 4), 255, dtype=np.uint8), "blue") is None
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(index=st.integers(0, 10**6), split=st.sampled_from(["train", "validation", "test"]))
 def test_an_index_is_one_scene_and_stays_in_its_split(icons, index, split):
     scene = SceneSampler(icons, split).scene(index)

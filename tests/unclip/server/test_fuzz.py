@@ -13,7 +13,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-often = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+often = settings(max_examples=300, suppress_health_check=list(HealthCheck), database=None)
 
 
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
@@ -38,7 +38,7 @@ def test_schemathesis_finds_no_server_error(serve, mode):
             continue  # nothing that could be wrong
         cases = operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode])
 
-        @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=100, suppress_health_check=list(HealthCheck), database=None)
         @given(case=cases)
         def check(case) -> None:
             if mode == "POSITIVE" and isinstance(case.body, dict):

@@ -34,7 +34,7 @@ ANYTHING = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ANYTHING)
 def test_numbers_are_in_bounds_or_refused(value):
     for check in (whole, between):
@@ -46,7 +46,7 @@ def test_numbers_are_in_bounds_or_refused(value):
             assert 1 <= found <= 8 and found == value and (check is between or isinstance(found, int))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(st.sampled_from(["seed", "steps", "guidance", "prompt"]), st.text(max_size=20)))
 def test_restored_settings_fit_their_fields(facts):
     seed, steps = restored(facts, "seed", int), restored(facts, "steps", int)
@@ -304,7 +304,7 @@ def test_what_a_session_draws_anew_takes_the_old_ones_place_and_its_status(page,
     assert "done" in list(second)[-2][1]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def fuzz(page, counts, data):
     """One handler with anything for its arguments, or with all but a few of them right."""
@@ -340,7 +340,7 @@ def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch):
     assert page.studio._jobs == {}
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(value=ANYTHING)
 def test_places_in_galleries_and_files_are_checked_like_numbers(page, value):
     """What Gradio passes on as the browser sent it."""
