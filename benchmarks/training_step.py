@@ -59,13 +59,15 @@ def installed(folder: Path) -> Path:
 def ours(batch: int, compiled: bool) -> tuple:
     import torch
 
+    from decoder import of_context
     from unclip import networks
+    from unclip.config import load_config
     from unclip.diffusion import schedule, target
     from unclip.precision import fast_dtype
 
     torch.manual_seed(0)
-    model = {"channels": [96, 192, 320], "blocks": [2, 2, 2], "attention": [False, True, True]}  # configs/emoji/decoder.yaml
-    trained = networks.decoder(model, DIM)
+    config = load_config(Path(__file__).parent.parent / "configs" / "emoji" / "decoder.yaml")
+    trained = networks.decoder(config["model"], DIM)
     for network in trained.values():
         network.to(memory_format=torch.channels_last)
     if compiled:
@@ -73,13 +75,14 @@ def ours(batch: int, compiled: bool) -> tuple:
     dtype, levels = fast_dtype("cpu"), schedule("v_prediction")
     clean, noise = torch.randn(2, batch, 3, 64, 64)
     embeds, encodings = torch.randn(batch, DIM), torch.randn(batch, TOKENS, DIM)
-    mask = torch.ones(batch, 4 + TOKENS, dtype=torch.bool)
+    heard = torch.ones(batch, TOKENS, dtype=torch.bool)
+    mask = of_context(trained["text_proj"], heard, True)
 
     def loss() -> torch.Tensor:
         t = torch.randint(0, 1000, (batch,))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             context, added = trained["text_proj"](
-                image_embeddings=embeds, prompt_embeds=embeds, text_encoder_hidden_states=encodings
+                image_embeddings=embeds, prompt_embeds=embeds, text_encoder_hidden_states=encodings, text_mask=heard
             )
             noised = levels.add_noise(clean, noise, t)
             answer = trained["decoder"](noised, t, context, class_labels=added, attention_mask=mask).sample.float()
@@ -94,7 +97,7 @@ def peer(batch: int) -> tuple:
 
     torch.manual_seed(0)
     unet = Unet(
-        dim=80,
+        dim=88,
         image_embed_dim=DIM,
         text_embed_dim=DIM,
         cond_dim=416,  # of the embeddings' own width it makes no image tokens, and fails

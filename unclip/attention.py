@@ -21,6 +21,8 @@ BACKENDS = ("auto", "xformers", "sdpa", "math")
 # Up to this many key tokens two batched matrix products beat torch's CPU flash kernel backward; forward alone only in 16 bits,
 # with heads as wide as this and at least as many queries.
 MATH_TOKENS, MATH_WIDTH, MATH_QUERIES = 1024, 64, 64
+# Scores up to this, as powers of two, are summed without their maximum, by heads whose scores stay in the cache together.
+LARGEST_POWER, CACHED_SCORES = 32.0, 2**21
 # What "auto" found impossible on this machine, with the reason: tried once, not at every layer.
 _refused: dict[str, str] = {}
 _told: set[str] = set()
@@ -33,7 +35,8 @@ def attention(
 
     `backend`: "xformers" is its memory-efficient attention (`op` names its forward and backward kernels), "sdpa" torch's
     scaled dot product attention, "math" two batched products. "auto" takes xformers on CUDA where it is installed and
-    has a kernel, "math" on a CPU up to 1024 key tokens where it is the faster one, else "sdpa".
+    has a kernel, "math" on a CPU up to 1024 key tokens where it is the faster one, else "sdpa"; in the place of both, for a
+    CPU's bfloat16 without gradients, products without softmax's maximum where the scores are small enough.
     """
     if backend == "auto":
         if query.device.type == "cuda" and "xformers" not in _refused:
@@ -43,6 +46,12 @@ def attention(
                 _refused["xformers"] = str(error).splitlines()[0]
                 logger.info("attention: sdpa, because xformers cannot be used here: %s", _refused["xformers"])
         backend = "math" if _products_are_faster(query, key) else "sdpa"
+        compiling = torch.compiler.is_compiling()
+        if _one_pass_is_faster(query, key, value) and not (compiling and backend == "math"):  # whose softmax is fused then
+            if compiling:
+                return torch.ops.unclip.attention_bf16(query, key, value, mask)
+            if (attended := _without_maximum(query, key, value, mask)) is not None:
+                return attended
     if backend == "xformers":
         return _xformers(query, key, value, mask, op)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # [B, H, N, D]
@@ -54,6 +63,53 @@ def attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     return (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+
+
+def _one_pass_is_faster(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `_without_maximum` beats "sdpa", if it can answer (benchmarks/attention.py)."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[1] < MATH_QUERIES:
+        return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)))
+
+
+def _without_maximum(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Attention in one pass over the scores instead of softmax's several: their exponentials, in place, as they are.
+
+    A column of ones beside the values sums them in the same product. None where a score could be too large for that (the
+    longest query times the longest key bound them), or a mask is not of keys alone.
+    """
+    batch, queries, heads, width = query.shape
+    keys, scale = key.shape[1], math.log2(math.e) / math.sqrt(width)
+    longest = [torch.linalg.vector_norm(t, dim=-1, dtype=torch.float32).amax().item() for t in (query, key)]
+    if not longest[0] * longest[1] * scale <= LARGEST_POWER:
+        return None
+    values = F.pad(value, (0, 1), value=1.0)  # [B, M, H, D + 1]
+    if mask is not None:
+        if mask.ndim != 4 or mask.shape[-2] != 1 or (mask.dtype != torch.bool and mask.amax() > 0):
+            return None
+        weights = mask if mask.dtype == torch.bool else mask.exp()
+        values = values * weights.expand(batch, -1, 1, keys).permute(0, 3, 1, 2)
+    flat = [t.permute(0, 2, 1, 3).reshape(batch * heads, -1, t.shape[-1]) for t in (query * scale, key, values)]
+    together = min(max(1, CACHED_SCORES // (queries * keys)), batch * heads)
+    scores = query.new_empty(together, queries, keys)
+    sums = query.new_empty(batch * heads, queries, values.shape[-1])
+    for start in range(0, batch * heads, together):
+        q, k, v = (t[start : start + together] for t in flat)
+        torch.bmm(q, k.transpose(1, 2), out=scores[: len(q)])
+        torch.bmm(scores[: len(q)].exp2_(), v, out=sums[start : start + together])
+    sums = sums.unflatten(0, (batch, heads)).transpose(1, 2)  # [B, N, H, D + 1]
+    return sums[..., :-1] / sums[..., -1:].clamp_min(torch.finfo(sums.dtype).tiny)
+
+
+@torch.library.custom_op("unclip::attention_bf16", mutates_args=())
+def _whole(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` as one step of a compiled network: which kernel it takes depends on the values."""
+    return attention(query, key, value, mask).contiguous()
+
+
+@_whole.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
 def _products_are_faster(query: Tensor, key: Tensor) -> bool:

@@ -46,6 +46,50 @@ def test_kernels_agree_forward_and_backward(batch, queries, keys, heads, masked,
         torch.testing.assert_close(gradient, gradients[0])
 
 
+@settings(max_examples=60)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3)),
+    masked=st.sampled_from(["no", "keys", "heads", "all", "added"]),
+    largest=st.sampled_from([0.1, 1.0, 1e4]),
+    together=st.sampled_from([1, 60, 2**21]),
+    seed=st.integers(0, 99),
+)
+def test_without_a_maximum_attention_is_the_same(sizes, masked, largest, together, seed):
+    """In bfloat16, for scores small and large (there with one), for any mask, a few heads at a time."""
+    batch, queries, keys, heads = sizes
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(batch, n, heads, 8, generator=g).bfloat16() for n in (queries, keys, keys))
+    q, mask = q * largest, None
+    if masked != "no":
+        shapes = {"keys": (batch, 1, 1, keys), "heads": (1, heads, 1, keys)}
+        mask = torch.rand(shapes.get(masked, (1, 1, queries, keys)), generator=g) > 0.4
+        mask[..., 0] = True
+    if masked == "added":
+        mask = torch.where(mask[:, :, :1], 0.0, -10000.0).bfloat16()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CACHED_SCORES", together)
+        patch.setattr(module, "MATH_QUERIES", 1)
+        plain, answer = module._without_maximum(q, k, v, mask), attention(q, k, v, mask)
+    exact = sdpa(q.double(), k.double(), v.double(), mask if mask is None or mask.dtype == torch.bool else mask.double())
+    torch.testing.assert_close(answer.double(), exact, atol=0.06, rtol=0.06)
+    assert (plain is None) == (largest == 1e4 or (masked == "all" and queries > 1))
+    assert answer.shape == q.shape and answer.dtype == q.dtype
+
+
+def test_a_query_that_may_attend_to_nothing_is_no_nan():
+    q = torch.randn(1, 64, 2, 8).bfloat16()
+    assert attention(q, q, q, torch.zeros(1, 1, 1, 64, dtype=torch.bool)).isfinite().all()
+
+
+def test_a_compiled_network_takes_it_too():
+    """As one step of the graph: which kernel it is depends on the scores."""
+    q, k, v = torch.randn(3, 2, 64, 3, 8).bfloat16().unbind()
+    function = torch.compile(lambda q, k, v, mask: attention(q * 1.5, k, v, mask), backend="aot_eager", fullgraph=True)
+    mask = torch.rand(2, 1, 1, 64) > 0.5
+    for scale in (0.1, 1e4):
+        torch.testing.assert_close(function(q * scale, k, v, mask), attention(q * scale * 1.5, k, v, mask))
+
+
 def test_installing_reaches_every_layer_and_unknown_names_are_refused():
     prior = DiffusionPrior(embedding_dim=32, num_embeddings=4, width=32, layers=2, head_dim=16)
     before = [b.attention.function for b in prior.blocks]
