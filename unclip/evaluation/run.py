@@ -206,6 +206,10 @@ def _summary(settings: Settings, found: list[Part]) -> Table:
         }
         where = ", ".join(name for name, yes in ahead.items() if yes) or "neither"
         add("prior ahead of the text embedding in", where, "recognition and Fréchet, intervals apart", all(ahead.values()))
+    paired = at("prior", "ahead", "text embedding")
+    if paired is not None:
+        add("the same, R@1 more, prompt by prompt", paired["r1"], "", None)
+        add("the same, Fréchet distance less, prompt by prompt", paired["frechet_distance"], "", None)
     weights = sum(p.stat().st_size for p in resolve(settings.model).rglob("*.safetensors")) / 1e6
     add("weights, MB", weights, "at most 150", weights <= 150)
     note = f"split {settings.split}" + (

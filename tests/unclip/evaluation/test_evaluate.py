@@ -262,4 +262,8 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
     ways = found["results"]["prior"]
     assert len({ways[w]["frechet_distance"]["value"] for w in ("prior", "text embedding", "no prior", "true embedding")}) == 4
+    for way, ahead in ways["ahead"].items():
+        for measure, sign in (("r1", 1), ("frechet_distance", -1)):
+            apart = sign * (ways["prior"][measure]["value"] - ways[way][measure]["value"])
+            assert ahead[measure]["value"] == pytest.approx(apart, abs=1e-5)
     assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 2
