@@ -42,10 +42,12 @@ class EmojiScenes(Dataset):
         contrast: float = 0.0,
         groups: dict[str, float] | None = None,
         all_concepts: bool = False,
+        loose: float = 0.0,
     ):
         self.icons, self.size = IconSet.load(path), SPRITE_SIZE
         kinds = tuple(kinds) if kinds else None
-        self.sampler = SceneSampler(self.icons, split, seed, kinds, contrast, groups=groups, all_concepts=all_concepts)
+        how = {"groups": groups, "all_concepts": all_concepts, "loose": loose}
+        self.sampler = SceneSampler(self.icons, split, seed, kinds, contrast, **how)
         self.seed = seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:

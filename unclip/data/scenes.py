@@ -279,7 +279,8 @@ class SceneSampler:
     twice as often; `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of single
     icons with a skin tone, where they have one. `contrast` is the share of odd indices that repeat the scene before with one
     attribute changed (another colour, number, place or ground): hard negatives for contrastive training. With `all_concepts`
-    no concept is held out whole: of a tenth of them one style is.
+    no concept is held out whole: of a tenth of them one style is. `loose` is the share of single icons that are named as people
+    do: by tags alone ("amphibian, green"), or with words around them that change nothing ("please draw a nice frog").
     """
 
     def __init__(
@@ -292,6 +293,7 @@ class SceneSampler:
         tones: float = TONE_SHARE,
         groups: dict[str, float] | None = None,
         all_concepts: bool = False,
+        loose: float = 0.0,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -306,7 +308,9 @@ class SceneSampler:
         if wrong or not sum(weights.values()):
             raise ValueError(f"weights of groups must be numbers of at least 0, not all of them 0, got {groups!r}")
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
-        self.all_concepts = all_concepts
+        if not 0 <= loose <= 1:
+            raise ValueError(f"loose must be in [0, 1], got {loose}")
+        self.all_concepts, self.loose = all_concepts, loose
         self.kinds = list(kinds or KIND_WEIGHTS)
         self._kind_weights = _normalised([KIND_WEIGHTS[k] for k in self.kinds])
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
@@ -429,7 +433,9 @@ class SceneSampler:
         first = _with_tone(names[0], tone)
         if plan.kind == "single":
             tags = self.icons.tags(plan.concepts[0])
-            if tags and rng.random() < 0.15:
+            if self.loose and rng.random() < self.loose:
+                text = self._loosely(first, tags, rng)
+            elif tags and rng.random() < 0.15:
                 chosen = rng.permutation(tags)[: int(rng.integers(1, 4))]
                 text = f"{first}, {', '.join(chosen)}"
             else:
@@ -445,6 +451,13 @@ class SceneSampler:
         if is_everyday(text):
             text, names = wordings(plan)[0], list(plan.concepts)
         return text, tuple(_plural(name) if plan.count > 1 else name for name in names)
+
+    def _loosely(self, name: str, tags: list[str], rng: np.random.Generator) -> str:
+        """By two to four tags, or the name among words that say nothing more of the picture."""
+        if len(tags) > 1 and rng.random() < 0.5:
+            return _pick(rng, [", ", " "]).join(rng.permutation(tags)[: int(rng.integers(2, 5))])
+        thing = f"{_pick(rng, _PRAISE)} {name}" if rng.random() < 0.6 else name
+        return _pick(rng, _ASKING).format(name=thing, a_name=_a(thing))
 
     def _name(self, concept: str, kind: str, rng: np.random.Generator) -> str:
         synonyms = self.icons.synonyms[concept]
@@ -476,6 +489,16 @@ def mentions_style(scene: Scene) -> bool:
     return style_phrase(scene.style) in scene.caption
 
 
+_PRAISE = (
+    *("nice", "pretty", "lovely", "beautiful", "wonderful", "funny", "simple", "great"),
+    *("favourite", "typical", "modern", "plain", "perfect", "amazing", "real"),
+)
+_ASKING = (
+    *("{a_name}", "the {name}", "my {name}", "our {name}", "this {name}", "please draw {a_name}", "draw me {a_name}"),
+    *("i want {a_name}", "show me the {name}", "a picture of {a_name}", "a drawing of {a_name}", "an icon of {a_name}"),
+    *("just {a_name}", "{a_name}, please", "{a_name} for my friend", "{a_name} at home", "{a_name} in front of me"),
+    *("{name} today", "{a_name} and nothing else", "look at this {name}"),
+)
 _COUNT_SPOTS = {
     2: ((0.26, 0.5, 0.46), (0.74, 0.5, 0.46)),
     3: ((0.5, 0.27, 0.44), (0.26, 0.73, 0.44), (0.74, 0.73, 0.44)),

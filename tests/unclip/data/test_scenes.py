@@ -1,5 +1,7 @@
 """Scenes: true captions, fixed splits, and two renderers that agree."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,16 @@ from unclip.data.render import (
     render_svg,
     turn_to,
 )
-from unclip.data.scenes import GROUP_WEIGHTS, KIND_WEIGHTS, NUMBERS, IconSet, SceneSampler, split_of_concept, split_of_icon
+from unclip.data.scenes import (
+    GROUP_WEIGHTS,
+    KIND_WEIGHTS,
+    NUMBERS,
+    IconSet,
+    SceneSampler,
+    is_everyday,
+    split_of_concept,
+    split_of_icon,
+)
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="10" fill="#e23b3b"/></svg>'
 ROUND = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><circle cx="5" cy="5" r="4" fill="#3b7de0"/></svg>'
@@ -150,6 +161,23 @@ def test_captions_say_what_is_drawn(icons):
         else:
             assert all(name in scene.caption for name in names)
     assert kinds == set(KIND_WEIGHTS)
+
+
+def test_loose_captions_still_mean_the_icon(icons):
+    tagged = dataclasses.replace(icons, icons=[dict(i, tags=["kitty", "round", "drawn"]) for i in icons.icons])
+    loose = SceneSampler(tagged, "train", kinds=("single",), loose=1.0)
+    scenes = [loose.scene(n) for n in range(300)]
+    by_name = [s.names[0] in s.caption for s in scenes]
+    assert 0.3 < sum(by_name) / len(scenes) < 0.8
+    assert all(n or "round" in s.caption or "drawn" in s.caption for s, n in zip(scenes, by_name, strict=True))
+    assert not [s.caption for s in scenes if is_everyday(s.caption)]
+    plain, same = (SceneSampler(tagged, "train", loose=share) for share in (0.0, 1.0))
+    for n in range(60):
+        one, other = plain.scene(n), same.scene(n)
+        assert one.kind == "single" or one == other  # nothing but a single icon is said loosely
+        assert one.kind != "single" or (one.key.split("|")[0], one.style) == (other.key.split("|")[0], other.style)
+    with pytest.raises(ValueError, match=r"loose must be in \[0, 1\], got 2"):
+        SceneSampler(tagged, "train", loose=2)
 
 
 def test_contrasting_neighbours_differ_in_one_attribute(icons):
