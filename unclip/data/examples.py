@@ -38,14 +38,13 @@ class EmojiScenes(Dataset):
         path: str,
         split: str = "train",
         seed: int = 0,
-        kinds: tuple[str, ...] | list[str] | None = None,
+        kinds: list[str] | dict[str, float] | None = None,
         contrast: float = 0.0,
         groups: dict[str, float] | None = None,
         all_concepts: bool = False,
         loose: float = 0.0,
     ):
         self.icons, self.size = IconSet.load(path), SPRITE_SIZE
-        kinds = tuple(kinds) if kinds else None
         how = {"groups": groups, "all_concepts": all_concepts, "loose": loose}
         self.sampler = SceneSampler(self.icons, split, seed, kinds, contrast, **how)
         self.seed = seed
@@ -199,6 +198,8 @@ def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) ->
     return _examples(data, split, seed, EmojiCrops, PictureCrops, {"size": size})
 
 
+# How emoji scenes are composed: nothing that one's own pictures have, though a configuration may say it.
+_COMPOSED = {"kinds", "groups", "contrast", "all_concepts", "loose"}
 # What a held-out split takes from the training data's section: where it is, how it is cut and what is held out, not how it
 # is sampled.
 _SHARED = {*("path", "size", "crop", "caption_column", "image_column", "max_unreadable", "subset", "streaming", "embeddings")}
@@ -217,7 +218,8 @@ def _examples(data: dict, split: str, seed: int, emoji: type, own: type, fixed: 
             raise ConfigError(f"data.embeddings: {path} is composed anew for every example; there is nothing to keep")
         fixed = {}
     elif kind is own:
-        check_there(path)  # before keys are found unknown that emoji would have
+        check_there(path)
+        data = {k: v for k, v in data.items() if k not in _COMPOSED}
     if split != "train":
         data = {k: v for k, v in data.items() if k in _SHARED}
     return construct(kind, data, "data", split=split, seed=seed, **fixed)

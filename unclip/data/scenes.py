@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -275,8 +275,8 @@ def style_phrase(style: str) -> str:
 class SceneSampler:
     """Draws scene `index` of a split; the same (icons, split, seed, index) always gives the same scene.
 
-    The split "all" knows no held-out combination. `kinds` restricts the kinds of scene, and one that is named twice comes
-    twice as often; `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of single
+    The split "all" knows no held-out combination. `kinds` restricts the kinds of scene, and says how often each comes
+    where it is a mapping; `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of single
     icons with a skin tone, where they have one. `contrast` is the share of odd indices that repeat the scene before with one
     attribute changed (another colour, number, place or ground): hard negatives for contrastive training. With `all_concepts`
     no concept is held out whole: of a tenth of them one style is. `loose` is the share of single icons that are named as people
@@ -288,7 +288,7 @@ class SceneSampler:
         icons: IconSet,
         split: str,
         seed: int = 0,
-        kinds: tuple[str, ...] | None = None,
+        kinds: Sequence[str] | Mapping[str, float] | None = None,
         contrast: float = 0.0,
         tones: float = TONE_SHARE,
         groups: dict[str, float] | None = None,
@@ -303,21 +303,22 @@ class SceneSampler:
         unknown = set(groups or {}) - set(GROUP_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown groups of concepts {sorted(unknown)}; choose from {list(GROUP_WEIGHTS)}")
-        weights = GROUP_WEIGHTS | (groups or {})
-        wrong = [w for w in weights.values() if not isinstance(w, int | float) or not 0 <= w < float("inf")]
-        if wrong or not sum(weights.values()):
-            raise ValueError(f"weights of groups must be numbers of at least 0, not all of them 0, got {groups!r}")
+        of_groups = GROUP_WEIGHTS | (groups or {})
+        of_kinds = dict(kinds) if isinstance(kinds, Mapping) else {k: KIND_WEIGHTS[k] for k in kinds or KIND_WEIGHTS}
+        for name, weights, given in (("groups", of_groups, groups), ("kinds", of_kinds, kinds)):
+            wrong = [w for w in weights.values() if not isinstance(w, int | float) or not 0 <= w < float("inf")]
+            if wrong or not sum(weights.values()):
+                raise ValueError(f"weights of {name} must be numbers of at least 0, not all of them 0, got {given!r}")
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
         if not 0 <= loose <= 1:
             raise ValueError(f"loose must be in [0, 1], got {loose}")
         self.all_concepts, self.loose = all_concepts, loose
-        self.kinds = list(kinds or KIND_WEIGHTS)
-        self._kind_weights = _normalised([KIND_WEIGHTS[k] for k in self.kinds])
+        self.kinds, self._kind_weights = list(of_kinds), _normalised(list(of_kinds.values()))
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
         every = split != "train" or all_concepts
         kept = {c for c in icons.concepts if every or split_of_concept(c) == "train"}
         self._concepts = [c for c in icons.concepts if c in kept]
-        self._concept_weights = _normalised([weights[icons.groups[c]] for c in self._concepts])
+        self._concept_weights = _normalised([of_groups[icons.groups[c]] for c in self._concepts])
         self._objects = [c for c in icons.objects if c in kept]
 
     def scene(self, index: int) -> Scene:

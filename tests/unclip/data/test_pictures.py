@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from unclip.config import ConfigError
+from unclip.config import ConfigError, load_config
 from unclip.data.examples import captioned_examples, crop_examples
 from unclip.data.pictures import held_out, pixels
 from unclip.data.reading import read_pictures
@@ -79,6 +79,16 @@ def test_every_layout_gives_every_picture_its_own_caption(folder):
         n = int(found.captions[row].split()[-1])
         expected = np.random.default_rng(n).integers(0, 256, (70, 90, 3), dtype=np.uint8)
         np.testing.assert_array_equal(np.asarray(found.open(row)), expected)
+
+
+def test_the_emoji_configurations_take_ones_own_pictures(folder):
+    """What they say of how scenes are composed is nothing that a folder has."""
+    for name in ("prior", "decoder"):
+        composed = load_config(f"emoji/{name}")["data"]
+        assert composed["all_concepts"] and composed["groups"]
+        for split in ("train", "validation"):
+            own = {"path": str(folder)}
+            assert captioned_examples(composed | own, split)[0]["caption"] == captioned_examples(own, split)[0]["caption"]
 
 
 def test_an_epoch_has_every_training_picture_once_and_no_held_out_one(folder):
