@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from . import __version__
 from .checkpoints import check_folder, components_folder, load_components, new_folder, resolve, save_components
@@ -24,15 +25,18 @@ def export_pipeline(
     force: bool = False,
     defaults: dict[str, float] | None = None,
     dtype: torch.dtype = torch.float16,
+    mean: list[str] | None = None,
 ) -> Path:
     """Write the pipeline that the runs' averaged weights make together, or the CLIP (or judge) alone; -> its folder.
 
     Each of `runs` is a training run (its `final/`, or `latest/` while it goes on), a folder of components, or another
-    pipeline; a component in a later one replaces an earlier one's. A pipeline's sampling defaults are kept, `defaults`
-    replaces single ones; its model card is kept, so is one that stands at `out`, so are its principal axes if they are
-    of this CLIP, and its distilled decoder if it is this decoder's. Raises ValueError when a part is missing or parts don't
-    fit together.
+    pipeline; a component in a later one replaces an earlier one's, or is the mean of all of them where `mean` names it (a "model
+    soup", arXiv 2203.05482: of runs that began at the same weights). A pipeline's sampling defaults are kept, `defaults` replaces
+    single ones; its model card is kept, so is one that stands at `out`, so are its principal axes if they are of this CLIP, and
+    its distilled decoder if it is this decoder's. Raises ValueError when a part is missing, parts don't fit together, or there
+    are no two of one shape to take the mean of.
     """
+    several: dict[str, list[nn.Module]] = {name: [] for name in mean or ()}
     components, kept, axes, cards = {}, {}, [], [out / "README.md"] if (out / "README.md").is_file() else []
     distilled: Path | None = None
     for run in runs:
@@ -43,9 +47,12 @@ def export_pipeline(
         index = check_folder(folder)
         names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
         components |= load_components(folder, names, dtype=dtype)
+        for name in several.keys() & set(names):
+            several[name].append(load_components(folder, [name], dtype=torch.float32)[name])
         kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
         axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes
+    components |= {name: _mean(name, networks).to(dtype) for name, networks in several.items()}
     if set(components) == set(PARTS):
         with new_folder(out, force) as folder:
             save_components(folder, components)
@@ -73,6 +80,19 @@ def export_pipeline(
         for file in [*cards, *axes, *own]:
             shutil.copy(file, folder)
     return out
+
+
+def _mean(name: str, networks: list[nn.Module]) -> nn.Module:
+    """The last of `networks`, with the mean of their weights."""
+    if len(networks) < 2:
+        raise ValueError(f"the mean of {name} needs two runs that hold one, got {len(networks)}")
+    states = [n.state_dict() for n in networks if isinstance(n, nn.Module)]
+    shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
+    if len(states) < len(networks) or any(s != shapes[0] for s in shapes):
+        raise ValueError(f"the mean of {name} needs networks of the same shape")
+    mean = {key: torch.stack([s[key].double() for s in states]).mean(0) for key in shapes[0]}
+    networks[-1].load_state_dict(mean)
+    return networks[-1]
 
 
 def _fingerprint(components: dict) -> str | None:

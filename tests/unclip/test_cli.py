@@ -122,6 +122,26 @@ def test_a_mistake_in_a_process_shows_no_traceback(run, tmp_path):
     assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
 
 
+def test_export_takes_the_mean_of_a_component(command, tiny_folder, tmp_path):
+    from unclip import UnCLIPPipeline
+
+    other = UnCLIPPipeline.from_pretrained(tiny_folder, dtype=torch.float32)
+    with torch.no_grad():
+        for n, weight in enumerate(other.prior.parameters()):
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(n)))
+    other.save_pretrained(tmp_path / "other")
+    code, _, error = command("export", tiny_folder, tmp_path / "other", tmp_path / "pipe", "--mean", "prior")
+    assert code == 0, error
+    mean, one = (UnCLIPPipeline.from_pretrained(f, dtype=torch.float32) for f in (tmp_path / "pipe", tiny_folder))
+    for key, value in mean.prior.state_dict().items():
+        between = (one.prior.state_dict()[key] + other.prior.state_dict()[key]) / 2
+        torch.testing.assert_close(value, between, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(mean.decoder.state_dict(), one.decoder.state_dict(), atol=2e-3, rtol=1e-3)
+    for wrong, message in (("decoderr", "of decoderr needs two runs"), ("prior_scheduler", "networks of the same shape")):
+        code, _, error = command("export", tiny_folder, tmp_path / "other", tmp_path / "none", "--mean", wrong)
+        assert code == 2 and message in error and len(error.splitlines()) == 1 and not (tmp_path / "none").exists()
+
+
 def test_export_makes_a_pipeline_of_components(command, tiny_folder, tmp_path):
     from unclip import UnCLIPPipeline
 

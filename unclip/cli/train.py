@@ -27,6 +27,9 @@ def export(
     default: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A sampling default, as decoder_guidance_scale=2.")
     ] = None,
+    mean: Annotated[
+        list[str] | None, typer.Option(metavar="COMPONENT", help="The mean of all runs' weights, as prior, not the last one's.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Assemble a pipeline folder (fp16 safetensors) from the stages' averaged weights."""
@@ -35,4 +38,4 @@ def export(
 
     if len(parts) < 2:
         raise ValueError("give at least one run and the folder to write")
-    print(export_pipeline(parts[:-1], parts[-1], force, apply_overrides({}, default or [])))
+    print(export_pipeline(parts[:-1], parts[-1], force, apply_overrides({}, default or []), mean=mean))
