@@ -30,11 +30,11 @@ def export_pipeline(
     """Write the pipeline that the runs' averaged weights make together, or the CLIP (or judge) alone; -> its folder.
 
     Each of `runs` is a training run (its `final/`, or `latest/` while it goes on), a folder of components, or another
-    pipeline; a component in a later one replaces an earlier one's, or is the mean of all of them where `mean` names it (a "model
-    soup", arXiv 2203.05482: of runs that began at the same weights). A pipeline's sampling defaults are kept, `defaults` replaces
-    single ones; its model card is kept, so is one that stands at `out`, so are its principal axes if they are of this CLIP, and
-    its distilled decoder if it is this decoder's. Raises ValueError when a part is missing, parts don't fit together, or there
-    are no two of one shape to take the mean of.
+    pipeline; a component in a later one replaces an earlier one's, or is the mean of all of them where `mean` names it (a
+    "model soup", arXiv 2203.05482: of runs that began at the same weights). A pipeline's sampling defaults are kept,
+    `defaults` replaces single ones; its model card is kept, so is one that stands at `out`, so are its principal axes if
+    they are of this CLIP, and its distilled decoder if it is this decoder's. Raises ValueError when a part is missing,
+    parts don't fit together, or there are no two of one shape to take the mean of.
     """
     several: dict[str, list[nn.Module]] = {name: [] for name in mean or ()}
     components, kept, axes, cards = {}, {}, [], [out / "README.md"] if (out / "README.md").is_file() else []
