@@ -16,7 +16,7 @@ from decoder import Decoder, UnCLIPTextProjModel
 from prior.blocks import Attention, sdpa
 from unclip import CLIP, UnCLIPInpaintPipeline, UnCLIPPipeline, UnCLIPPriorPipeline
 from unclip.checkpoints import load_component, load_components
-from unclip.config import ConfigError
+from unclip.config import ConfigError, load_config
 from unclip.data.examples import seeded_noise
 from unclip.objectives.decoder import DecoderObjective, holes
 from unclip.objectives.grounding import Grounding
@@ -654,10 +654,10 @@ def test_an_unknown_tracker_is_named(tmp_path):
         run_here("upsampler_256", tmp_path / "x", "report_to=tensorbord")
 
 
-def test_the_emoji_decoders_drop_what_they_dropped():
-    """What is drawn from the text alone is learned at 32 px."""
-    from unclip.config import load_config
-
-    for name, image in (("decoder", 0.05), ("decoder_32", 0.5)):
+def test_the_emoji_decoders_learn_from_text_from_pictures_and_from_both():
+    """A tenth of the examples at least has one condition alone; with fewer, that way to draw was lost."""
+    for name in ("decoder", "decoder_32"):
         found = load_config(ROOT / f"configs/emoji/{name}.yaml")["objective"]
-        assert (found["drop_both"], found["drop_image"], found["drop_text"]) == (0.1, image, 0.1)
+        both, image, text = (found[f"drop_{what}"] for what in ("both", "image", "text"))
+        shares = ((1 - both) * image * (1 - text), (1 - both) * text * (1 - image), (1 - both) * (1 - image) * (1 - text))
+        assert min(shares) > 0.1 and shares[2] > 0.4 and both > 0
