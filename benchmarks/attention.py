@@ -25,17 +25,15 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=9)
     options = parser.parse_args()
     print(f"{machine()}; {torch.get_num_threads()} threads\n")
-    print("| dtype | [pictures, queries, keys, heads, width] | products | flash | one pass | products, backward too | flash |")
-    print("|---|---|---|---|---|---|---|")
+    ways = {"products": ("math", False), "flash": ("sdpa", False), "one pass": ("one pass", False)}
+    ways |= {"products, backward too": ("math", True), "flash, backward too": ("sdpa", True)}
+    print(f"| dtype | [pictures, queries, keys, heads, width] | {' | '.join(ways)} |\n|{'---|' * (2 + len(ways))}")
     for dtype in (torch.bfloat16, torch.float32):
         for shape in SHAPES:
-            ways = [("math", False), ("sdpa", False), ("one pass", False), ("math", True), ("sdpa", True)]
-            found = [
-                f"{fastest(dtype, shape, how, learns, options.times):.2f}"
-                if how != "one pass" or dtype == torch.bfloat16
-                else "-"
-                for how, learns in ways
-            ]
+            found = []
+            for backend, learns in ways.values():
+                possible = backend != "one pass" or dtype == torch.bfloat16
+                found.append(f"{fastest(dtype, shape, backend, learns, options.times):.2f}" if possible else "-")
             print(f"| {str(dtype).removeprefix('torch.')} | {list(shape)} | {' | '.join(found)} |", flush=True)
 
 

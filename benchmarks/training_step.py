@@ -1,6 +1,6 @@
 """A training step of the decoder beside DALLE2-pytorch 1.15.6: as many parameters, 64 px, the same batch.
 
-    python benchmarks/training_step.py [--batch 8] [--rounds 5] [--compile] [--peer FOLDER]
+    python benchmarks/training_step.py [--batch 32] [--rounds 5] [--compile] [--peer FOLDER]
 
 The peer is installed into a virtual environment of its own, once, at --peer (default: ~/.cache/unclip/dalle2-pytorch). Both run
 in processes of their own, in turn, on random pictures, embeddings and token encodings: loss, backward pass, clipped gradient
@@ -24,7 +24,7 @@ DIM, TOKENS = 384, 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peer", type=Path, default=Path.home() / ".cache" / "unclip" / "dalle2-pytorch")

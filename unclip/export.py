@@ -46,9 +46,9 @@ def export_pipeline(
             continue  # a run of decoder_distill leaves nothing else
         index = check_folder(folder)
         names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
-        components |= load_components(folder, names, dtype=dtype)
-        for name in several.keys() & set(names):
-            several[name].append(load_components(folder, [name], dtype=torch.float32)[name])
+        components |= load_components(folder, [n for n in names if n not in several], dtype=dtype)
+        for name, network in load_components(folder, [n for n in names if n in several], dtype=torch.float32).items():
+            several[name].append(network)
         kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
         axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes

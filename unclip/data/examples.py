@@ -202,8 +202,10 @@ def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) ->
 _COMPOSED = {"kinds", "groups", "contrast", "all_concepts", "loose"}
 # What a held-out split takes from the training data's section: where it is, how it is cut and what is held out, not how it
 # is sampled.
-_SHARED = {*("path", "size", "crop", "caption_column", "image_column", "max_unreadable", "subset", "streaming", "embeddings")}
-_SHARED |= {"all_concepts"}
+_SHARED = {
+    *("path", "size", "crop", "caption_column", "image_column", "max_unreadable", "subset", "streaming", "embeddings"),
+    "all_concepts",
+}
 
 
 def _examples(data: dict, split: str, seed: int, emoji: type, own: type, fixed: dict[str, Any]) -> Dataset:

@@ -299,7 +299,7 @@ def fidelity(bench: Bench) -> Part:
 
 def training_renders(icons: IconSet) -> tuple[Tensor, Tensor]:
     """All training icons on white at three sizes as 16x16 px [M, 768], and their rows [M]."""
-    rows = [n for n, i in enumerate(icons.icons) if split_of_icon(i["concept"], i["style"], True) == "train"]
+    rows = [n for n, i in enumerate(icons.icons) if split_of_icon(i["concept"], i["style"], all_concepts=True) == "train"]
     kept = []
     for start in range(0, len(rows), 512):
         white = _on_white(icons, torch.tensor(rows[start : start + 512])).float() / 255
@@ -339,8 +339,7 @@ def prior(bench: Bench) -> Part:
     others = bench.judge.see(bench.truths(ask.scenes(bench.icons, bench.split, count, first=bench.count(SCENES))))[1]
     bench.pipe._prepare()  # the dtype that the embeddings below shall have
     null = bench.pipe.text_proj.learned_classifier_free_guidance_embeddings.detach()
-    results, rows, shown = {}, [], []
-    firsts, features = {}, {}
+    results, rows, shown, firsts, features = {}, [], [], {}, {}
     for way in ("prior", "text embedding", "no prior", "true embedding"):
         sets = []
         for name, asked in (("recognition", named), ("scenes", prompts)):
@@ -359,13 +358,19 @@ def prior(bench: Bench) -> Part:
         results[way] = {"r1": mean(first), "r5": mean(five), "frechet_distance": distance}
         rows.append([way, *results[way].values()])
         shown.append(Sheet(f"Drawn after: {way}", sets[0][:12], [p.text for p in named[:12]], first[:12].bool().tolist()))
-    ahead = {}
-    for way in ("text embedding", "no prior"):
-        both, width = torch.cat([features[way], features["prior"]], 1), others.shape[1]
-        ahead[way] = {
+
+    def nearer(x: Tensor, y: Tensor) -> float:
+        """How much nearer to `y` the second half of the columns of `x` is than the first."""
+        other, ours = x.chunk(2, 1)
+        return frechet(other, y) - frechet(ours, y)
+
+    ahead = {
+        way: {
             "r1": mean(firsts["prior"] - firsts[way]),
-            "frechet_distance": jackknife(lambda x, y: frechet(x[:, :width], y) - frechet(x[:, width:], y), both, others),  # noqa: B023
+            "frechet_distance": jackknife(nearer, torch.cat([features[way], features["prior"]], 1), others),
         }
+        for way in ("text embedding", "no prior")
+    }
     cosines = _cosines(bench, prompts)
     results |= {"ahead": ahead, "cosine": cosines}
     note = f"R@k on {len(named)} names, Fréchet distance on {count} scenes, the same prompts and seeds for each."

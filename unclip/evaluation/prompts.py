@@ -23,8 +23,8 @@ ATTRIBUTE = {"colour": "colour", "count": "number", "relation": "place", "backgr
 class Prompt:
     """A sentence to draw, a scene that shows it truly, and what it asks for.
 
-    `right` are the concepts that answer it, `plan` what a composition shows; `known` is False for a concept that training
-    holds out, unless `data.all_concepts` lets the decoder and prior see it.
+    `right` are the concepts that answer it, `plan` what a composition shows; `known` is False for a concept that CLIP is
+    not trained on, nor are decoder and prior without `data.all_concepts`.
     """
 
     text: str
