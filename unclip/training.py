@@ -1,11 +1,15 @@
 """THE training loop: every stage runs through it, on one process or many, and ends as if it had never been stopped."""
 
+import errno
+import fcntl
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import signal
+import socket
 import statistics
 import sys
 import time
@@ -229,17 +233,45 @@ class Loop:
         """What a checkpoint keeps of the networks: all of them, or the adapter alone where `init_from` holds the rest."""
         return dict(self._parameters()) if self.objective.lora else self.objective.trained.state_dict()
 
-    def _setup(self) -> None:
+    def _create(self) -> None:
+        """The networks and examples, and the folder of the run once its configuration has turned out to be one."""
         run = self.run
         set_seed(run.seed)
         self.objective: Objective = create(run.stage, self.sections, run.seed)
-        objective = self.objective
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.sharding and not objective.shardable:
+        if self.sharding and not self.objective.shardable:
             raise ConfigError(f"the stage {run.stage} cannot be trained in parts: leave sharding {self.sharding} out")
-        found = self._newest()
-        if objective.lora and not run.init_from:
+        if self.objective.lora and not run.init_from:
             raise ConfigError("objective.lora adapts trained weights: name them by init_from=")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The run's folder for this run alone: two that write into one would each prune and overwrite the other's.
+
+        The claim is the main process's own and goes with it, however it ends; its data workers don't inherit it. A file
+        system without locks gives none. Raises ConfigError, saying who has the folder.
+        """
+        with open(self.folder / ".lock", "a+") as file:
+            owner = None
+            if self.main:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                    file.flush()
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.EAGAIN):
+                        file.seek(0)
+                        owner = file.read() or "another process"
+            if any(self._agree(owner is not None)):
+                if not self.main:
+                    raise SystemExit(1)
+                raise ConfigError(f"{self.folder} is being trained in by {owner}: stop that run, or choose another output_dir")
+            yield
+
+    def _setup(self) -> None:
+        run, objective = self.run, self.objective
+        found = self._newest()
         if run.init_from and (found is None or objective.lora):
             self._initialise(run.init_from)
         elif found is None:
@@ -432,11 +464,13 @@ class Loop:
             self._say(f"{self.folder / 'final'} is there already: this run is finished")
             return
         try:
-            self._setup()
-            self._resume_log()
-            self._start_trackers()
-            with self._signals():
-                self._train()
+            self._create()
+            with self._claimed():
+                self._setup()
+                self._resume_log()
+                self._start_trackers()
+                with self._signals():
+                    self._train()
         except (OSError, SafetensorError) as error:
             reason = str(error) if isinstance(error, DiskFull) else no_space(error)
             if reason is None:

@@ -1,10 +1,13 @@
 """A run that was killed and started again is the unbroken run, bit by bit; what can go wrong on the way is one line."""
 
 import json
+import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -191,3 +194,25 @@ def test_a_diverged_run_is_one_line(command, tmp_path):
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: the loss of step 2 is not finite, on samples 2-3; checkpoint-00000001.suspect")
     assert last.endswith("last good checkpoint: none")
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    settings = ("save_every=1", "workers=1")
+    first = start("upsampler_256", tmp_path, *settings, "max_steps=100000")
+    taken = f"{tmp_path} is being trained in by process {first[0].pid} on {socket.gethostname()}: stop that run, or "
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoints(tmp_path):
+            assert time.monotonic() < deadline and first[0].poll() is None
+            time.sleep(0.01)
+        with pytest.raises(ConfigError, match=re.escape(taken)):
+            run_here("upsampler_256", tmp_path, *settings, "max_steps=2")
+        second = start("upsampler_256", tmp_path, *settings, "max_steps=2", processes=2)
+        said = [process.communicate(timeout=120)[1] for process in second]
+        assert taken in said[0] and not any("Traceback" in text for text in said)
+        assert all(process.returncode for process in second)
+    finally:
+        kill(first, lambda: True)
+    step = int(checkpoints(tmp_path)[0].name[-8:])
+    run_here("upsampler_256", tmp_path, *settings, f"max_steps={step + 1}")
+    assert (tmp_path / "final").is_dir(), "the claim went with the process that was killed, though its worker may live on"
