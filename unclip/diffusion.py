@@ -1,6 +1,8 @@
 """What the diffusion stages share in training: noise levels, noising, prediction targets and schedules."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -138,6 +140,15 @@ def dpm_solver(training: DDPMScheduler) -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler.from_config(
         training.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing", lower_order_final=True
     )
+
+
+def first_order(settings: Mapping[str, Any]) -> DPMSolverMultistepScheduler:
+    """DDIM as DPM-Solver++'s first order, which it is (arXiv 2211.01095, section 4): so it can be told its timesteps.
+
+    `settings` are those of a schedule. Nothing is clipped on the way.
+    """
+    solver = {"algorithm_type": "dpmsolver++", "solver_order": 1, "timestep_spacing": "trailing", "variance_type": None}
+    return DPMSolverMultistepScheduler.from_config(settings, **solver, thresholding=False)
 
 
 def ancestral(training: DDPMScheduler) -> UnCLIPScheduler:

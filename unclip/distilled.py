@@ -24,8 +24,8 @@ class Distilled:
     """What the stage `decoder_distill` learned: the adapter, and how the decoder is drawn with under it.
 
     `factors` names layers of the decoder, each with A [r, in, ...] and B [out, r, ...] of W + `scale` B A (arXiv
-    2106.09685, section 4.1). It draws in `evaluations` steps of DDIM without guidance: that of `guidance` is in it.
-    `decoder` is the fingerprint of the full decoder's weights.
+    2106.09685, section 4.1). It draws in `evaluations` steps of DDIM without guidance: that of `guidance` is in it. `shift`
+    says at which timesteps (`shifted_timesteps`). `decoder` is the fingerprint of the full decoder's weights.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
@@ -33,6 +33,7 @@ class Distilled:
     evaluations: int
     guidance: float
     decoder: str
+    shift: float = 1.0
     _made: tuple[tuple, nn.Module] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -51,7 +52,7 @@ class Distilled:
             if lacking or not all(n.endswith(tuple(f".{f}.weight" for f in _FACTORS)) for n in names):
                 raise ValueError(f"{path} is not a distilled decoder: it states no {(lacking or ['factors'])[0]}")
             state = {name: file.get_tensor(name) for name in names}
-        numbers = {"scale": float(facts["scale"]), "guidance": float(facts["guidance"])}
+        numbers = {k: float(facts[k]) for k in ("scale", "guidance", "shift") if k in facts}
         return cls.of_adapter(state, **numbers, evaluations=int(facts["evaluations"]), decoder=facts["decoder"])
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -59,7 +60,7 @@ class Distilled:
         for layer, factors in self.factors.items():
             for name, factor in zip(_FACTORS, factors, strict=True):
                 state[f"{layer}.{name}.weight"] = factor.cpu().to(dtype).contiguous()
-        facts = {k: str(getattr(self, k)) for k in ("scale", "evaluations", "guidance", "decoder")}
+        facts = {k: str(getattr(self, k)) for k in ("scale", "evaluations", "guidance", "shift", "decoder")}
         save_file(state, path, facts)
 
     def network(self, decoder: nn.Module) -> nn.Module:

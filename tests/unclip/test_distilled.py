@@ -19,6 +19,7 @@ from unclip.data.examples import seeded_noise
 from unclip.distilled import FILE, Distilled, fingerprint
 from unclip.export import export_pipeline
 from unclip.objectives.decoder_distill import DecoderDistillObjective, through
+from unclip.sampling import shifted_timesteps
 
 SMALL = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True], "head_dim": 16}
 SMALL |= {"cross_attention_dim": 32, "time_embed_dim": 32}
@@ -73,41 +74,54 @@ def test_two_noise_levels_of_one_line_give_picture_and_noise():
 
 
 def test_parts_of_one_step_are_guidance_distillation(clip):
-    """Where a part ends with the teacher's own step, the target is the guided prediction itself."""
+    """Where a part is the teacher's own step, the target of the first one is the guided prediction itself."""
     found = adapted(objective(clip, evaluations=8, drop_image=0.0, drop_text=0.0))
     examples = batch(found)
+    rows = len(examples["caption"])
     with torch.no_grad():
         losses, timesteps = found._losses(examples)
-        clean, embeds = found._pictures(examples)
-        alone, guided = found._both_conditions(examples, embeds)
-        noised = found.schedule.add_noise(clean, seeded_noise(0, examples["index"], tuple(clean.shape[1:])), timesteps)
-        known = clean[:, :0]
-        student = found._predict(noised, timesteps, alone, known)
+        lesson = found._lesson(examples)
+        assert (timesteps[:rows] == 999).all() and torch.equal(lesson.ends[0], noise_of(lesson, examples))
+        student = found._predict(lesson.ends[0], timesteps[:rows], lesson.conditions, lesson.known)
         with found._frozen():
-            empty, heard = found._predict(
-                noised.repeat(2, 1, 1, 1), timesteps.repeat(2), guided, known.repeat(2, 1, 1, 1)
-            ).chunk(2)
-    wanted = (student - (empty + 3 * (heard - empty))).square().mean((1, 2, 3))
-    torch.testing.assert_close(losses, wanted, rtol=1e-3, atol=1e-5)
-    found.evaluations, found.guidance_examples = 2, 6  # the same, by the other way
-    with torch.no_grad():
-        torch.testing.assert_close(found.train()._losses(examples)[0], losses, rtol=1e-3, atol=1e-5)
-        assert (found.eval()._losses(examples)[0] - losses).abs().max() > 1e-3, "of consistency, when it is judged"
+            empty = found._conditions(found.frozen.text([""] * rows), null_of(found, rows))
+            heard, unheard = (
+                found._predict(lesson.ends[0], timesteps[:rows], c, lesson.known) for c in (lesson.conditions, empty)
+            )
+    wanted = (student - (unheard + 3 * (heard - unheard))).square().mean((1, 2, 3))
+    torch.testing.assert_close(losses[:rows], wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_a_decoder_that_knows_the_picture_has_nothing_to_learn(clip):
-    """It answers with one picture from everywhere: DDIM's line is straight, and one step goes as far as many."""
-    found = objective(clip)
-    picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+def noise_of(lesson, examples) -> torch.Tensor:
+    return seeded_noise(0, examples["index"], tuple(lesson.true.shape[1:]))
 
-    def knows(seen, timesteps, *_, **__):
-        level = found.schedule.alphas_cumprod[timesteps][:, None, None, None]
-        return type("Answer", (), {"sample": (level.sqrt() * seen[:, :3] - picture) / (1 - level).sqrt()})
 
-    found.trained["decoder"].forward = knows
-    with torch.no_grad():
-        losses, _ = found._losses(batch(found, 16))
-    assert losses.max() < 1e-6
+def null_of(found, rows: int) -> torch.Tensor:
+    return found.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(rows, -1)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_whoever_answers_with_the_targets_draws_the_teachers_pictures(clip, shift):
+    """Steps of DDIM on the targets lead from part to part, at a pipeline's levels, and end in what the guided decoder draws."""
+    found = objective(clip, evaluations=4, timestep_shift=shift)
+    lesson = found._lesson(batch(found, 2))
+    answers = []
+
+    def tell(noised, timesteps, *_):
+        answers.append(torch.zeros_like(noised))
+        return answers[-1]
+
+    found._predict, predict = tell, found._predict
+    found._squared_error = lambda predicted, wanted, timesteps: wanted
+    targets, starts = found._errors(lesson)
+    assert starts.view(4, 2)[:, 0].tolist() == shifted_timesteps(4, shift)
+    remaining = iter(targets.view(4, 2, *targets.shape[1:]))
+    found._predict = lambda *_: next(remaining)
+    close(found._few(lesson, 4), lesson.ends[-1], 1e-4)
+    found._predict = predict
+    with found._frozen(), torch.no_grad():
+        again = found._lesson(batch(found, 2))
+    assert torch.equal(again.ends, lesson.ends) and lesson.ends.isfinite().all()
 
 
 LESSONS = ("objective.resolution=16", "batch_size=8", "warmup_steps=0", "learning_rate=5e-3", "cooldown=0.5", "ema=0")
@@ -124,7 +138,7 @@ def judged(folder, clip, base, *settings) -> tuple[dict, dict]:
 
 
 def test_the_student_learns_what_the_teacher_says(clip, base, tmp_path):
-    before, after = judged(tmp_path, clip, base, "objective.guidance_examples=160", "max_steps=40", "validate_every=40")
+    before, after = judged(tmp_path, clip, base, "max_steps=40", "validate_every=40")
     assert after["loss"] < 0.8 * before["loss"] and after["apart"] < 0.8 * before["apart"]
     assert (tmp_path / "run" / "final" / FILE).stat().st_size < 200_000
 
@@ -134,13 +148,13 @@ def test_the_student_comes_nearer_the_teachers_pictures(clip, tmp_path):
     """Of a teacher that has seen pictures: what it draws lies where the student has learned. Measured: .141 to .054."""
     settings = (f"objective.clip={clip}", *LESSONS, "max_steps=400")
     base = run_here("decoder", tmp_path / "base", *settings, "objective.drop_both=0.1")
-    before, after = judged(tmp_path, clip, base, "objective.guidance_examples=1200", "max_steps=400", "validate_every=400")
+    before, after = judged(tmp_path, clip, base, "max_steps=400", "validate_every=400")
     assert after["apart"] < 0.5 * before["apart"]
 
 
 def test_it_resumes_exports_and_is_drawn_with(clip, base, tmp_path):
     common = (f"objective.clip={clip}", f"init_from={base}", "objective.resolution=16", "batch_size=2", "warmup_steps=0")
-    settings = (*common, "objective.guidance_examples=4", "max_steps=4", "save_every=1", "learning_rate=1e-2")
+    settings = (*common, "max_steps=4", "save_every=1", "learning_rate=1e-2")
     run = run_here("decoder_distill", tmp_path / "run", *settings)
     broken = run_here("decoder_distill", tmp_path / "broken", *settings, stop_at=2)
     assert not (broken / "final").exists()
@@ -239,8 +253,12 @@ def test_low_memory_draws_the_same_and_keeps_nothing(few, tmp_path):
     [
         ({"decoder_num_inference_steps": 5}, "was made for 4 steps: decoder_num_inference_steps is 5"),
         ({"decoder_num_inference_steps": 0}, "at least 1, got 0"),
-        ({"decoder_guidance_scale": 2.0}, "its own of scale 3: decoder_guidance_scale cannot be chosen, got 2.0"),
+        (
+            {"decoder_guidance_scale": 2.0},
+            "its own of scale 3 at timesteps of its own: decoder_guidance_scale cannot be chosen, got 2.0",
+        ),
         ({"decoder_guidance_interval": (0.1, 1)}, "decoder_guidance_interval cannot be chosen"),
+        ({"decoder_timestep_shift": 2.0}, "at timesteps of its own: decoder_timestep_shift cannot be chosen, got 2.0"),
     ],
 )
 def test_what_it_cannot_be_asked_is_refused(few, asked, message):
@@ -264,3 +282,5 @@ def test_settings_that_cannot_be_are_named(clip):
         objective(clip, evaluations=3)
     with pytest.raises(ConfigError, match="guidance must be at least 1, got 0"):
         objective(clip, guidance=0.5)
+    with pytest.raises(ConfigError, match="timestep_shift must be from 0.01 to 100, got 0"):
+        objective(clip, timestep_shift=0)

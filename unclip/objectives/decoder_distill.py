@@ -1,9 +1,10 @@
-"""Distilling the decoder: an adapter takes over its guidance, then most of its steps (arXiv 2210.03142, 2403.06807)."""
+"""Distilling the decoder: an adapter takes over its guidance and most of its steps (arXiv 2202.00512, 2210.03142)."""
 
-# B batch, C channels, R resolution, K teacher steps
+# B drawings, C channels, R resolution, E evaluations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..data.examples import seeded_noise
-from ..diffusion import clean_from, ddim, target
+from ..diffusion import dpm_solver, first_order, levels, target
 from ..distilled import FILE, Distilled, fingerprint
-from ..sampling import denoise, guide
+from ..sampling import denoise, shifted_timesteps
 from .base import grid
 from .decoder import SHOWN, DecoderObjective
 
@@ -25,17 +26,31 @@ TARGETS += ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "con
 ADAPTER = {"rank": 32, "targets": TARGETS}
 
 
+@dataclass
+class Lesson:
+    """Drawings of the frozen decoder: the start of each part of their way, noise first, and the pictures [E + 1, B, C, R, R].
+
+    `conditions` are context, addition to the time embedding and mask, and `known` [B, 0 or 4, R, R] is what an inpainting
+    decoder sees of `true` [B, C, R, R].
+    """
+
+    ends: Tensor
+    conditions: tuple[Tensor, Tensor, Tensor]
+    known: Tensor
+    true: Tensor
+
+
 class DecoderDistillObjective(DecoderObjective):
     """An adapter on a frozen decoder learns to draw in `evaluations` unguided steps what that draws in many guided ones.
 
-    The first `guidance_examples` teach guidance: the adapted decoder answers alone as the frozen one does under `guidance`
-    (arXiv 2210.03142, section 3.1). The others teach multistep consistency (arXiv 2403.06807, section 3): the way from
-    noise to picture is cut into `evaluations` parts, and from each of the frozen decoder's `teacher_steps` noise levels one
-    step of DDIM shall lead to the end of its part, to where the guided ODE leads. The target is one step of the frozen
-    decoder and then the adapted one's own, without a gradient. Both errors are of what the network predicts; the first is
-    what the second becomes where parts are one step long.
+    The frozen decoder draws each example from noise, by DPM-Solver++ in `teacher_steps` under `guidance`. Its way is cut
+    into `evaluations` parts of as many steps each, and the adapted decoder learns to go from where each begins to where it
+    ends in one step of DDIM: all of progressive distillation's halvings (arXiv 2202.00512, section 3) and guidance's (arXiv
+    2210.03142, section 3.1) at once, at the noise levels alone that are drawn with. The error is of what the network predicts.
+    A `timestep_shift` above 1 makes the parts at high noise shorter (`shifted_timesteps`); the adapter is drawn with it too.
 
-    `init_from` names the frozen decoder. The run leaves the adapter as the file that a pipeline's folder takes.
+    `init_from` names the frozen decoder. The run leaves the adapter as the file that a pipeline's folder takes. A batch
+    counts drawings, each of which is `evaluations` examples.
     """
 
     def __init__(
@@ -46,8 +61,8 @@ class DecoderDistillObjective(DecoderObjective):
         clip: str,
         guidance: float = 3.0,
         evaluations: int = 4,
-        teacher_steps: int = 32,
-        guidance_examples: int = 0,
+        teacher_steps: int = 8,
+        timestep_shift: float = 1.0,
         drop_image: float = 0.05,
         drop_text: float = 0.1,
         embedding_noise: float = 0.5,
@@ -73,12 +88,11 @@ class DecoderDistillObjective(DecoderObjective):
             )
         if not guidance >= 1:
             raise ConfigError(f"objective.guidance must be at least 1, got {guidance}")
+        if not 0.01 <= timestep_shift <= 100:
+            raise ConfigError(f"objective.timestep_shift must be from 0.01 to 100, got {timestep_shift}")
         self.guidance, self.evaluations, self.teacher_steps = float(guidance), evaluations, teacher_steps
-        self.guidance_examples = guidance_examples
-        sampler = ddim(self.schedule)
-        sampler.set_timesteps(teacher_steps)
-        # of the teacher's noise levels, from the clean picture at 0 to pure noise at K
-        self.steps = torch.cat([torch.tensor([-1]), sampler.timesteps.flip(0)])  # [K + 1]
+        self.shift = float(timestep_shift)
+        self.starts = torch.tensor(shifted_timesteps(evaluations, self.shift, self.schedule.config.num_train_timesteps))  # [E]
         self.of_frozen: str | None = None
 
     shardable = False  # parts would have to follow the adapter as it goes on and off
@@ -91,38 +105,47 @@ class DecoderDistillObjective(DecoderObjective):
         raise ConfigError("compile=true does not go with the stage decoder_distill, which switches its adapter on and off")
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Per-example losses [B] and their timesteps [B]."""
-        clean, image_embeds = self._pictures(batch)
-        known = self._known(clean, batch["random"])
-        alone, guided = self._both_conditions(batch, image_embeds)
-        device = clean.device
-        number = 1 + (batch["random"][:, 2].double() * self.teacher_steps).long().clamp(0, self.teacher_steps - 1)
-        part = self.teacher_steps // self.evaluations
-        end = (number - 1) // part * part
-        of_guidance = (batch["index"] < self.guidance_examples).to(number.device) & self.training
-        end = torch.where(of_guidance, number - 1, end)
-        here, there, end = (self.steps.to(device)[n.to(device)] for n in (number, number - 1, end))
-        noise = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
-        noised = self.schedule.add_noise(clean, noise, here)
-        with torch.no_grad():
-            with self._frozen():
-                answer = self._predict(torch.cat([noised] * 2), here.repeat(2), guided, known.repeat(2, 1, 1, 1))
-            nearer = self._moved(guide(answer, 3, self.guidance), noised, here, there)
-            # where the part ends here already, this moves nothing
-            answer = self._predict(nearer, there.clamp_min(0), alone, known)
-            landed = torch.where((there == end)[:, None, None, None], nearer, self._moved(answer, nearer, there, end))
-            picture, rest = through(noised, self._alpha_bar(here), landed, self._alpha_bar(end))
-            wanted = target(self.schedule, picture, rest, here)
-        return self._squared_error(self._predict(noised, here, alone, known), wanted, here), here
+        """Losses [E * B] of the drawings' parts and their timesteps [E * B]."""
+        return self._errors(self._lesson(batch))
 
-    def _both_conditions(self, batch: dict[str, Tensor], image_embeds: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Context, addition to the time embedding and mask: of the examples [B, ...]; with the empty ones before [2B, ...]."""
-        with torch.no_grad():
-            text, image_embeds = self._heard(batch, image_embeds)
-            null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(len(image_embeds), -1)
-            empty = self._conditions(self.frozen.text([""] * len(image_embeds)), null)
-            alone = self._conditions(text, image_embeds)
-        return list(alone), [torch.cat(pair) for pair in zip(empty, alone, strict=True)]
+    @torch.no_grad()
+    def _lesson(self, batch: dict[str, Tensor]) -> Lesson:
+        """What the frozen decoder draws of a batch's captions and embeddings, and on which way."""
+        true, image_embeds = self._pictures(batch)
+        known = self._known(true, batch["random"])
+        text, image_embeds = self._heard(batch, image_embeds)
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(len(image_embeds), -1)
+        alone = self._conditions(text, image_embeds)
+        empty = self._conditions(self.frozen.text([""] * len(image_embeds)), null)
+        both = [torch.cat(pair) for pair in zip(empty, alone, strict=True)]
+        noise = seeded_noise(self.seed, batch["index"], tuple(true.shape[1:])).to(true)
+        ends, part = [noise], self.teacher_steps // self.evaluations
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            halves = len(x) // len(true)
+            return self._predict(x, t.expand(len(x)), both if halves == 2 else alone, known.repeat(halves, 1, 1, 1))
+
+        def keep(number: int, t: Tensor, x: Tensor) -> Tensor:
+            if (number + 1) % part == 0:
+                ends.append(x)
+            return x
+
+        with self._frozen():
+            teacher = dpm_solver(self.schedule)
+            denoise(predict, noise, teacher, self.teacher_steps, guidance=self.guidance, shift=self.shift, on_step=keep)
+        return Lesson(torch.stack(ends), alone, known, true)
+
+    def _errors(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """What `_losses` says of a lesson."""
+        drawings = lesson.ends.shape[1]
+        starts = self.starts.to(lesson.ends.device).repeat_interleave(drawings)
+        table = torch.cat([self.schedule.alphas_cumprod[self.starts], torch.ones(1)]).to(lesson.ends)  # [E + 1]
+        before, after = (t.repeat_interleave(drawings)[:, None, None, None] for t in (table[:-1], table[1:]))
+        begun, ended = lesson.ends[:-1].flatten(0, 1), lesson.ends[1:].flatten(0, 1)
+        wanted = target(self.schedule, *through(begun, before, ended, after), starts)
+        told = [c.repeat(self.evaluations, *[1] * (c.ndim - 1)) for c in lesson.conditions]
+        answer = self._predict(begun, starts, told, lesson.known.repeat(self.evaluations, 1, 1, 1))
+        return self._squared_error(answer, wanted, starts), starts
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -143,48 +166,29 @@ class DecoderDistillObjective(DecoderObjective):
         answer = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample
         return answer[:, :3].float()
 
-    def _alpha_bar(self, timesteps: Tensor) -> Tensor:
-        """[B, 1, 1, 1]; timestep -1 is the clean picture."""
-        table = torch.cat([torch.ones(1), self.schedule.alphas_cumprod]).to(timesteps.device)
-        return table[timesteps + 1][:, None, None, None]
-
-    def _moved(self, prediction: Tensor, noised: Tensor, timesteps: Tensor, to: Tensor) -> Tensor:
-        """One step of DDIM from `timesteps` to `to`, both [B] (arXiv 2010.02502, equation 12)."""
-        # at -1, where nothing is left to move, any finite answer will do
-        picture = clean_from(self.schedule, prediction, noised, timesteps.clamp_min(0))
-        alpha_bar, goal = self._alpha_bar(timesteps.clamp_min(0)), self._alpha_bar(to)
-        rest = (noised - alpha_bar.sqrt() * picture) / (1 - alpha_bar).sqrt()
-        return goal.sqrt() * picture + (1 - goal).sqrt() * rest
-
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss on held-out examples, and the mean square between pictures [-1, 1] of few steps and of the teacher's many."""
-        batch = self._held_out(SHOWN)
-        few, many = self._drawn(batch, self.evaluations), self._drawn(batch, None)
-        return super().validate() | {"apart": (few - many).square().mean().item()}
+        lesson = self._lesson(self._held_out(SHOWN))
+        losses, timesteps = self._errors(lesson)
+        found = levels(losses, timesteps, self.schedule.config.num_train_timesteps)
+        found |= {"loss": losses.mean(), "apart": (self._few(lesson, self.evaluations) - lesson.ends[-1]).square().mean()}
+        return {k: v.item() for k, v in found.items()}
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
         """Held-out scenes: true pictures; the frozen decoder's, guided; the adapted one's of `evaluations` steps and of one."""
-        batch = self._held_out(SHOWN)
-        rows = [self._pictures(batch)[0], self._drawn(batch, None), self._drawn(batch, self.evaluations), self._drawn(batch, 1)]
+        lesson = self._lesson(self._held_out(SHOWN))
+        rows = [lesson.true, lesson.ends[-1], self._few(lesson, self.evaluations), self._few(lesson, 1)]
         return grid(torch.cat(rows) / 2 + 0.5, SHOWN)
 
-    def _drawn(self, batch: dict[str, Tensor], steps: int | None) -> Tensor:
-        """Pictures [B, 3, R, R] of the adapted decoder in `steps`; None: of the frozen one in all of its own, guided."""
-        clean, embeds = self._pictures(batch)
-        alone, guided = self._both_conditions(batch, embeds)
-        known = self._known(clean, batch["random"])
-        start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
+    def _few(self, lesson: Lesson, steps: int) -> Tensor:
+        """What the adapted decoder draws in `steps` from a lesson's noise: [B, C, R, R]."""
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            halves = len(x) // len(clean)
-            return self._predict(x, t.expand(len(x)), guided if halves == 2 else alone, known.repeat(halves, 1, 1, 1))
+            return self._predict(x, t.expand(len(x)), lesson.conditions, lesson.known)
 
-        if steps is None:
-            with self._frozen():
-                return denoise(predict, start, ddim(self.schedule), self.teacher_steps, guidance=self.guidance)
-        return denoise(predict, start, ddim(self.schedule), steps)
+        return denoise(predict, lesson.ends[0], first_order(self.schedule.config), steps, shift=self.shift)
 
     def distilled(self) -> Distilled:
         """What has been learned so far."""
@@ -193,7 +197,7 @@ class DecoderDistillObjective(DecoderObjective):
         decoder = self.trained["decoder"]
         state = get_peft_model_state_dict(decoder, adapter_name="default")
         settings = decoder.peft_config["default"]
-        facts = {"evaluations": self.evaluations, "guidance": self.guidance, "decoder": self.of_frozen}
+        facts = {"evaluations": self.evaluations, "guidance": self.guidance, "shift": self.shift, "decoder": self.of_frozen}
         return Distilled.of_adapter(state, scale=settings.lora_alpha / settings.r, **facts)
 
     def components(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from .. import attention
 from ..clip import CLIP, PARTS
 from ..compiling import compiled, why_not
 from ..config import nearest
-from ..diffusion import clean_from, shifted
+from ..diffusion import clean_from, first_order, shifted
 from ..distilled import Distilled
 from ..images import on_white
 from ..memory import out_of_memory
@@ -353,15 +353,16 @@ class UnCLIPBase(Loading):
             raise ValueError(f"this checkpoint has no distilled decoder: sampler must be one of {', '.join(SAMPLERS)}")
         if hasattr(self.decoder, "_hf_hook") or hasattr(self.decoder, "_diffusers_hook"):
             raise ValueError("the sampler distilled needs the decoder's weights to stay in memory: draw without offloading")
-        for name in ("decoder_guidance_scale", "decoder_guidance_interval"):
-            if given[name] is not None:
-                built_in = f"its own of scale {self._distilled.guidance:g}"
+        built_in = f"guidance of its own of scale {self._distilled.guidance:g} at timesteps of its own"
+        for name in ("decoder_guidance_scale", "decoder_guidance_interval", "decoder_timestep_shift"):
+            if given.get(name) is not None:
                 raise ValueError(f"the distilled decoder has {built_in}: {name} cannot be chosen, got {given[name]!r}")
         most = self._distilled.evaluations
         steps = most if given["decoder_num_inference_steps"] is None else given["decoder_num_inference_steps"]
         if isinstance(steps, int) and steps > most:
             raise ValueError(f"the distilled decoder was made for {most} steps: decoder_num_inference_steps is {steps}")
-        return given | {"decoder_num_inference_steps": steps, "decoder_guidance_scale": 1.0}
+        own = {"decoder_num_inference_steps": steps, "decoder_guidance_scale": 1.0}
+        return given | own | {"decoder_timestep_shift": self._distilled.shift}
 
     def _last_stage(self, size: int | None) -> tuple[int, int]:
         """The stage that draws at `size` (None: the largest) and that size. Raises ValueError for one that none draws at."""
@@ -652,7 +653,7 @@ class UnCLIPBase(Loading):
         if name is None:
             return self.decoder_scheduler
         if name == DISTILLED:
-            return self._ddim()
+            return first_order(self._levels)
         if name not in SAMPLERS:
             known = self.samplers
             raise ValueError(f"unknown sampler {name!r}{nearest(str(name), known)}; choose from {', '.join(known)}")
