@@ -27,9 +27,10 @@ class PackedLinear(nn.Module):
 def packed(block: nn.Module, rows: int) -> nn.Module:
     """`block` with packed linear layers, for inputs of about `rows` rows; the rest of it is shared.
 
-    Itself where nothing is to be won: on other devices, in other dtypes than float32 and bfloat16, with many rows, under
-    gradients, and with layers of another kind, as adapters are.
+    Itself where nothing is to be won: on other devices, in other dtypes than float32 and the bfloat16 of CPUs that can
+    multiply it, with many rows, under gradients, and with layers of another kind, as adapters are.
     """
+    dtypes = [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
     linear = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
     weights = [m.weight for m in linear.values()]
     if (
@@ -38,7 +39,7 @@ def packed(block: nn.Module, rows: int) -> nn.Module:
         or not torch.backends.mkldnn.is_available()
         or any(type(m) is not nn.Linear for m in linear.values())
         or any(hasattr(m, "base_layer") for m in block.modules())
-        or any(w.device.type != "cpu" or w.dtype not in (torch.float32, torch.bfloat16) for w in weights)
+        or any(w.device.type != "cpu" or w.dtype not in dtypes for w in weights)
     ):
         return block
     shared = {id(t): t for t in (*block.parameters(), *block.buffers())}

@@ -89,3 +89,13 @@ def test_only_plain_layers_with_few_rows_are_packed():
         adapted.mlp[0] = LoraLinear(adapted.mlp[0], "style", LoraConfig(r=2), r=2)
         assert packed(adapted, 6) is adapted
     assert packed(block, 6) is block, "where a gradient is wanted"
+
+
+def test_a_cpu_that_cannot_multiply_bfloat16_packs_none_of_it(monkeypatch):
+    """oneDNN refuses the layout there, with an error of its own."""
+    block = randomise(DiffusionPrior(**SHAPE, width=32, layers=1, head_dim=16)).blocks[0]
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with torch.no_grad():
+        assert packed(block, 6) is not block
+        short = block.to(torch.bfloat16)
+        assert packed(short, 6) is short
