@@ -21,6 +21,8 @@ from torch import Tensor
 # What a prior's embeddings are whitened with; diffusers would leave them at their defaults without an error.
 STATISTICS = ("clip_mean", "clip_std")
 PRETRAINED = Path(__file__).parent / "pretrained"
+_UMASK = os.umask(0o077)  # asking for it is setting it
+os.umask(_UMASK)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -39,6 +41,16 @@ def write_beside(path: Path, save: Callable[[Path], None]) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """`save_file`, for whoever the umask lets read: safetensors itself writes for the owner alone."""
+    save_file(tensors, path, metadata)
+    make_readable(path)
+
+
+def make_readable(path: Path) -> None:
+    path.chmod(0o666 & ~_UMASK)
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -61,7 +73,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], s
         for name, content in tensors.items():
             path = partial / f"{name}.safetensors"
             content = {k: v.detach().cpu().contiguous() for k, v in content.items()}
-            save_file(content, path)
+            save_tensors(content, path)
             _sync(path)
             _verify(path, content)
             hashes[path.name] = _sha256(path)
@@ -297,11 +309,16 @@ def save_components(
             component = copy.deepcopy(component).to(dtype)
         component.save_pretrained(folder / name)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    forget_origins(folder)
+    ready_to_share(folder)
 
 
-def forget_origins(folder: Path) -> None:
-    """Take out of a pipeline's configurations where each component was once loaded from: a path on somebody's machine."""
+def ready_to_share(folder: Path) -> None:
+    """Let others read a pipeline's weights, and take out of its configurations where each component was once loaded from.
+
+    safetensors writes for the owner alone, and the configurations hold paths on somebody's machine.
+    """
+    for path in folder.glob("*/*.safetensors"):
+        make_readable(path)
     for path in folder.glob("*/*config.json"):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoints import check_safetensors
+from .checkpoints import check_safetensors, save_tensors
 
 FILE = "decoder_distilled.safetensors"  # a model folder's own, beside the full decoder
 _FACTORS = ("lora_A", "lora_B")
@@ -61,7 +60,7 @@ class Distilled:
             for name, factor in zip(_FACTORS, factors, strict=True):
                 state[f"{layer}.{name}.weight"] = factor.cpu().to(dtype).contiguous()
         facts = {k: str(getattr(self, k)) for k in ("scale", "evaluations", "guidance", "shift", "decoder")}
-        save_file(state, path, facts)
+        save_tensors(state, path, facts)
 
     def network(self, decoder: nn.Module) -> nn.Module:
         """`decoder` under the adapter: a network of its own that shares with it what the adapter leaves alone.

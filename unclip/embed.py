@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoints import check_safetensors, write_beside
+from .checkpoints import check_safetensors, save_tensors, write_beside
 from .data.embeddings import EMPTY, MANIFEST, data_fingerprint, shard_name
 from .data.pictures import pixels
 from .data.reading import Captioned
@@ -115,4 +114,4 @@ def _begin(out: Path, manifest: dict, force: bool) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_beside(path, lambda partial: save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial))
+    write_beside(path, lambda partial: save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}, partial))

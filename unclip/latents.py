@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoints import check_safetensors
+from .checkpoints import check_safetensors, save_tensors
 
 AXES_FILE = "image_components.safetensors"  # a model folder's own, of the embeddings that its stages were trained on
 EPSILON = 1e-7
@@ -99,7 +98,7 @@ class PrincipalAxes:
     def save(self, path: Path) -> None:
         """Write them in half precision."""
         tensors = {n: getattr(self, n).half().contiguous() for n in ("mean", "axes")}
-        save_file(tensors, path, {"clip_fingerprint": self.clip_fingerprint or ""})
+        save_tensors(tensors, path, {"clip_fingerprint": self.clip_fingerprint or ""})
 
     @classmethod
     def load(cls, path: Path) -> "PrincipalAxes":

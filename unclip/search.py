@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoints import check_safetensors, resolve, write_beside
+from .checkpoints import check_safetensors, resolve, save_tensors, write_beside
 from .clip import CLIP
 from .images import SUFFIXES, open_image
 from .latents import AXES_FILE, PrincipalAxes
@@ -89,7 +88,7 @@ class Index:
     def _write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         tensors, stamps = {"embeddings": self.embeddings.contiguous()}, {"stamps": json.dumps(self.stamps)}
-        write_beside(self.file, lambda path: save_file(tensors, path, stamps))
+        write_beside(self.file, lambda path: save_tensors(tensors, path, stamps))
 
     def search(self, query: str | Image.Image, top: int = 10) -> list[tuple[float, str]]:
         """The `top` pictures nearest to a sentence or a picture: (cosine, path within the folder), best first."""

@@ -88,3 +88,11 @@ def test_checkpoints_are_whole_or_not_there(tmp_path):
     assert load_checkpoint(older)[1] == {"step": 1}
     (tmp_path / "checkpoint-00000003.partial").mkdir()
     assert checkpoints(tmp_path) == [newest, older]
+
+
+def test_whoever_may_read_the_configurations_may_read_the_weights(tiny_folder, tmp_path):
+    """safetensors writes for the owner alone: a model exported by one of a group would be no use to the others."""
+    save_checkpoint(tmp_path / "checkpoint-00000001", {"weights": {"a": torch.ones(2)}}, {"step": 1})
+    for folder in (tiny_folder, tmp_path):
+        files = {path.name: oct(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+        assert any(name.endswith(".safetensors") for name in files) and len(set(files.values())) == 1, files

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from diffusers import DiffusionPipeline
 
-from ..checkpoints import check_folder, forget_origins, holds_network, import_own_modules, resolve
+from ..checkpoints import check_folder, holds_network, import_own_modules, ready_to_share, resolve
 from ..distilled import FILE as DISTILLED
 from ..distilled import Distilled
 from ..memory import Residency
@@ -162,7 +162,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self._have()
-        forget_origins(Path(save_directory))
+        ready_to_share(Path(save_directory))
         if self._distilled is not None:
             self._distilled.save(Path(save_directory) / DISTILLED)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checkpoints import check_safetensors, resolve
+from ..checkpoints import check_safetensors, resolve, save_tensors
 
 WEIGHTS, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"
 
@@ -70,7 +69,7 @@ def save_adapter(folder: str | Path, networks: Mapping[str, nn.Module], adapter_
     if not layers:
         raise ValueError(f"there is no adapter named {adapter_name!r}")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(layers, Path(folder) / WEIGHTS, {METADATA: json.dumps(settings, indent=2, sort_keys=True)})
+    save_tensors(layers, Path(folder) / WEIGHTS, {METADATA: json.dumps(settings, indent=2, sort_keys=True)})
 
 
 def _read(source: str | Path) -> tuple[dict[str, Tensor], dict | None]:
