@@ -5,6 +5,7 @@ The schema is the constructors' own signatures: a section names no key that its 
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def construct(factory: Callable, section: Mapping[str, Any] | None, where: str, 
                 raise ConfigError(f"{where}.{key} must be {_in_words(parameters[key].annotation)}, got {value!r}")
     try:
         return factory(**section, **given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
@@ -133,7 +134,7 @@ def _fits(value: Any, wanted: Any) -> bool:
             return False
         return all(_fits(one, inner[0]) for one in value)
     if wanted is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, wanted) if wanted in _WORDS else True
@@ -155,9 +156,15 @@ def _in_words(wanted: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as a string; numbers with an exponent are numbers here."""
+    """YAML 1.1 reads 1e-4 as a string and `no` as false: numbers with an exponent are numbers here, words are words."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in known if tag != "tag:yaml.org,2002:bool"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^([Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),

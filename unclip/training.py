@@ -44,9 +44,10 @@ from .checkpoints import (
     write_beside,
 )
 from .compiling import why_not
-from .config import ConfigError, construct, load_config, nearest
+from .config import ConfigError, construct, load_config, maker, nearest
 from .muon import Muon, hidden_matrices
 from .objectives import Objective, create
+from .objectives.base import to_device
 from .precision import best_device, fast_dtype
 from .sharding import STAGES as SHARDINGS
 from .sharding import Shards, launched, own_part, whole
@@ -72,7 +73,7 @@ class Run:
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     optimizer: str = "adamw"  # or "muon": hidden layers by orthogonalised momentum (arXiv 2502.16982), the rest by AdamW
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # 0 never clips
     gradient_accumulation: int = 1
     ema: float = 0.1  # width of the average relative to the training so far (EDM2, arXiv 2312.02696, section 3.1)
     ema_decay: float = 0.0  # above 0: a constant decay in place of that width (the paper's Table 3)
@@ -272,7 +273,7 @@ class Loop:
     def _setup(self) -> None:
         run, objective = self.run, self.objective
         found = self._newest()
-        if run.init_from and (found is None or objective.lora):
+        if run.init_from and (found is None or objective.lora or objective.held_to_start):
             self._initialise(run.init_from)
         elif found is None:
             objective.prepare()
@@ -345,6 +346,8 @@ class Loop:
         """Start from a training run's averaged weights, or from a model: a shipped one's name, a folder, a Hub id."""
         from safetensors.torch import load_file
 
+        if not Path(source).exists() and (made_by := maker(source)):
+            raise ConfigError(f"init_from: {source} is not there yet: unclip train {made_by}, or init_from=null to start anew")
         folder, fresh = resolve(components_folder(source)), []
         for name, network in self.objective.trained.named_children():
             files = sorted((folder / name).glob("*.safetensors"))
@@ -401,6 +404,7 @@ class Loop:
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.saved = state["step"], state["seconds"], state["step"]
+        self.recent.extend(state.get("recent", []))  # what a loss that explodes is told by
         self._say(f"resuming at step {self.step}")
         if state["samples"] != self.step * self._samples_per_step():
             before = state["samples"] // max(self.step, 1)
@@ -412,7 +416,7 @@ class Loop:
             return
         tensors = self._state() if self.main or self.shards else {}
         state = {"step": self.step, "seconds": self.seconds, "samples": self.step * self._samples_per_step()}
-        state["init_from"] = self.run.init_from
+        state |= {"init_from": self.run.init_from, "recent": list(self.recent)}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
 
@@ -541,11 +545,11 @@ class Loop:
             if self.shards:
                 self.objective.set_requires_gradient_sync(part == run.gradient_accumulation - 1)
             with accelerator.accumulate(self.wrapped):
-                loss, metrics = self.wrapped(_to_device(next(batches), accelerator.device))
+                loss, metrics = self.wrapped(to_device(self._next(batches), accelerator.device))
                 accelerator.backward(loss)
                 passes.append({"loss": loss.detach()} | {k: v.detach() for k, v in metrics.items()})
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.objective.trained.parameters(), run.clip_norm)
+                    norm = accelerator.clip_grad_norm_(self.objective.trained.parameters(), run.clip_norm or math.inf)
                     norm = whole(norm)
                     self._check([float(p["loss"]) for p in passes], float(norm))
                 self.prepared.step()
@@ -555,6 +559,17 @@ class Loop:
             self.ema.update(self._parameters(), self.step)
         passes[-1]["grad_norm"] = norm
         return passes
+
+    @staticmethod
+    def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """The next batch. What a data worker could not read is told in its own words, without the worker's traceback."""
+        try:
+            return next(batches)
+        except ValueError as error:
+            if not str(error).startswith("Caught "):
+                raise
+            said = re.split(rf"^[\w.]*{type(error).__name__}: ", str(error), flags=re.MULTILINE)[-1]
+            raise type(error)(said.strip()) from None
 
     def _check(self, losses: list[float], norm: float) -> None:
         """Stop the run, on every process, when one's losses or the gradient's norm went wrong."""
@@ -714,7 +729,3 @@ def _leave_signals(worker: int) -> None:
     """A signal to the whole process group is for the main process, which saves and then ends its workers."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

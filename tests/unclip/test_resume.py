@@ -185,6 +185,8 @@ def test_an_exploding_loss_stops_before_the_weights_change(tmp_path):
     last = f"checkpoint-{step - 2:08d}"
     assert f"checkpoint-{step - 1:08d}.suspect" in said and said.endswith(f"last good checkpoint: {tmp_path / last}")
     assert checkpoints(tmp_path)[0].name == last and load_checkpoint(tmp_path / last)[1]["step"] == step - 2
+    with pytest.raises(FloatingPointError, match=f"the loss of step {step} is"):
+        run_here("upsampler_256", tmp_path, *settings, "explosion=1.01")  # nor is it by who goes on
 
 
 def test_a_diverged_run_is_one_line(command, tmp_path):

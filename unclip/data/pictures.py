@@ -100,8 +100,15 @@ class Shuffled:
 
     def first(self, limit: int) -> list[Opened]:
         """The first `limit` of the split, in the data's own order."""
-        rows = self.rows[:limit]
-        return [Opened(row, self.pictures.captions[row], self.pictures.open(row)) for row in rows]
+        found = []
+        for row in self.rows:
+            try:
+                found.append(Opened(row, self.pictures.captions[row], self.pictures.open(row)))
+            except ValueError as error:
+                self.unreadable.add(self.pictures.names[row], error, len(self.rows))
+            if len(found) == limit:
+                break
+        return found
 
     def _row(self, index: int) -> int:
         epoch, place = divmod(index, len(self.rows))
@@ -146,6 +153,14 @@ class Streamed:
         self.unreadable = Unreadable(max_unreadable)
         self._restart()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For data workers that are not forked: how far it has read stays behind."""
+        return {k: v for k, v in vars(self).items() if k not in ("_rows", "_kept", "_start")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._restart()
+
     def _restart(self) -> None:
         self._rows, self._kept, self._start = self._read(), [], 0
 
@@ -171,16 +186,24 @@ class Streamed:
         """The first `limit` of the split, in the data's own order."""
         found = []
         for caption, image in self._chosen(self.plain):
-            found.append(Opened(None, caption, self._picture(caption, image)))
+            try:
+                found.append(Opened(None, caption, self._picture(caption, image)))
+            except ValueError as error:
+                self.unreadable.add(caption, error)
             if len(found) == limit:
                 break
         return found
 
     def _picture(self, caption: str, image: dict) -> Image.Image:
-        picture = open_image(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"], f"{self.name}, {caption!r}")
-        if min(picture.size) < self.min_side:
-            raise ValueError(f"{self.name}, {caption!r} has less than {self.min_side} pixels a side")
-        return picture
+        return open_image(_file(image), f"{self.name}, {caption!r}")
+
+    def _large(self, image: dict) -> bool:
+        """Whether a picture's header does not say that it is too small; one that cannot be read is told of when it is drawn."""
+        try:
+            with Image.open(_file(image)) as picture:
+                return min(picture.size) >= self.min_side
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return True
 
     def _read(self) -> Iterator[tuple[str, dict]]:
         epoch = 0
@@ -191,7 +214,8 @@ class Streamed:
                 empty = False
                 yield row
             if empty:
-                raise ValueError(f"the dataset {self.name!r} has no pictures for {self.split}")
+                large = f" of at least {self.min_side} pixels a side" if self.min_side else ""
+                raise ValueError(f"the dataset {self.name!r} has no pictures{large} for {self.split}")
             epoch += 1
 
     def _chosen(self, stream: Any) -> Iterator[tuple[str, dict]]:
@@ -200,8 +224,13 @@ class Streamed:
             caption = row[text]
             if not isinstance(caption, str) or not caption.strip():
                 raise ValueError(f"{self.name}: a row has no {text!r}, got {caption!r}")
-            if not self.by_caption or held_out(caption) == (self.split != "train"):
+            wanted = not self.by_caption or held_out(caption) == (self.split != "train")
+            if wanted and (not self.min_side or self._large(row[image])):
                 yield caption.strip(), row[image]
+
+
+def _file(image: dict) -> io.BytesIO | str:
+    return io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]
 
 
 def _source(path: str, split: str, seed: int, max_unreadable: int, min_side: int, columns: dict, streaming: bool, **cached):

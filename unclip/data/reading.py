@@ -76,7 +76,40 @@ def read_pictures(
         raise FileNotFoundError(
             f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}), no metadata, no parquet and no .tar shards"
         )
-    return Captioned(names, captions, lambda row: folder / names[row])
+    return Captioned(names, captions, _Files(folder, names))
+
+
+# Where the pictures are: classes, because data workers that are not forked get them pickled.
+
+
+@dataclass
+class _Files:
+    folder: Path
+    names: list[str]
+
+    def __call__(self, row: int) -> Path:
+        return self.folder / self.names[row]
+
+
+@dataclass
+class _Rows:
+    rows: Any
+    column: str
+
+    def __call__(self, row: int) -> Path | io.BytesIO:
+        found = self.rows[row][self.column]
+        return io.BytesIO(found["bytes"]) if found["bytes"] else Path(found["path"])
+
+
+@dataclass
+class _Shards:
+    places: list[tuple[Path, int, int]]  # file, first byte, bytes
+
+    def __call__(self, row: int) -> io.BytesIO:
+        path, start, size = self.places[row]
+        with open(path, "rb") as file:
+            file.seek(start)
+            return io.BytesIO(file.read(size))
 
 
 def _from_metadata(folder: Path, caption_column: str) -> tuple[list[str], list[str]]:
@@ -173,12 +206,7 @@ def _from_rows(rows: Any, where: str, caption_column: str, image_column: str) ->
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f"{where}, row {number} has no {caption_column!r}")
     encoded = rows.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
-
-    def source(row: int) -> Path | io.BytesIO:
-        found = encoded[row][image_column]
-        return io.BytesIO(found["bytes"]) if found["bytes"] else Path(found["path"])
-
-    return Captioned([f"row {n}" for n in range(len(captions))], captions, source)
+    return Captioned([f"row {n}" for n in range(len(captions))], captions, _Rows(encoded, image_column))
 
 
 def _from_tars(paths: list[Path], caption_column: str) -> Captioned:
@@ -209,14 +237,7 @@ def _from_tars(paths: list[Path], caption_column: str) -> Captioned:
             raise ValueError(f"{path} is damaged: {error}") from None
     if not names:
         raise FileNotFoundError(f"{paths[0]} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-
-    def source(row: int) -> io.BytesIO:
-        path, start, size = places[row]
-        with open(path, "rb") as file:
-            file.seek(start)
-            return io.BytesIO(file.read(size))
-
-    return Captioned(names, captions, source)
+    return Captioned(names, captions, _Shards(places))
 
 
 def _tar_caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], column: str) -> str:

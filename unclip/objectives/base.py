@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from .. import networks
 from ..checkpoints import save_components
@@ -21,8 +21,10 @@ class Objective(nn.Module):
     """
 
     examples: Dataset
+    validation: Dataset | None = None  # examples that are held out, for the stages that look at some
     trained: nn.ModuleDict
     anew: tuple[str, ...] = ()  # of `trained`, what may start anew where `init_from` does not hold it
+    held_to_start = False  # whether a resumed run needs the weights that it once started from
     lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
     shardable = True  # whether its networks may be in parts over the processes
     shards_blocks = True  # whether a sharded block may be gathered for its own call alone
@@ -64,6 +66,10 @@ class Objective(nn.Module):
         """A picture of what the present weights do, always on the same inputs."""
         return None
 
+    def _held_out(self, count: int) -> dict[str, Any]:
+        """The first `count` held-out examples as a batch, where the networks are."""
+        return to_device(default_collate([self.validation[i] for i in range(count)]), next(self.trained.parameters()).device)
+
     def components(self) -> dict[str, Any]:
         """The trained networks and what belongs to them, by their names in a pipeline."""
         raise NotImplementedError
@@ -71,6 +77,11 @@ class Objective(nn.Module):
     def write(self, folder: Path) -> None:
         """The present weights for a pipeline: its components."""
         save_components(folder, self.components())
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """`batch` with its tensors on `device`."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:

@@ -46,6 +46,10 @@ class ClipObjective(Objective):
         pretrained_text: bool = True,
     ):
         super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if text_rate < 0 or anchor < 0:
+            raise ValueError(f"text_rate and anchor must be at least 0, got {text_rate} and {anchor}")
         self.examples = captioned_examples(data, seed=seed)
         # icons are validated on themselves: only one's own pictures have a held-out split to load
         self.validation = captioned_examples(data, "validation") if isinstance(self.examples, Pictures) else None
@@ -57,10 +61,15 @@ class ClipObjective(Objective):
         self.trained.register_parameter("log_scale", self.log_scale)
         self.text_rate, self.anchor, self.augment = text_rate, anchor, augment
         networks.freeze_below(text, text_layers)
-        learned = {n: p for n, p in text.named_parameters() if p.requires_grad}
-        self._start = {n: p.detach().clone() for n, p in learned.items()} if anchor else {}
+        self.held_to_start = anchor > 0
+        self.adapt()
 
     shards_blocks = False  # the anchor reads the text tower's weights beside its calls
+
+    def adapt(self) -> None:
+        """Remember what the text tower's weights are held to, which the loop has filled in before it calls this again."""
+        learned = {n: p for n, p in self.trained["text_encoder"].named_parameters() if p.requires_grad}
+        self._start = {n: p.detach().clone() for n, p in learned.items()} if self.anchor else {}
 
     @property
     def clip(self) -> CLIP:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from ..config import ConfigError, construct
 from ..data.examples import captioned_examples, seeded_noise
@@ -143,9 +142,6 @@ class ClipConditioned(Objective):
         losses, timesteps = (torch.cat(p) for p in zip(*parts, strict=True))
         found = levels(losses, timesteps, self.schedule.config.num_train_timesteps)
         return {"loss": losses.mean().item()} | {k: v.item() for k, v in found.items()}
-
-    def _held_out(self, count: int) -> dict:
-        return default_collate([self.validation[i] for i in range(count)])
 
     def _noised(self, clean: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """`clean` [B, ...] at each example's own noise level; the noise; the timesteps [B]."""

@@ -197,7 +197,7 @@ class DecoderObjective(ClipConditioned):
         batch = self._held_out(SHOWN)
         clean, embeds = self._pictures(batch)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SHOWN, -1)
-        start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:]))
+        start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
         empty = self._conditions(self.frozen.text([""] * SHOWN), null)
         text = self._text(batch)
         known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)

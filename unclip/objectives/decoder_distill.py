@@ -139,7 +139,8 @@ class DecoderDistillObjective(DecoderObjective):
         """What `_losses` says of a lesson."""
         drawings = lesson.ends.shape[1]
         starts = self.starts.to(lesson.ends.device).repeat_interleave(drawings)
-        table = torch.cat([self.schedule.alphas_cumprod[self.starts], torch.ones(1)]).to(lesson.ends)  # [E + 1]
+        table = self.schedule.alphas_cumprod.cpu()[self.starts]  # where it is changes with what the scheduler was asked last
+        table = torch.cat([table, torch.ones(1)]).to(lesson.ends)  # [E + 1]
         before, after = (t.repeat_interleave(drawings)[:, None, None, None] for t in (table[:-1], table[1:]))
         begun, ended = lesson.ends[:-1].flatten(0, 1), lesson.ends[1:].flatten(0, 1)
         wanted = target(self.schedule, *through(begun, before, ended, after), starts)

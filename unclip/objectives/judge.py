@@ -66,6 +66,8 @@ class JudgeObjective(Objective):
         text = construct(JudgeTextTower, section, "model.text", vocab_size=len(self.tokenizer))
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
         self.log_scale = nn.Parameter(torch.tensor([1 / temperature]).log())
         self.trained.register_parameter("log_scale", self.log_scale)
         plans = [Plan("single", (c,), "") for c in icons.recognisable]

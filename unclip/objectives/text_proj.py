@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from .. import networks
 from ..config import ConfigError
@@ -74,7 +73,7 @@ class TextProjObjective(Objective):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Both of held-out captions, whose combinations were never seen and whose names partly were not."""
-        batch = default_collate([self.validation[n] for n in range(512)])
+        batch = self._held_out(512)
         return {k: v.mean().item() for k, v in zip(("what", "where"), self._misses(batch), strict=True)}
 
     def components(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from upsamplers.degrade import corrupt, noise_labels
 
@@ -120,7 +119,7 @@ class UpsamplerObjective(Objective):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """PSNR in dB of sampled crops of held-out concepts from clean low-resolution ones, beside bicubic."""
-        batch = default_collate([self.validation[i] for i in range(VALIDATION_EXAMPLES)])
+        batch = self._held_out(VALIDATION_EXAMPLES)
         sharp = batch["image"].float() / 127.5 - 1
         low = F.avg_pool2d(sharp, SCALE)
         drawn = self._upsample(low, batch["index"], low.new_zeros(len(low)))
@@ -129,7 +128,7 @@ class UpsamplerObjective(Objective):
     @torch.no_grad()
     def sample(self) -> Image.Image:
         """Held-out crops: low-resolution, bicubic, drawn, true."""
-        batch = default_collate([self.validation[i] for i in range(8)])
+        batch = self._held_out(8)
         sharp = batch["image"].float() / 127.5 - 1
         low, sigma = self._low(sharp, batch)
         nearest = F.interpolate(low, scale_factor=SCALE)

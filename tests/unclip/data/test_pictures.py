@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pickle
 import tarfile
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from unclip.config import ConfigError, load_config
 from unclip.data.examples import captioned_examples, crop_examples
-from unclip.data.pictures import held_out, pixels
+from unclip.data.pictures import Streamed, held_out, pixels
 from unclip.data.reading import read_pictures
 from unclip.images import square
 
@@ -135,6 +136,35 @@ def test_pictures_that_do_not_open_are_named_and_skipped_up_to_a_limit(tmp_path,
             strict[i]
 
 
+def test_held_out_ones_that_do_not_open_are_skipped_too(tmp_path):
+    for n in range(COUNT):
+        paint(tmp_path / f"{n}.png", n)
+        (tmp_path / f"{n}.txt").write_text(caption(n))
+    before = captioned_examples({"path": str(tmp_path)}, "validation").source.first(COUNT)
+    broken = next(n for n in range(COUNT) if caption(n) == before[0].caption)
+    (tmp_path / f"{broken}.png").write_bytes(b"broken")
+    after = captioned_examples({"path": str(tmp_path)}, "validation").source.first(COUNT)
+    assert [o.caption for o in after] == [o.caption for o in before[1:]]
+
+
+def test_what_a_data_worker_cannot_read_is_told_in_its_own_words(tmp_path, command):
+    for n in range(8):
+        paint(tmp_path / f"{n}.png", n, (300, 300))
+        (tmp_path / f"{n}.png").write_bytes((tmp_path / f"{n}.png").read_bytes()[:200])
+        (tmp_path / f"{n}.txt").write_text(caption(n))
+    settings = (f"data.path={tmp_path}", "data.max_unreadable=2", "workers=1", f"output_dir={tmp_path / 'run'}")
+    code, _, said = command("train", "tiny/decoder", "objective.clip=emoji", *settings)
+    assert code == 2 and said.splitlines()[-1].startswith("error: 3 pictures could not be read, the last: ")
+
+
+def test_workers_that_are_not_forked_read_the_same(folder):
+    """They are given the examples pickled, as on macOS."""
+    train = captioned_examples({"path": str(folder)})
+    again = pickle.loads(pickle.dumps(train))
+    for i in (0, COUNT):
+        assert again[i]["caption"] == train[i]["caption"] and torch.equal(again[i]["image"], train[i]["image"])
+
+
 def test_a_table_that_begins_with_a_byte_order_mark(tmp_path):
     paint(tmp_path / "a.png", 1)
     (tmp_path / "metadata.csv").write_text('file_name,text\r\na.png,"an Öl lamp,\nlit"\r\n', encoding="utf-8-sig", newline="")
@@ -206,6 +236,7 @@ def test_a_hub_dataset_by_its_columns(repository, streaming, tmp_path, monkeypat
     assert torch.equal(epochs[0][5]["image"], pixels(square(Image.open(tmp_path / "again.png"), 64)))
     assert {validation[i]["caption"] for i in range(12)} == {caption(n) for n in range(40, 46)}
     again = captioned_examples(data)
+    again = pickle.loads(pickle.dumps(again))
     for i in (33, 3, 47):  # any order, also backwards
         one, two = again[i], epochs[i // 40][i % 40]
         assert one["caption"] == two["caption"] and torch.equal(one["image"], two["image"])
@@ -236,6 +267,15 @@ def test_a_stream_skips_what_does_not_open_and_is_for_the_hub(tmp_path):
     with pytest.raises(ValueError, match="2 pictures could not be read"):
         for i in range(12):
             strict[i]
+    paint(tmp_path / "large.png", 7, (300, 300))
+    pictures[2] = {"bytes": (tmp_path / "large.png").read_bytes(), "path": None}
+    Dataset.from_dict({"image": pictures, "text": [caption(n) for n in range(6)]}).to_parquet(
+        tmp_path / "set" / "train.parquet"
+    )
+    large = Streamed(str(tmp_path / "set"), "train", 0, 100, min_side=256)
+    assert {large.open(i).caption for i in range(12)} == {caption(2)} and len(large.unreadable.names) == 2, (
+        "small ones don't count"
+    )
     with pytest.raises((ValueError, ConfigError), match="data.streaming is for Hub datasets"):
         captioned_examples({"path": str(tmp_path), "streaming": True})
 
