@@ -71,7 +71,8 @@ def _has_gpu_driver() -> bool:
 
 
 # diffusers imports xformers wherever it is installed, and without a GPU that only prints a warning: hide it there.
-if "xformers" not in sys.modules and not _has_gpu_driver():
+# Not from a diffusers that was imported first, which has noted that xformers is there and would miss it.
+if not {"xformers", "diffusers"} & set(sys.modules) and not _has_gpu_driver():
     sys.modules["xformers"] = None
 
 

@@ -210,3 +210,12 @@ def test_xformers_is_left_alone_where_there_is_no_gpu(run):
     expected = torch.cuda.is_available()
     assert result.stdout.strip() == str(expected)
     assert expected or result.stderr == ""
+
+
+def test_diffusers_may_be_imported_first(run):
+    """As whoever comes from it does; it has noted by then that xformers is installed."""
+    code = (
+        "from diffusers import DPMSolverMultistepScheduler; from unclip import UnCLIPPipeline; print(UnCLIPPipeline.__name__)"
+    )
+    result = run("-c", code)
+    assert result.returncode == 0 and result.stdout.strip() == "UnCLIPPipeline", result.stderr

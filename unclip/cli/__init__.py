@@ -41,8 +41,8 @@ def main() -> None:
         _fail(error.format_message() + _given(getattr(error, "param", None)))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         _fail(str(error))
-    except (FloatingPointError, OSError) as error:  # not a mistake in the command: a run that diverged, a disk that is full
-        _fail(str(error), code=1)
+    except (FloatingPointError, OSError, MemoryError) as error:  # no mistake in the command: a run that diverged, a full disk
+        _fail(str(error) or "out of memory", code=1)
     except RuntimeError as error:
         if type(error) is not RuntimeError or str(error).count("\n") > 2:
             raise

@@ -1,5 +1,6 @@
 """What is done with a picture's embedding and its noise: variations, paths, edits, repainting."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -246,7 +247,7 @@ def picture_or_text(word: str):
     """A picture, where `word` is a picture file, else the sentence."""
     from ..images import SUFFIXES, open_image
 
-    path = Path(word).expanduser()
-    if path.is_file() or path.suffix.lower() in SUFFIXES:
+    path = Path(os.path.expanduser(word))  # which, unlike Path's own, takes a sentence that begins with ~
+    if os.path.isfile(path) or path.suffix.lower() in SUFFIXES:
         return open_image(path)
     return word

@@ -13,6 +13,7 @@ from .. import __version__
 from ..checkpoints import resolve
 from ..config import nearest
 from ..data.scenes import IconSet
+from ..distilled import FILE as DISTILLED
 from ..judge import Judge
 from ..pipelines import UnCLIPPipeline
 from ..pipelines.base import DEFAULTS
@@ -109,7 +110,8 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
 def _drawn_with(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
     """All that decides what the pictures look like: another one of these is another evaluation."""
     folder, data = resolve(settings.model), Path(settings.data) / "icons.json.gz"
-    weights = sorted(folder.rglob("*.safetensors"))
+    distilled = settings.sampling.get("sampler") == "distilled"
+    weights = sorted(path for path in folder.rglob("*.safetensors") if distilled or path.name != DISTILLED)
     enlarging = [path for path in weights if path.relative_to(folder).parts[0] in UPSAMPLERS]
     return {
         "version": __version__,
@@ -145,7 +147,8 @@ def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
     out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed)
     noted = out / DRAWN_WITH
     if settings.force:
-        gallery.forget()
+        if noted.is_file():  # an evaluation's own pictures, and nobody else's
+            gallery.forget()
     elif noted.is_file():
         before = json.loads(noted.read_text())
         for key, value in drawn.items():

@@ -112,7 +112,8 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
                 raise ValueError(f"eta inverts the picture by DDIM: sampler must be None or 'ddim', got {sampler!r}")
             if image is None or isinstance(image, Tensor):
                 raise ValueError("eta needs the picture itself: give image as a PIL picture or a list of them")
-            decoder_num_inference_steps = decoder_num_inference_steps or INVERSION_STEPS
+            if decoder_num_inference_steps is None:
+                decoder_num_inference_steps = INVERSION_STEPS
             decoder_guidance_scale = 1.0 if decoder_guidance_scale is None else decoder_guidance_scale
         given = {
             "decoder_num_inference_steps": decoder_num_inference_steps,

@@ -200,6 +200,8 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
         point = self._end(image, call)  # [1, D]
         texts = self._run_text_encoder([source, target])[0].to(point.dtype)
         difference = texts[1:] - texts[:1]
+        if not difference.norm() > 1e-6 * texts.norm():
+            raise ValueError(f"to CLIP {source!r} and {target!r} are the same: there is no difference to follow")
         difference = difference / difference.norm() * point.norm()
         shares = torch.tensor(strengths, dtype=point.dtype, device=point.device)
         embedding = slerp(point.expand(count, -1), difference.expand(count, -1), shares)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 MAX_PROMPT = 1000  # characters
@@ -15,11 +15,21 @@ MAX_SEED = 2**63 - 1 - MAX_PICTURES
 # What OpenAI's own servers say the kind of trouble is, by status.
 TYPES = {401: "invalid_request_error", 429: "requests", 500: "server_error", 503: "server_error", 504: "server_error"}
 
+MAX_KEYS = 50
+
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S")]
 
 
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, asked: Any) -> Any:
+        """Every unknown key would be an error of its own, and a body has room for a million of them."""
+        if isinstance(asked, dict) and len(asked) > MAX_KEYS:
+            raise ValueError(f"at most {MAX_KEYS} fields, got {len(asked)}")
+        return asked
 
     model: Annotated[str, Field(max_length=200)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_PICTURES)] | None = None

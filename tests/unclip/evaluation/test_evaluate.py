@@ -21,6 +21,7 @@ from unclip.evaluation import prompts as ask
 from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
 from unclip.evaluation.parts import COPY, answered, nearest_render, training_renders
+from unclip.evaluation.run import Settings, _open
 from unclip.objectives import create
 
 
@@ -267,3 +268,15 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
             apart = sign * (ways["prior"][measure]["value"] - ways[way][measure]["value"])
             assert ahead[measure]["value"] == pytest.approx(apart, abs=1e-5)
     assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 2
+
+
+def test_force_deletes_no_pictures_but_an_evaluations(tmp_path):
+    settings = Settings("emoji", out=tmp_path / "out", force=True)
+    photo = settings.out / "pictures" / "holiday" / "a.png"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"mine")
+    _open(settings, {"seed": 0})
+    assert photo.read_bytes() == b"mine"
+    photo.parent.with_name("recognition").mkdir()
+    _open(settings, {"seed": 1})
+    assert not photo.parent.with_name("recognition").exists(), "what an evaluation left"

@@ -221,3 +221,16 @@ def test_clip_guidance_raises_what_clip_sees(whole):
 def test_bad_input_names_the_value(tiny, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind.from_pipe(tiny)(**arguments, size=64)
+
+
+def test_sentences_that_clip_cannot_tell_apart_are_named(tiny):
+    """Their difference has no length to divide by: the picture was black."""
+    tool = UnCLIPTextDiffPipeline.from_pipe(tiny)
+    with pytest.raises(ValueError, match="to CLIP 'A star' and 'a star' are the same: there is no difference to follow"):
+        tool(Image.new("RGB", (64, 64), "red"), "a star", "A star", size=64, decoder_num_inference_steps=2)
+
+
+def test_no_steps_are_not_the_default(tiny):
+    tool = UnCLIPImageVariationPipeline.from_pipe(tiny)
+    with pytest.raises(ValueError, match="decoder_num_inference_steps must be a whole number of at least 1, got 0"):
+        tool(Image.new("RGB", (64, 64), "red"), eta=0.0, size=64, decoder_num_inference_steps=0)

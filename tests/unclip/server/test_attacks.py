@@ -14,6 +14,9 @@ import pytest
 from asking import alive, ask, form, raw
 from drawing import png
 from PIL import Image
+from pydantic import ValidationError
+
+from unclip.server.wire import Generation
 
 pytest.importorskip("uvicorn")
 
@@ -257,3 +260,10 @@ def test_others_are_let_in_with_keys_or_explicitly(host, keys, insecure, refused
             check_binding(host, keys, insecure)
     else:
         check_binding(host, keys, insecure)
+
+
+def test_a_million_unknown_fields_are_one_error():
+    """Each was an error of its own, made where every other client waits."""
+    with pytest.raises(ValidationError) as caught:
+        Generation.model_validate({str(n): 1 for n in range(1_000_000)} | {"prompt": "a star"})
+    assert caught.value.error_count() == 1 and "at most 50 fields, got 1000001" in str(caught.value)
