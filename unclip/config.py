@@ -44,7 +44,9 @@ def shipped(path: str | Path) -> Path:
 
 
 def maker(output_dir: str) -> str | None:
-    """The name of the shipped configuration whose run makes the folder `output_dir`, if there is one."""
+    """The name of the shipped configuration whose run would make the folder `output_dir`, if that is not there yet."""
+    if Path(output_dir).exists():
+        return None
     return next((_name(path) for path in sorted(_stages()) if load_config(path).get("output_dir") == output_dir), None)
 
 

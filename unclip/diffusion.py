@@ -135,20 +135,16 @@ def ddim(training: DDPMScheduler) -> DDIMScheduler:
     return DDIMScheduler.from_config(training.config, timestep_spacing="trailing", set_alpha_to_one=True)
 
 
-def dpm_solver(training: DDPMScheduler) -> DPMSolverMultistepScheduler:
-    """The scheduler that the decoder is sampled with: DPM-Solver++(2M) on the training schedule (arXiv 2211.01095)."""
-    return DPMSolverMultistepScheduler.from_config(
-        training.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing", lower_order_final=True
-    )
+def dpm_solver(levels: Mapping[str, Any], order: int = 2, clip: bool = False) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ of an `order` on the noise levels of a schedule, whose settings they are (arXiv 2211.01095).
 
-
-def first_order(settings: Mapping[str, Any]) -> DPMSolverMultistepScheduler:
-    """DDIM as DPM-Solver++'s first order, which it is (arXiv 2211.01095, section 4): so it can be told its timesteps.
-
-    `settings` are those of a schedule. Nothing is clipped on the way.
+    The decoder is sampled with the second. The first is DDIM (section 4), as a scheduler that can be told its timesteps.
+    With `clip`, estimates of the picture stay in [-1, 1].
     """
-    solver = {"algorithm_type": "dpmsolver++", "solver_order": 1, "timestep_spacing": "trailing", "variance_type": None}
-    return DPMSolverMultistepScheduler.from_config(settings, **solver, thresholding=False)
+    solver = {"algorithm_type": "dpmsolver++", "solver_order": order, "timestep_spacing": "trailing"}
+    # its only clipping is by a quantile; of at most 1, whatever the quantile, it clips to [-1, 1]
+    limits = {"thresholding": clip, "sample_max_value": 1.0, "lower_order_final": True, "variance_type": None}
+    return DPMSolverMultistepScheduler.from_config(levels, **solver, **limits)
 
 
 def ancestral(training: DDPMScheduler) -> UnCLIPScheduler:

@@ -346,7 +346,7 @@ class Loop:
         """Start from a training run's averaged weights, or from a model: a shipped one's name, a folder, a Hub id."""
         from safetensors.torch import load_file
 
-        if not Path(source).exists() and (made_by := maker(source)):
+        if made_by := maker(source):
             raise ConfigError(f"init_from: {source} is not there yet: unclip train {made_by}, or init_from=null to start anew")
         folder, fresh = resolve(components_folder(source)), []
         for name, network in self.objective.trained.named_children():

@@ -129,7 +129,7 @@ def test_redrawn_embeddings_are_the_priors_own(clip, prior_run):
     pipe = UnCLIPPriorPipeline(**parts, text_encoder=clip_parts["text_encoder"], tokenizer=clip_parts["tokenizer"])
     pipe.to(dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    noise = seeded_noise(2, batch["index"][:1], (true.shape[1],))
+    noise = seeded_noise(2, batch["index"][:1], true[:1])
     settings = {"prior_num_inference_steps": 4, "prior_guidance_scale": 1.5, "prior_candidates": 1}
     drawn = pipe(batch["caption"][:1], prior_latents=noise, **settings).image_embeds
     torch.testing.assert_close(heard[:1], drawn.float(), atol=1e-5, rtol=1e-4)

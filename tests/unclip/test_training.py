@@ -193,14 +193,10 @@ def test_a_fine_tuned_clip_is_held_to_where_it_started(runs, tmp_path):
 def test_a_clip_norm_of_0_never_clips(tmp_path):
     """It once made every gradient 0, and the run trained nothing and said nothing."""
     settings = ("max_steps=2", "batch_size=2", "warmup_steps=0")
-    losses = [
-        json.loads(
-            (run_here("upsampler_256", tmp_path / name, *settings, f"clip_norm={norm}") / "log.jsonl")
-            .read_text()
-            .splitlines()[-1]
-        )
-        for name, norm in (("never", 0), ("large", 1e9), ("small", 1e-9))
-    ]
+    losses = []
+    for norm in (0, 1e9):
+        run = run_here("upsampler_256", tmp_path / str(norm), *settings, f"clip_norm={norm}")
+        losses.append(json.loads((run / "log.jsonl").read_text().splitlines()[-1]))
     assert losses[0]["loss"] == losses[1]["loss"] and losses[0]["grad_norm"] > 0
 
 

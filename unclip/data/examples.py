@@ -173,13 +173,16 @@ class Degraded(Dataset):
         return crop | {"low": (low * 255).round().byte()}
 
 
-def seeded_noise(seed: int, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Normal noise [len(indices), *shape], fp32 on the CPU, each row from its own generator."""
+def seeded_noise(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Normal noise for examples `indices`, of the rows' shape, dtype and device of `like` [B, ...].
+
+    Each row comes from its own generator, in fp32 and on the CPU: the same everywhere.
+    """
     rows = []
     for index in indices.tolist():
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        rows.append(torch.randn(shape, generator=generator))
-    return torch.stack(rows)
+        rows.append(torch.randn(like.shape[1:], generator=generator))
+    return torch.stack(rows).to(like)
 
 
 def captioned_examples(data: dict, split: str = "train", seed: int = 0, pixels: bool = True) -> Dataset:

@@ -146,9 +146,8 @@ def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
     """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for another one."""
     out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed)
     noted = out / DRAWN_WITH
-    if settings.force:
-        if noted.is_file():  # an evaluation's own pictures, and nobody else's
-            gallery.forget()
+    if settings.force and noted.is_file():  # an evaluation's own pictures, and nobody else's
+        gallery.forget()
     elif noted.is_file():
         before = json.loads(noted.read_text())
         for key, value in drawn.items():

@@ -145,7 +145,7 @@ class ClipConditioned(Objective):
 
     def _noised(self, clean: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """`clean` [B, ...] at each example's own noise level; the noise; the timesteps [B]."""
-        noise = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
+        noise = seeded_noise(self.seed, batch["index"], clean)
         timesteps = self.timesteps.draw(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
         return self.schedule.add_noise(clean, noise, timesteps), noise, timesteps
 

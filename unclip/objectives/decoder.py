@@ -156,7 +156,7 @@ class DecoderObjective(ClipConditioned):
         no_image, no_text = self._dropped(random)
         blurred = image_embeds
         if self.embedding_noise:
-            deviation = seeded_noise(self.seed + 1, batch["index"], (self.frozen.dim,)).to(image_embeds) / self.frozen.dim**0.5
+            deviation = seeded_noise(self.seed + 1, batch["index"], image_embeds) / self.frozen.dim**0.5
             blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
         if self.redrawn is not None and len(rows := self.redrawn.chosen(random)):
             few = {k: [v[n] for n in rows.tolist()] if isinstance(v, list) else v[rows] for k, v in batch.items()}
@@ -191,30 +191,34 @@ class DecoderObjective(ClipConditioned):
         )
         return context, added, of_context(project, mask, True)
 
+    def _guided(self, alone: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`_conditions` with those of no text and no embedding before them: [2B, ...]."""
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(len(alone[0]), -1)
+        empty = self._conditions(self.frozen.text([""] * len(null)), null)
+        return tuple(torch.cat(pair) for pair in zip(empty, alone, strict=True))
+
     @torch.no_grad()
     def sample(self) -> Image.Image:
         """Held-out scenes: true pictures, drawn from embedding and caption, and drawn from the caption alone."""
         batch = self._held_out(SHOWN)
         clean, embeds = self._pictures(batch)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SHOWN, -1)
-        start = seeded_noise(self.seed, batch["index"], tuple(clean.shape[1:])).to(clean)
-        empty = self._conditions(self.frozen.text([""] * SHOWN), null)
+        start = seeded_noise(self.seed, batch["index"], clean)
         text = self._text(batch)
         known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)
         rows = [clean]
         for image_embeds in (embeds, null):
-            pairs = zip(empty, self._conditions(text, image_embeds), strict=True)
-            context, added, mask = (torch.cat(pair) for pair in pairs)
+            context, added, mask = self._guided(self._conditions(text, image_embeds))
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
                 seen = torch.cat([x, known], 1)
                 return self.trained["decoder"](seen, t, context, class_labels=added, attention_mask=mask).sample.float()  # noqa: B023
 
-            rows.append(denoise(predict, start, dpm_solver(self.schedule), 16, guidance=2.0))
+            rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, guidance=2.0))
         return grid(torch.cat(rows) / 2 + 0.5, SHOWN)
 
     def components(self) -> dict[str, Any]:
-        scheduler = ancestral(self.schedule) if self.learned_variance else dpm_solver(self.schedule)
+        scheduler = ancestral(self.schedule) if self.learned_variance else dpm_solver(self.schedule.config)
         return {**self.trained, "decoder_scheduler": scheduler}
 
 

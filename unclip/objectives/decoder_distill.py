@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..data.examples import seeded_noise
-from ..diffusion import dpm_solver, first_order, levels, target
+from ..diffusion import dpm_solver, levels, target
 from ..distilled import FILE, Distilled, fingerprint
 from ..sampling import denoise, shifted_timesteps
 from .base import grid
@@ -114,11 +114,9 @@ class DecoderDistillObjective(DecoderObjective):
         true, image_embeds = self._pictures(batch)
         known = self._known(true, batch["random"])
         text, image_embeds = self._heard(batch, image_embeds)
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(len(image_embeds), -1)
         alone = self._conditions(text, image_embeds)
-        empty = self._conditions(self.frozen.text([""] * len(image_embeds)), null)
-        both = [torch.cat(pair) for pair in zip(empty, alone, strict=True)]
-        noise = seeded_noise(self.seed, batch["index"], tuple(true.shape[1:])).to(true)
+        both = self._guided(alone)
+        noise = seeded_noise(self.seed, batch["index"], true)
         ends, part = [noise], self.teacher_steps // self.evaluations
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -131,7 +129,7 @@ class DecoderDistillObjective(DecoderObjective):
             return x
 
         with self._frozen():
-            teacher = dpm_solver(self.schedule)
+            teacher = dpm_solver(self.schedule.config)
             denoise(predict, noise, teacher, self.teacher_steps, guidance=self.guidance, shift=self.shift, on_step=keep)
         return Lesson(torch.stack(ends), alone, known, true)
 
@@ -189,7 +187,7 @@ class DecoderDistillObjective(DecoderObjective):
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return self._predict(x, t.expand(len(x)), lesson.conditions, lesson.known)
 
-        return denoise(predict, lesson.ends[0], first_order(self.schedule.config), steps, shift=self.shift)
+        return denoise(predict, lesson.ends[0], dpm_solver(self.schedule.config, order=1), steps, shift=self.shift)
 
     def distilled(self) -> Distilled:
         """What has been learned so far."""

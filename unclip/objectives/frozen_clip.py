@@ -97,7 +97,7 @@ def frozen_clip(model: str, embeddings: str | Path | None) -> FrozenCLIP | Cache
     Raises ConfigError, with both fingerprints, for the cache of another CLIP, and for a CLIP that a shipped configuration
     would make and has not yet.
     """
-    if not Path(model).exists() and (made_by := maker(model)):
+    if made_by := maker(model):
         raise ConfigError(f"clip {model} is not there yet: unclip train {made_by}")
     clip = FrozenCLIP.load(model)
     if embeddings is None:

@@ -80,7 +80,7 @@ class PriorObjective(ClipConditioned):
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return prior(x, t, *both).predicted_image_embedding.float()
 
-        start = seeded_noise(self.seed, few["index"], (self.frozen.dim,)).to(true)
+        start = seeded_noise(self.seed, few["index"], true)
         drawn = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, guidance=2.0))
         return metrics | cosines(drawn, true, text)
 

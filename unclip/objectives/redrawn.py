@@ -74,7 +74,7 @@ class RedrawnEmbeddings(nn.Module):
         with torch.autocast(embeds.device.type, enabled=False):
             answer = predictor(prior, *both)
             clean = (embeds.float() - prior.clip_mean) / prior.clip_std
-            noise = seeded_noise(self.seed, batch["index"], clean.shape[1:]).to(clean)
+            noise = seeded_noise(self.seed, batch["index"], clean)
             first = (batch["random"][:, 11] * steps).long()
             self.scheduler.set_timesteps(steps, device=clean.device)
             timesteps = self.scheduler.timesteps

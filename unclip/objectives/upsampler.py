@@ -80,7 +80,7 @@ class UpsamplerObjective(Objective):
         sharp = batch["image"].float() / 127.5 - 1
         low, sigma = self._low(sharp, batch)
         resized = resize(low, sharp.shape[-1])
-        noise = seeded_noise(self.seed, batch["index"], tuple(sharp.shape[1:])).to(sharp)
+        noise = seeded_noise(self.seed, batch["index"], sharp)
         timesteps = uniform_timesteps(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
         noised = self.schedule.add_noise(sharp, noise, timesteps)
         predicted = self._predict(noised, resized, timesteps, sigma)
@@ -100,7 +100,7 @@ class UpsamplerObjective(Objective):
         sigma = self.grain * batch["random"][:, 1]
         if "low" in batch and not self.told:
             return low, torch.zeros_like(sigma)
-        grain = seeded_noise(self.seed + 1, batch["index"], tuple(low.shape[1:])).to(low)
+        grain = seeded_noise(self.seed + 1, batch["index"], low)
         return corrupt(low, batch["random"], grain, blur, self.grain), sigma
 
     def _predict(self, noised: Tensor, resized: Tensor, timesteps: Tensor, sigma: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class UpsamplerObjective(Objective):
 
     def _upsample(self, low: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
         resized = resize(low, low.shape[-1] * SCALE)
-        start = seeded_noise(self.seed, indices, tuple(resized.shape[1:])).to(low)
+        start = seeded_noise(self.seed, indices, resized)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return self._predict(x, resized, t, sigma)

@@ -19,7 +19,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
-    DPMSolverMultistepScheduler,
     ImagePipelineOutput,
 )
 from PIL import Image, ImageOps
@@ -34,7 +33,7 @@ from .. import attention
 from ..clip import CLIP, PARTS
 from ..compiling import compiled, why_not
 from ..config import nearest
-from ..diffusion import clean_from, first_order, shifted
+from ..diffusion import clean_from, dpm_solver, shifted
 from ..distilled import Distilled
 from ..images import on_white
 from ..memory import out_of_memory
@@ -653,7 +652,7 @@ class UnCLIPBase(Loading):
         if name is None:
             return self.decoder_scheduler
         if name == DISTILLED:
-            return first_order(self._levels)
+            return dpm_solver(self._levels, order=1)
         if name not in SAMPLERS:
             known = self.samplers
             raise ValueError(f"unknown sampler {name!r}{nearest(str(name), known)}; choose from {', '.join(known)}")
@@ -666,10 +665,7 @@ class UnCLIPBase(Loading):
             learned = self.decoder.config.out_channels == 2 * self.decoder.config.in_channels
             kind, variance = (UnCLIPScheduler, "learned_range") if learned else (DDPMScheduler, "fixed_small")
             return kind.from_config(self._levels, variance_type=variance)
-        solver = {"algorithm_type": "dpmsolver++", "solver_order": SAMPLERS[name], "timestep_spacing": "trailing"}
-        # its only clipping is by a quantile; of at most 1, whatever the quantile, it clips to [-1, 1]
-        limits = {"thresholding": clip, "sample_max_value": 1.0, "lower_order_final": True, "variance_type": None}
-        return DPMSolverMultistepScheduler.from_config(self._levels, **solver, **limits)
+        return dpm_solver(self._levels, SAMPLERS[name], clip)
 
     @property
     def _levels(self) -> dict[str, Any]:
