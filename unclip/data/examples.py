@@ -41,7 +41,7 @@ class EmojiScenes(Dataset):
         kinds: list[str] | dict[str, float] | None = None,
         contrast: float = 0.0,
         groups: dict[str, float] | None = None,
-        all_concepts: bool = False,
+        all_concepts: bool | float = False,
         loose: float = 0.0,
     ):
         self.icons, self.size = IconSet.load(path), SPRITE_SIZE

@@ -279,8 +279,10 @@ class SceneSampler:
     where it is a mapping; `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of single
     icons with a skin tone, where they have one. `contrast` is the share of odd indices that repeat the scene before with one
     attribute changed (another colour, number, place or ground): hard negatives for contrastive training. With `all_concepts`
-    no concept is held out whole: of a tenth of them one style is. `loose` is the share of single icons that are named as people
-    do: by tags alone ("amphibian, green"), or with words around them that change nothing ("please draw a nice frog").
+    no concept is held out whole: of a tenth of them one style is. A number is how often these come in training as single icons,
+    beside the others (True: as often), for networks that learned of them late. `loose` is the share of single icons that are
+    named as people do: by tags alone ("amphibian, green"), or with words around them that change nothing ("please draw a
+    nice frog").
     """
 
     def __init__(
@@ -292,7 +294,7 @@ class SceneSampler:
         contrast: float = 0.0,
         tones: float = TONE_SHARE,
         groups: dict[str, float] | None = None,
-        all_concepts: bool = False,
+        all_concepts: bool | float = False,
         loose: float = 0.0,
     ):
         if split not in SPLITS:
@@ -312,13 +314,18 @@ class SceneSampler:
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
         if not 0 <= loose <= 1:
             raise ValueError(f"loose must be in [0, 1], got {loose}")
-        self.all_concepts, self.loose = all_concepts, loose
+        if not isinstance(all_concepts, int | float) or not 0 <= all_concepts < float("inf"):
+            raise ValueError(f"all_concepts must be true, false or a number of at least 0, got {all_concepts!r}")
+        self.all_concepts, self.loose = bool(all_concepts), loose
         self.kinds, self._kind_weights = list(of_kinds), _normalised(list(of_kinds.values()))
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
         every = split != "train" or all_concepts
         kept = {c for c in icons.concepts if every or split_of_concept(c) == "train"}
         self._concepts = [c for c in icons.concepts if c in kept]
-        self._concept_weights = _normalised([of_groups[icons.groups[c]] for c in self._concepts])
+        late = float(all_concepts or 1) if split == "train" else 1.0
+        self._concept_weights = _normalised(
+            [of_groups[icons.groups[c]] * (1 if split_of_concept(c) == "train" else late) for c in self._concepts]
+        )
         self._objects = [c for c in icons.objects if c in kept]
 
     def scene(self, index: int) -> Scene:

@@ -141,6 +141,19 @@ def test_of_a_concept_that_is_not_held_out_whole_one_style_is(icons):
         assert all(plan.split(all_concepts=True) == split and plan.split() != "train" for plan in plans)
 
 
+def test_concepts_that_came_late_come_as_often_as_is_said(icons):
+    def share(all_concepts: bool | float) -> float:
+        sampler = SceneSampler(icons, "train", kinds=("single",), all_concepts=all_concepts)
+        return sum(split_of_concept(sampler.plan(n).concepts[0]) != "train" for n in range(600)) / 600
+
+    often, late = share(True), share(4.0)
+    assert share(False) == 0 < often < late
+    assert late == pytest.approx(4 * often / (1 + 3 * often), abs=0.05)
+    for wrong in (-1, float("nan"), "often"):
+        with pytest.raises(ValueError, match="all_concepts must be"):
+            SceneSampler(icons, "train", all_concepts=wrong)
+
+
 def test_captions_say_what_is_drawn(icons):
     sampler = SceneSampler(icons, "train")
     kinds = set()
