@@ -20,7 +20,9 @@ from torch import Tensor
 
 # What a prior's embeddings are whitened with; diffusers would leave them at their defaults without an error.
 STATISTICS = ("clip_mean", "clip_std")
+OWN = ("prior", "decoder", "upsamplers", "unclip")  # this package's modules, as a model_index.json begins their names
 PRETRAINED = Path(__file__).parent / "pretrained"
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
 _UMASK = os.umask(0o077)  # asking for it is setting it
 os.umask(_UMASK)
 
@@ -213,10 +215,7 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
     index_path = folder / "model_index.json"
     if not index_path.is_file():
         raise ValueError(f"{folder} is not a model folder: model_index.json is missing")
-    try:
-        index = json.loads(index_path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{index_path} is not valid JSON: {error}") from None
+    index = read_object(index_path)
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None or name in lacking:
             continue
@@ -226,6 +225,11 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
         configs = [p for p in part.glob("*.json") if not p.name.endswith(".index.json")]
         if not configs:
             raise ValueError(f"{part} holds no configuration (.json)")
+        for path in configs:
+            if path.name.endswith("config.json"):
+                read_object(path)
+        if (part / "tokenizer_config.json").is_file() and not any(p for v in _VOCABULARIES for p in part.glob(v)):
+            raise ValueError(f"{part} holds no vocabulary ({', '.join(_VOCABULARIES)})")
         is_network = holds_network(part)
         weights = sorted(part.glob("*.safetensors"))
         if is_network and not weights:
@@ -243,7 +247,30 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
         lost = [n for n in STATISTICS if name == "prior" and n not in names]
         if lost:
             raise ValueError(f"{weights[0]} lacks {lost[0]}, a statistic of CLIP's embeddings that the prior cannot do without")
+        lost = [n for n in _own_tensors(part, *entry) if n not in names]
+        if lost:
+            raise ValueError(f"{weights[0]} lacks {lost[0]}" + (f" and {len(lost) - 1} other tensors" if lost[1:] else ""))
     return index
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, naming the file, where there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # also of what is no text
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no JSON object: {json.dumps(found)[:40]}")
+    return found
+
+
+def _own_tensors(part: Path, library: str, class_name: str) -> list[str]:
+    """What a file must hold of a network of this package's own; [] for others, whose libraries know older names for it."""
+    component = getattr(importlib.import_module(library), class_name, None) if library.split(".")[0] in OWN else None
+    if not (isinstance(component, type) and issubclass(component, torch.nn.Module)):
+        return []
+    with torch.device("meta"):
+        return sorted(component.from_config(read_object(part / "config.json")).state_dict())
 
 
 def holds_network(part: Path) -> bool:
@@ -259,7 +286,7 @@ def components_folder(run: str | Path) -> Path:
 def import_own_modules(index: Mapping[str, Any]) -> None:
     """Import this package's modules that a `model_index.json` names: diffusers only looks in what is imported already."""
     for entry in index.values():
-        if isinstance(entry, list) and str(entry[0]).split(".")[0] in ("prior", "decoder", "upsamplers", "unclip"):
+        if isinstance(entry, list) and str(entry[0]).split(".")[0] in OWN:
             importlib.import_module(entry[0])
 
 

@@ -23,7 +23,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisi
 from decoder.blocks import ChannelNorm, ResBlock
 from prior.blocks import Attention, Checkpointed
 
-from .images import on_white
+from .images import on_white, towards_square
 
 PARTS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")  # of a CLIP, by their names in a pipeline
 
@@ -252,7 +252,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
     """A PIL picture on white as [1, 3, H, W] in [0, 1]."""
     if not isinstance(image, Image.Image):
         raise ValueError(f"images must be PIL pictures or a tensor, got {type(image).__name__}")
-    return torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(on_white(towards_square(image)))).permute(2, 0, 1)[None].float() / 255
 
 
 def _resize_square(pixels: Tensor, size: int) -> Tensor:

@@ -4,7 +4,6 @@ The pickles are read with `weights_only=True`: nothing in them is executed. Conf
 shapes; only the width of an attention head cannot be, and is 64 in every one of them.
 """
 
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -75,12 +74,12 @@ def read_pickle(path: str | Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle's protocols
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # PyTorch's answers to truncated, damaged and foreign files are of many kinds
         wanted = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.\w+)", str(error))
         if wanted:
             raise ValueError(f"{path} is refused: it holds more than tensors ({wanted[1]})") from None
         why = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # what stands before it advises to load it unsafely
-        raise ValueError(f"{path} is no PyTorch checkpoint: {why[1] if why else str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is no PyTorch checkpoint: {why[1] if why else (str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
 def read_states(path: str | Path, *prefixes: str) -> list[State]:

@@ -83,6 +83,16 @@ def square(picture: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
 
 
+def towards_square(picture: Image.Image, most: int = 16) -> Image.Image:
+    """A picture at most `most` times as long as it is wide: resized by its shorter side, 1 by 100,000 px would fill gigabytes."""
+    longest = most * min(picture.size)
+    if max(picture.size) <= longest:
+        return picture
+    width, height = (min(side, longest) for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
 def with_margins(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Image.Image]:
     """A picture on a larger canvas and the mask of what is new (white), for outpainting; margins in its own pixels."""
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
@@ -140,7 +150,7 @@ def png_facts(facts: dict[str, str]) -> PngInfo:
 
     info = PngInfo()
     for key, value in (facts | {"version": __version__}).items():
-        info.add_itxt(key, value)
+        info.add_itxt(key, value.encode(errors="replace").decode())  # a file's name may be no text
     return info
 
 

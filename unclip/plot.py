@@ -88,10 +88,11 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _name(run: Path, runs: Sequence[Path]) -> str:
-    """A run's folder, with its parent's where another has the same."""
-    resolved = run.resolve()
-    same = sum(r.resolve().name == resolved.name for r in runs)
-    return resolved.name if same == 1 else f"{resolved.parent.name}/{resolved.name}"
+    """A run's folder, with as many of those above it as tell it from the others."""
+    parts = run.resolve().parts
+    others = [r.resolve().parts for r in runs if r.resolve().parts != parts]
+    enough = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+    return "/".join(parts[-enough:])
 
 
 def _levels(log: dict[str, Rows]) -> list[str]:

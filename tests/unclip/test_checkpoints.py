@@ -1,10 +1,12 @@
 """Folders that cannot be used say so in one line that names the file."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from unclip import CLIP, UnCLIPPipeline
 from unclip.checkpoints import check_folder, checkpoints, load_checkpoint, save_checkpoint
@@ -72,6 +74,37 @@ def test_a_component_of_another_width_is_refused_by_the_index(copy):
     with pytest.raises(ValueError, match="has no image_encoder"):
         CLIP.from_pretrained(copy)
     check_folder(copy)
+
+
+@pytest.mark.parametrize("part", ["decoder", "prior", "text_encoder", "text_proj"])
+def test_weights_that_a_file_lacks_are_named(copy, part):
+    path = copy / part / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    lost = sorted(n for n in tensors if n.endswith("weight"))[0]
+    save_file({n: t for n, t in tensors.items() if n != lost}, path)
+    with pytest.raises(ValueError, match=rf"{part}/.*safetensors lacks {re.escape(lost)}$"):
+        UnCLIPPipeline.from_pretrained(copy)
+
+
+def test_a_tokenizer_without_words_is_refused(copy):
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="tokenizer holds no vocabulary"):
+        UnCLIPPipeline.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"prior": '])
+def test_an_index_or_a_configuration_that_is_none_is_named(copy, content):
+    for file in ("prior_scheduler/scheduler_config.json", "decoder/config.json", "model_index.json"):
+        (copy / file).write_text(content)
+        with pytest.raises(ValueError, match=rf"{file} is no(t valid JSON| JSON object)"):
+            UnCLIPPipeline.from_pretrained(copy)
+
+
+def test_an_upsampler_needs_its_scheduler(copy):
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"upsampler_1024_scheduler": [None, None]}))
+    with pytest.raises(ValueError, match="upsampler_1024 needs an upsampler_1024_scheduler"):
+        UnCLIPPipeline.from_pretrained(copy)
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path):

@@ -1,6 +1,7 @@
 """The command line, in processes of its own."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ def test_version(run):
 
 BAD = [
     (["generate", ""], "prompt is empty"),
+    (["generate", "a \udcff ring"], "no text in UTF-8: 'a \\udcff ring'"),
     (["generate"], "PROMPT"),
     (["generate", "a ring", "--size", "100"], "64, 256, 1024, got 100"),
     (["generate", "a ring", "--size", "big"], "big"),
@@ -114,6 +116,20 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tiny_folder, 
     assert printed.out == ""
     assert message in printed.err and len(printed.err.strip().splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("words", [("data", "emoji"), ("evaluate", "emoji")])
+def test_a_missing_extra_is_named(words, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    said = "error: this needs resvg_py; install it with: pip install 'unclip[train]'\n"
+    assert command(*words) == (2, "", said)
+
+
+def test_a_missing_extra_is_named_where_it_is_imported_first(run):
+    script = "import sys; sys.modules['inflect'] = None; sys.argv[1:] = ['plan', 'tiny/decoder']; import unclip.__main__"
+    result = run("-c", script + "; unclip.__main__.main()")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "error: this needs inflect; install it with: pip install 'unclip[train]'\n"
 
 
 def test_a_mistake_in_a_process_shows_no_traceback(run, tmp_path):

@@ -44,6 +44,14 @@ def test_transparency_is_white(clip):
     torch.testing.assert_close(clip.encode_image(clear), clip.encode_image(Image.new("RGB", (64, 64), "white")))
 
 
+def test_of_a_very_long_picture_the_middle_is_seen(clip, tiny):
+    stripe = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2, 100_000, 3), dtype=np.uint8))
+    middle = stripe.crop((50_000 - 16, 0, 50_000 + 16, 2))
+    for embed in (clip.encode_image, tiny._encode_image):  # resized whole it would take 80 GB
+        torch.testing.assert_close(embed(stripe), embed(middle))
+        torch.testing.assert_close(embed(stripe.rotate(90, expand=True)), embed(middle.rotate(90, expand=True)))
+
+
 def test_the_preprocessor_is_that_of_the_saved_configuration(clip):
     image = pictures(1, 64)[0]
     stock = clip.feature_extractor(images=image, return_tensors="pt")["pixel_values"]

@@ -125,6 +125,7 @@ def originals(tmp_path_factory):
     torch.save((torch.full((DIM,), 0.2), torch.full((DIM,), 0.7)), folder / "stats.th")
     torch.save(torch.nn.Linear(2, 2), folder / "evil.ckpt")
     (folder / "plain.ckpt").write_bytes(pickle.dumps({"state_dict": {}}, protocol=4))
+    (folder / "cut.ckpt").write_bytes(b"\x80\x02.")
     parts = karlo.parts(folder, dim=DIM)
     for name in ("text_encoder", "image_encoder"):
         parts[name].save_pretrained(folder / "clip")
@@ -247,6 +248,7 @@ def test_a_kandinsky_prior_predicts_embeddings(originals, tmp_path, command):
     [
         ({"prior": "plain.ckpt"}, "plain.ckpt is no PyTorch checkpoint: Unsupported operand"),
         ({"prior": "evil.ckpt"}, "evil.ckpt is refused: it holds more than tensors (torch.nn.modules.linear.Linear)"),
+        ({"prior": "cut.ckpt"}, "cut.ckpt is no PyTorch checkpoint: "),
         ({"prior": "none.ckpt"}, "none.ckpt is not a file"),
         ({"prior": "decoder.ckpt"}, "decoder.ckpt lacks clip_img_proj.weight; is it the checkpoint of another stage?"),
         ({"decoder": "prior.ckpt"}, "is it the checkpoint of another stage?"),

@@ -110,6 +110,7 @@ def test_a_png_remembers_how_it_was_made_and_another_does_not_pretend(tmp_path):
     file, plain = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=png_facts(facts))
     assert read_facts(file.getvalue(), "it") == facts | {"version": __version__}
+    Image.new("RGB", (8, 8)).save(io.BytesIO(), "PNG", pnginfo=png_facts({"model": "a folder in Latin-1: \udce9"}))
     Image.new("RGB", (8, 8)).save(plain, "PNG")
     with pytest.raises(ValueError, match="it does not say how it was made"):
         read_facts(plain.getvalue(), "it")

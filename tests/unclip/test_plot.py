@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip.plot import read_log
+from unclip.plot import _name, read_log
 
 
 def log(folder, name: str, offset: float = 0.0):
@@ -37,6 +37,12 @@ def test_curves_of_a_run_and_of_several(tmp_path, command):
     assert colours(both) > 50
     code, _, said = command("plot", one, two, "--out", both)
     assert code == 2 and "both.png exists; pass --force" in said
+
+
+def test_runs_are_told_apart_by_what_stands_above_them(tmp_path):
+    runs = [tmp_path / name for name in ("a/x/run", "b/x/run", "b/y/run", "b/y/other")]
+    assert [_name(run, runs) for run in runs] == ["a/x/run", "b/x/run", "y/run", "other"]
+    assert _name(runs[0], [runs[0], runs[0]]) == "run"
 
 
 def test_a_step_logged_twice_counts_once_and_a_cut_line_is_left_out(tmp_path):

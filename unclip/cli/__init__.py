@@ -13,6 +13,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .generate import generate, rerank
 from .latent import edit, inpaint, interpolate, outpaint, pca, variations
+from .pictures import how_it_comes
 from .plan import plan
 from .plot import plot
 from .serve import serve
@@ -43,6 +44,10 @@ def main() -> None:
         _fail(str(error))
     except (FloatingPointError, OSError, MemoryError) as error:  # no mistake in the command: a run that diverged, a full disk
         _fail(str(error) or "out of memory", code=1)
+    except ModuleNotFoundError as error:
+        if (how := how_it_comes(error.name)) is None:
+            raise
+        _fail(how)
     except RuntimeError as error:
         if type(error) is not RuntimeError or str(error).count("\n") > 2:
             raise

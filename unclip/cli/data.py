@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import Force
+from .pictures import need
 
 
 def emoji(
@@ -16,6 +17,7 @@ def emoji(
     """Build the captioned emoji dataset from npm packages (fetched with npm)."""
     from tqdm import tqdm
 
+    need("resvg_py")
     from ..data.emoji import build
 
     def progress(items, total):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import Device, Dtype, Sampler, Steps
-from .pictures import load
+from .pictures import load, need
 
 
 def evaluate(
@@ -35,11 +35,7 @@ def evaluate(
     force: Annotated[bool, typer.Option(help="Draw anew what the report's folder holds.")] = False,
 ) -> None:
     """Measure a model by what it draws: a JSON and a one-page HTML report with pictures, protocol and intervals."""
-    try:
-        import inflect  # noqa: F401
-        import resvg_py  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"unclip evaluate needs {error.name}: pip install 'unclip[train]'") from None
+    need("inflect", "resvg_py")
     from ..evaluation import Settings
     from ..evaluation import evaluate as run
 

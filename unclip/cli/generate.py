@@ -118,7 +118,7 @@ def generate(
         print(f"compiled: {taken or 'already'}", file=sys.stderr)
 
     if prompts_file is not None:
-        if out is None or out.suffix:
+        if out is None or (out.suffix and not out.is_dir()):
             raise ValueError(f"--prompts needs a folder to draw into: --out DIR, got {out}")
 
         def quietly(place: str | None) -> tuple:

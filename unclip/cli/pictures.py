@@ -3,6 +3,8 @@
 import re
 import sys
 from collections.abc import Callable, Iterable
+from importlib.metadata import requires
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -31,11 +33,18 @@ def load(model: str, device: str | None, dtype: str, low_memory: bool = False):
 
 def need(*modules: str) -> None:
     """Raises ValueError for modules that are not installed, saying how they come."""
-    from importlib.util import find_spec
-
     for module in modules:
         if find_spec(module) is None:
-            raise ValueError(f"this needs {module}; install it with: pip install 'unclip[app]'")
+            raise ValueError(how_it_comes(module) or f"this needs {module}, which is not installed")
+
+
+def how_it_comes(module: str | None) -> str | None:
+    """What to say of a module that one of the package's extras brings; None of any other."""
+    for line in requires("unclip") or []:
+        name, extra = re.match(r"[\w.-]+", line)[0], re.search(r"extra == ['\"](\w+)", line)
+        if extra and module in (name.replace("-", "_"), name.removeprefix("python-")):
+            return f"this needs {name}; install it with: pip install 'unclip[{extra[1]}]'"
+    return None
 
 
 def output_files(out: Path | None, names: list[str], force: bool) -> list[Path]:

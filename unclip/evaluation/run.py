@@ -36,7 +36,8 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
 }
 
 DRAWN_WITH = "drawn_with.json"
-UPSAMPLERS = ("super_res_first", "super_res_last", "upsampler_1024")  # what no picture of the decoder's size depends on
+# What no picture of the decoder's size depends on.
+UPSAMPLERS = ("super_res_first", "super_res_last", "super_res_scheduler", "upsampler_1024", "upsampler_1024_scheduler")
 
 
 @dataclass
@@ -111,11 +112,12 @@ def _drawn_with(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
     """All that decides what the pictures look like: another one of these is another evaluation."""
     folder, data = resolve(settings.model), Path(settings.data) / "icons.json.gz"
     distilled = settings.sampling.get("sampler") == "distilled"
-    weights = sorted(path for path in folder.rglob("*.safetensors") if distilled or path.name != DISTILLED)
-    enlarging = [path for path in weights if path.relative_to(folder).parts[0] in UPSAMPLERS]
+    left_out = {"model_index.json"} if distilled else {"model_index.json", DISTILLED}  # what matters of the first is below
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name not in left_out)
+    enlarging = [path for path in files if path.relative_to(folder).parts[0] in UPSAMPLERS]
     return {
         "version": __version__,
-        "weights": _hash([path for path in weights if path not in enlarging]),
+        "weights": _hash([path for path in files if path not in enlarging]),
         "upsamplers": _hash(enlarging),
         "data": _hash([data]) if data.is_file() else str(settings.data),
         "split": settings.split,

@@ -35,7 +35,7 @@ from ..compiling import compiled, why_not
 from ..config import nearest
 from ..diffusion import clean_from, dpm_solver, shifted
 from ..distilled import Distilled
-from ..images import on_white
+from ..images import on_white, towards_square
 from ..memory import out_of_memory
 from ..networks import embedding_dim, told_of_noise
 from ..precision import fast_dtype, working_dtype
@@ -161,6 +161,8 @@ class UnCLIPBase(Loading):
         prior = components.get("prior")
         if prior is not None and not draws_itself(prior) and components.get("prior_scheduler") is None:
             raise ValueError(f"a {type(prior).__name__} is a diffusion prior and needs a prior_scheduler")
+        if components.get("upsampler_1024") is not None and components.get("upsampler_1024_scheduler") is None:
+            raise ValueError("an upsampler_1024 needs an upsampler_1024_scheduler")
         self.register_modules(**components)
         self.register_to_config(defaults=defaults)
         self._dtype_chosen = self._dtype_judged = False
@@ -468,6 +470,8 @@ class UnCLIPBase(Loading):
                 raise ValueError(f"prompt must be a str or a list of str, got {one!r} ({type(one).__name__})")
             if not one.strip():
                 raise ValueError(f"prompt is empty: {one!r}")
+            if any("\ud800" <= letter <= "\udfff" for letter in one):
+                raise ValueError(f"prompt is no text in UTF-8: {one!r}")
         return len(prompts)
 
     def _count_texts(self, text_model_output: Any, text_attention_mask: Tensor) -> int:
@@ -511,7 +515,8 @@ class UnCLIPBase(Loading):
         """CLIP image embeddings [B, D] of pictures, or of a tensor as `feature_extractor` makes it."""
         if not isinstance(image, Tensor):
             pictures = [image] if isinstance(image, Image.Image) else image
-            image = self.feature_extractor(images=[on_white(p) for p in pictures], return_tensors="pt").pixel_values
+            pictures = [on_white(towards_square(p)) for p in pictures]
+            image = self.feature_extractor(images=pictures, return_tensors="pt").pixel_values
         with self._working("image_encoder", "image_encoder"):
             return self.image_encoder(image.to(self._execution_device, self.image_encoder.dtype)).image_embeds
 

@@ -86,6 +86,12 @@ def test_killed_and_on_two_processes(words, tmp_path, command):
     assert {n: (out / n).stat().st_mtime_ns for n in kept} == kept
 
 
+def test_a_folder_may_have_a_dot_in_its_name(command, words, tmp_path):
+    (tmp_path / "v1.5").mkdir()
+    assert command(*words, "--out", tmp_path / "v1.5")[0] == 0
+    assert (tmp_path / "v1.5" / "manifest.jsonl").is_file()
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

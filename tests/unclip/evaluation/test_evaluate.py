@@ -210,6 +210,11 @@ def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, tiny_folde
     assert code == 0 and "other upsamplers than before" in error
     again = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*.png")}
     assert all((again[p] == drawn[p]) == (p not in enlarged) for p in drawn)
+    schedule = other / "decoder_scheduler" / "scheduler_config.json"
+    schedule.write_text(schedule.read_text().replace('"solver_order": 2', '"solver_order": 1'))
+    code, _, error = evaluate(out, *parts, model=other)
+    assert code == 2 and "another weights" in error and set(out.rglob("*.png")) == set(drawn)
+    shutil.copytree(tiny_folder / "decoder_scheduler", other / "decoder_scheduler", dirs_exist_ok=True)
     weights = other / "decoder" / "diffusion_pytorch_model.safetensors"
     save_file({k: v + 0.1 for k, v in load_file(weights).items()}, weights)
     code, _, error = evaluate(out, *parts, model=other)
