@@ -20,7 +20,10 @@ def serve(
     api_key_file: KeyFile = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Let others in without a key.")] = False,
     rate: Annotated[int | None, typer.Option(help="Pictures a minute for each key; default: no limit.")] = None,
-    queue: Annotated[int, typer.Option(help="Pictures that may wait; beyond it: 429.")] = 64,
+    queue: Annotated[
+        int,
+        typer.Option(help="Pictures that may wait, half of them one client's; beyond it: 429. 20 or more, for requests of 10."),
+    ] = 64,
     deadline: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
     url_seconds: Annotated[float, typer.Option(help="Seconds that a picture asked for by URL is kept.")] = 3600.0,
     public_url: Annotated[str | None, typer.Option(help="Where clients find this server, if behind a proxy.")] = None,
@@ -42,6 +45,7 @@ def serve(
     check_binding(host, api_key_file is not None, insecure)
     settings = Settings(
         model=model,
+        host=host,
         keys=Keys(api_key_file) if api_key_file is not None else None,
         rate=rate,
         queue=queue,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import anyio
 import numpy as np
-from fastapi import APIRouter, FastAPI, Form, Request, Response
+from fastapi import APIRouter, FastAPI, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from PIL import Image
@@ -24,7 +24,7 @@ from ..images import UPLOAD_BYTES, on_white, open_upload, png_facts
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
 from ..worker import Busy, Work, Worker
 from . import wire
-from .drawing import Painting, Repainting, Varying
+from .drawing import Painting, Repainting, Varying, reduced, seen
 from .guard import LOOPBACK, BoundedBody, KeyCheck, LetGo, OwnPages, RequestLog
 from .keys import Keys, Rate
 from .metrics import Metrics
@@ -34,19 +34,21 @@ from .wire import Edit, Generation, Model, Models, Picture, Pictures, Refused, V
 # A prompt, an uploaded picture or a drawn one -> why it is refused, or None. Called in a thread.
 ContentFilter = Callable[[str | Image.Image], str | None]
 ALIAS = "dall-e-2"
-DECODERS = 2  # uploads that are decoded at the same time
+DECODERS = 2  # requests whose uploads are decoded, and in memory whole, at the same time
+LEAST_QUEUE = 2 * wire.MAX_PICTURES  # a client has half of it, and each request that is allowed must fit some time
 
 
 @dataclass
 class Settings:
     """How a server is run.
 
-    `queue` is in pictures; `deadline` (a request's, once it is read), `body_seconds` (for it to be read) and `url_seconds` in
-    seconds; `rate` in pictures a minute and key. `public_url` is where clients find the server, if not where it finds
-    itself. `any_host` answers to every Host header.
+    `host` is the address it listens on. `queue` is in pictures; `deadline` (a request's, once it is read), `body_seconds` (for
+    it to be read) and `url_seconds` in seconds; `rate` in pictures a minute and key. `public_url` is where clients find the
+    server, if not where it finds itself. `any_host` answers to every Host header, not only to `host` and loopback's names.
     """
 
     model: str = "emoji"
+    host: str = "127.0.0.1"
     keys: Keys | None = None
     rate: int | None = None
     queue: int = 64
@@ -62,6 +64,9 @@ class Settings:
         for name in ("deadline", "url_seconds", "body_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
+        if self.queue < LEAST_QUEUE:
+            say = f"twice the pictures that one request may ask for, got {self.queue}"
+            raise ValueError(f"queue must be at least {LEAST_QUEUE}, {say}")
         if self.public_url is not None and not self.public_url.startswith(("http://", "https://")):
             raise ValueError(f"public_url must begin with http:// or https://, got {self.public_url!r}")
 
@@ -94,7 +99,7 @@ def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -
     app.add_middleware(LetGo, stopping=app.state.stopping)
     app.add_middleware(BoundedBody, seconds=settings.body_seconds)
     app.add_middleware(KeyCheck, keys=settings.keys, login=login)
-    app.add_middleware(OwnPages, hosts=None if settings.any_host else LOOPBACK)
+    app.add_middleware(OwnPages, hosts=None if settings.any_host else LOOPBACK | {settings.host.lower()})
     app.add_middleware(RequestLog, metrics=metrics)
     return app
 
@@ -146,18 +151,21 @@ class Endpoints:
         if self._varying is None:
             raise Refused(400, f"the model {self.name!r} has no image tower: it cannot vary pictures")
         size, drawn = self._size(asked)
-        picture = on_white(await self._upload(asked.image, "image"))
+        pixels = await self._prepared(lambda image: seen(self._varying, image), image=asked.image)
         seeds = self._seeds(asked)
-        jobs = [(picture, seed) for seed in seeds]
+        jobs = [(pixels, seed) for seed in seeds]
         return await self._draw(request, asked, Varying(self._varying, drawn), jobs, size, seeds, {"variation_of": "an upload"})
 
     async def edits(self, asked: Annotated[Edit, Form()], request: Request) -> Pictures:
         await self._filter(asked.prompt, "prompt")
         size, drawn = self._size(asked)
-        picture = await self._upload(asked.image, "image")
-        mask = hole(picture, None if asked.mask is None else await self._upload(asked.mask, "mask"))
+
+        def prepare(image: Image.Image, mask: Image.Image | None = None) -> tuple[Image.Image, Image.Image]:
+            return reduced(on_white(image), drawn), hole(image, mask, drawn)
+
+        picture, mask = await self._prepared(prepare, image=asked.image, mask=asked.mask)
         seeds = self._seeds(asked)
-        work = Repainting(self._repainting, drawn, asked.prompt, on_white(picture), mask)
+        work = Repainting(self._repainting, drawn, asked.prompt, picture, mask)
         facts = {"prompt": asked.prompt, "inpaint_of": "an upload"}
         return await self._draw(request, asked, work, seeds, size, seeds, facts)
 
@@ -202,24 +210,34 @@ class Endpoints:
         first = asked.seed if asked.seed is not None else secrets.randbelow(2**53)
         return [first + n for n in range(asked.n or 1)]
 
-    async def _upload(self, file: Any, param: str) -> Image.Image:
+    async def _prepared(self, prepare: Callable[..., Any], **files: UploadFile | None) -> Any:
+        """What `prepare` makes, in a thread, of the pictures in uploads: in the queue waits this, and nothing of them."""
+
+        def call() -> Any:
+            return prepare(**{param: self._upload(file, param) for param, file in files.items() if file is not None})
+
+        return await anyio.to_thread.run_sync(call, limiter=self._decoders)
+
+    def _upload(self, file: UploadFile, param: str) -> Image.Image:
         """The picture in an upload, square as DALL·E 2's had to be."""
-        data = await file.read(UPLOAD_BYTES + 1)
         try:
-            picture = await anyio.to_thread.run_sync(open_upload, data, param, limiter=self._decoders)
+            picture = open_upload(file.file.read(UPLOAD_BYTES + 1), param)
         except ValueError as error:
             raise Refused(400, str(error), param, "invalid_image") from None
         if picture.width != picture.height:
             say = f"{param} must be square, got {picture.width}x{picture.height} pixels: cut or pad it first"
             raise Refused(400, say, param, "invalid_image")
-        await self._filter(picture, param)
+        self._check(picture, param)
         return picture
 
     async def _filter(self, content: str | Image.Image, param: str | None) -> None:
         if self.settings.content_filter is not None:
-            reason = await anyio.to_thread.run_sync(self.settings.content_filter, content)
-            if reason:
-                raise Refused(400, str(reason), param, "content_policy_violation")
+            await anyio.to_thread.run_sync(self._check, content, param)
+
+    def _check(self, content: str | Image.Image, param: str | None) -> None:
+        reason = self.settings.content_filter and self.settings.content_filter(content)
+        if reason:
+            raise Refused(400, str(reason), param, "content_policy_violation")
 
     async def _draw(
         self, request: Request, asked: Any, work: Work, jobs: list, size: int, seeds: list[int], facts: dict[str, str]
@@ -231,7 +249,12 @@ class Endpoints:
             raise Refused(
                 429, self.rate.message(wait, len(jobs)), code="rate_limit_exceeded", headers={"retry-after": str(wait)}
             )
-        images = await self._answers(request, client, work, jobs)
+        try:
+            images = await self._answers(request, client, work, jobs)
+        except Refused as refused:
+            if self.rate is not None and refused.status_code in (400, 429):  # nothing was drawn
+                self.rate.give_back(client, len(jobs))
+            raise
         return Pictures(
             created=int(time.time()),
             data=[await self._picture(request, asked, *p, size, facts) for p in zip(images, seeds, strict=True)],
@@ -283,8 +306,11 @@ async def _left(request: Request) -> None:
         pass
 
 
-def hole(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
-    """White where pixels are fully transparent: of `mask`, or of the picture itself; else black. Raises Refused (400)."""
+def hole(picture: Image.Image, mask: Image.Image | None, size: int) -> Image.Image:
+    """White where pixels are fully transparent: of `mask`, or of the picture itself; else black. Raises Refused (400).
+
+    Reduced to `size`, where a pixel that is white in part is white.
+    """
     source, param = (picture, "image") if mask is None else (mask, "mask")
     if source.size != picture.size:
         sizes = "{}x{} and {}x{}".format(*source.size, *picture.size)
@@ -297,7 +323,12 @@ def hole(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
             else "only transparent pixels: nothing to keep"
         )
         raise Refused(400, f"{param} has {say}", param, "invalid_image")
-    return Image.fromarray(clear.astype(np.uint8) * 255)
+    small = reduced(Image.fromarray(clear.astype(np.uint8) * 255), size, Image.Resampling.BOX).point(lambda v: 255 if v else 0)
+    low, high = small.getextrema()
+    if low == high:
+        what = "too few transparent pixels: none to draw anew" if not high else "transparent pixels all over: none to keep"
+        raise Refused(400, f"{param} has {what} is left at {size}x{size} pixels", param, "invalid_image")
+    return small
 
 
 def _png(image: Image.Image, size: int, facts: dict[str, str]) -> bytes:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
+from torch import Tensor
 
+from ..images import on_white
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
 from ..pipelines.base import BATCH
 
@@ -32,7 +34,7 @@ class Painting:
 
 @dataclass(frozen=True)
 class Varying:
-    """Variations of pictures; a job is (picture, seed)."""
+    """Variations of pictures; a job is (picture as `seen`, seed)."""
 
     pipe: UnCLIPImageVariationPipeline = field(repr=False)
     size: int
@@ -42,10 +44,10 @@ class Varying:
     def batch(self) -> int:
         return batch(self.size)
 
-    def draw(self, jobs: list[tuple[Image.Image, int]], wanted: Wanted) -> list[Image.Image]:
-        pictures = [picture for picture, _ in jobs]
+    def draw(self, jobs: list[tuple[Tensor, int]], wanted: Wanted) -> list[Image.Image]:
+        pixels = torch.cat([pixels for pixels, _ in jobs])
         settings = {"generator": generators(seed for _, seed in jobs), "size": self.size}
-        return self.pipe(pictures, **settings, callback_on_step_end=stop_unless(wanted)).images
+        return self.pipe(pixels, **settings, callback_on_step_end=stop_unless(wanted)).images
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,16 @@ class Repainting:
             size=self.size,
             callback_on_step_end=stop_unless(wanted),
         ).images
+
+
+def seen(pipe: UnCLIPImageVariationPipeline, picture: Image.Image) -> Tensor:
+    """A picture [1, 3, S, S] as the image tower takes it, which is all that variations are drawn of."""
+    return pipe.feature_extractor(images=[on_white(picture)], return_tensors="pt").pixel_values
+
+
+def reduced(picture: Image.Image, size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """A square picture no larger than what is drawn: the inpainting pipeline reduces it so itself, and then finds it done."""
+    return picture.resize((size, size), how) if picture.width > size else picture
 
 
 def batch(size: int) -> int:

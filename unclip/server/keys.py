@@ -92,3 +92,10 @@ class Rate:
                 full = 60 * (1 - 1 / self.per_minute)
                 self._left = {c: v for c, v in self._left.items() if now - v[1] < full}
             return 0
+
+    def give_back(self, client: str, pictures: int) -> None:
+        """Count `pictures` no more, of which `take` said 0 and which were refused then."""
+        with self._lock:
+            if client in self._left:
+                left, then = self._left[client]
+                self._left[client] = (min(left + pictures, self.per_minute), then)

@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from ..pipelines.base import DEFAULTS, SAMPLERS
 from ..worker import Calling, Worker
 
 OWN = "the model's own"
-STAGES = ["prior", "inversion", "decoder", "upsampler_256", "upsampler_1024"]
 WHAT = {
     "prior": "Imagining",
     "inversion": "Finding the picture's noise",
@@ -36,6 +35,7 @@ WHAT = {
 }
 CANDIDATES = 4  # image embeddings that Explore compares
 FILM = 12  # pictures of Explore's film
+KINDS = 256  # of drawings, whose times are remembered
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Studio:
         self.pipe, self.model, self.worker, self.content_filter = pipe, model, worker or Worker(), content_filter
         self.has_image_tower = pipe.image_encoder is not None and pipe.feature_extractor is not None
         self._jobs: dict[str, Future] = {}
-        self._took: dict[tuple[str, int], float] = {}  # seconds of a stage, of so many pictures, the last time
+        self._took: dict[tuple, list[float]] = {}  # by kind of drawing: the seconds at which its stages ended the last time
 
     def default(self, name: str) -> Any:
         """A setting's value where nothing else is said: the checkpoint's, else the package's."""
@@ -88,27 +88,39 @@ class Studio:
     def create(self, prompt: str, negative: str, seeds: list[int], sampler: str = OWN, **settings) -> Callable:
         if sampler not in (OWN, *SAMPLERS):
             raise ValueError(f"the sampler must be one of {', '.join((OWN, *SAMPLERS))}, got {sampler!r}")
-        settings |= {"sampler": None if sampler == OWN else sampler, "negative_prompt": negative or None}
-        prompts = [prompt] * len(seeds)
-        return lambda watch: self.pipe(prompts, **self._call(seeds, watch), **settings).images
+        settings |= {"sampler": None if sampler == OWN else sampler}
+        prompts, count = [prompt] * len(seeds), len(seeds)
+
+        def draw(watch) -> list[Image.Image]:
+            call = self._call(seeds, watch.of("create", count, **settings))
+            return self.pipe(prompts, negative_prompt=negative or None, **call, **settings).images
+
+        return draw
 
     def vary(self, picture: Image.Image, seeds: list[int], **settings) -> Callable:
         pipe, pictures = UnCLIPImageVariationPipeline.from_pipe(self.pipe), [picture] * len(seeds)
-        return lambda watch: pipe(pictures, **self._call(seeds, watch), **settings).images
+        like = ("vary", len(seeds))
+        return lambda watch: pipe(pictures, **self._call(seeds, watch.of(*like, **settings)), **settings).images
 
     def blend(self, ends: list[str | Image.Image], steps: int, seed: int, **settings) -> Callable:
         pipe, generator = UnCLIPInterpolationPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
-        return lambda watch: pipe(ends, steps=steps, generator=generator, callback_on_step_end=watch, **settings).images
+        call = {"steps": steps, "generator": generator}
+        like = ("blend", steps, *(isinstance(end, str) for end in ends))  # the prior runs for each sentence
+        return lambda watch: pipe(ends, **call, callback_on_step_end=watch.of(*like, **settings), **settings).images
 
     def edit(self, picture: Image.Image, target: str, source: str, strengths: list[float], seed: int, **settings) -> Callable:
         pipe, generator = UnCLIPTextDiffPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
-        given = (picture, target, source, strengths)
-        return lambda watch: pipe(*given, generator=generator, callback_on_step_end=watch, **settings).images
+        given, like = (picture, target, source, strengths), ("edit", len(strengths))
+        return lambda watch: (
+            pipe(*given, generator=generator, callback_on_step_end=watch.of(*like, **settings), **settings).images
+        )
 
     def inpaint(self, prompt: str, picture: Image.Image, mask: Image.Image, seeds: list[int], **settings) -> Callable:
         pipe, count = UnCLIPInpaintPipeline.from_pipe(self.pipe), len(seeds)
-        call = {"num_images_per_prompt": count}
-        return lambda watch: pipe(prompt, picture, mask, **call, **self._call(seeds, watch), **settings).images
+        call, like = {"num_images_per_prompt": count}, ("inpaint", count, picture.width / picture.height)
+        return lambda watch: (
+            pipe(prompt, picture, mask, **call, **self._call(seeds, watch.of(*like, **settings)), **settings).images
+        )
 
     def explore(self, prompt: str, seed: int, size: int) -> Callable:
         """-> Explored: candidates of the prior, and how the nearest one's picture forms."""
@@ -116,15 +128,20 @@ class Studio:
         drawing = UnCLIPImageVariationPipeline.from_pipe(self.pipe)
 
         def draw(watch) -> Explored:
+            watch.of("explore", size=size)
             seeds = [seed + n for n in range(CANDIDATES)]
             one = {"num_images_per_prompt": CANDIDATES, "prior_candidates": 1}
             embeddings = prior(prompt, **one, **self._call(seeds, watch)).image_embeds  # [K, D]
+            if prior.interrupt:  # the next call would begin anew, and take a step before it heard of that
+                return Explored([])
             text = prior._run_text_encoder([prompt])[0]
             scores = (normalize(embeddings.float(), dim=-1) @ normalize(text.float(), dim=-1)[0]).tolist()
             small = {"prompt": prompt, "size": self.pipe.sizes[0]}
             drawn = drawing(image_embeddings=embeddings, **small, **self._call([seed] * CANDIDATES, watch)).images
             order = sorted(range(CANDIDATES), key=lambda n: -scores[n])
             found = Explored([(scores[n], drawn[n]) for n in order if n < len(drawn)])
+            if drawing.interrupt:
+                return found
 
             def record(pipe, i: int, t: Tensor, tensors: dict) -> dict:
                 last = pipe.num_timesteps - 1
@@ -135,12 +152,12 @@ class Studio:
                 return watch(pipe, i, t, tensors)
 
             best = embeddings[order[0]][None]
-            found.pictures = drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record)).images
-            return found
+            pictures = drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record)).images
+            return found if drawing.interrupt else replace(found, pictures=pictures)
 
         return draw
 
-    def _call(self, seeds: list[int], watch: Callable) -> dict:
+    def _call(self, seeds: list[int], watch: Callable) -> dict[str, Any]:
         return {"generator": [torch.Generator().manual_seed(s) for s in seeds], "callback_on_step_end": watch}
 
     # ------------------------------------------------------------------------------------------ while it is drawn
@@ -152,8 +169,15 @@ class Studio:
         what `draw` raises, and Busy.
         """
         events: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+
+        def watched(wanted: Callable[[], bool]) -> Any:
+            watch = Watch(events, wanted, self._took)
+            drawn = draw(watch)
+            watch.over()
+            return drawn
+
         self.cancel(session)
-        (answer,) = self.worker.submit(client or session, Calling("studio"), [lambda wanted: draw(self._watch(events, wanted))])
+        (answer,) = self.worker.submit(client or session, Calling("studio"), [watched])
         self._jobs[session] = answer
         answer.add_done_callback(lambda _: events.put(None))
         try:
@@ -173,29 +197,50 @@ class Studio:
         answer = self._jobs.pop(session, None)
         return answer is not None and answer.cancel()
 
-    def _watch(self, events: queue.SimpleQueue, wanted: Callable[[], bool]) -> Callable:
-        """A step's callback that tells of it, and ends the call once nobody waits."""
-        began: dict[str, float] = {}
-        last = time.monotonic()
 
-        def watch(pipe, i: int, t: Tensor, tensors: dict) -> dict:
-            nonlocal last
-            pipe._interrupt = not wanted()
-            stage, of, now = pipe.stage, pipe.num_timesteps, time.monotonic()
-            count = len(tensors["latents"])
-            spent = now - began.setdefault(stage, last)
-            last = now
-            left = spent / (i + 1) * (of - i - 1)
-            if i + 1 == of:
-                self._took[stage, count] = spent
-            later = [self._took.get((name, count)) for name in STAGES[STAGES.index(stage) + 1 :] if name != "inversion"]
-            known = [seconds for seconds in later if seconds is not None]
-            shown = stage == "decoder" or (stage.startswith("upsampler") and i + 1 == of)
-            pictures = to_pictures(tensors["latents"]) if shown else None
-            events.put(Step(stage, i + 1, of, left + sum(known), pictures))
-            return {}
+class Watch:
+    """A step's callback that tells of it, and ends the call once nobody waits.
 
-        return watch
+    The seconds that are left are what was left at this step of the last drawing of this kind (`of`); of a first one, None.
+    """
+
+    def __init__(self, events: queue.SimpleQueue[Step | None], wanted: Callable[[], bool], took: dict[tuple, list[float]]):
+        self._events, self._wanted, self._took = events, wanted, took
+        self._kind: tuple | None = None
+        self._began = time.monotonic()
+        self._ends: list[float] = []  # of the stages that ran, in seconds since; one that runs twice is two
+        self._last = ("", 0)
+
+    def of(self, *what: Any, **settings: Any) -> "Watch":
+        """Say what is drawn: all that the time depends on; of guidance that is whether there is any."""
+        scales = {name: value > 1 for name, value in settings.items() if name.endswith("guidance_scale") and value is not None}
+        self._kind = (*what, *sorted((settings | scales).items()))
+        return self
+
+    def __call__(self, pipe: UnCLIPPipeline, i: int, t: Tensor, tensors: dict) -> dict:
+        pipe._interrupt = not self._wanted()
+        stage, of = pipe.stage, max(pipe.num_timesteps, i + 1)  # a prior that draws tokens says no number
+        before, self._last = self._last, (stage, i)
+        if stage != before[0] or i < before[1] or (i == before[1] and i + 1 == of):  # only a last step is never taken again
+            self._ends.append(0.0)
+        self._ends[-1] = time.monotonic() - self._began
+        shown = stage == "decoder" or (stage.startswith("upsampler") and i + 1 == of)
+        pictures = to_pictures(tensors["latents"]) if shown else None
+        self._events.put(Step(stage, i + 1, of, self._left((i + 1) / of), pictures))
+        return {}
+
+    def _left(self, share: float) -> float | None:
+        """Seconds left after this share of the stage that runs."""
+        ends, now = [0.0, *self._took.get(self._kind, ())], len(self._ends)
+        return ends[-1] - ends[now - 1] - share * (ends[now] - ends[now - 1]) if now < len(ends) else None
+
+    def over(self) -> None:
+        """Remember how long it took, unless it was cancelled."""
+        if self._kind is not None and self._wanted():
+            self._took.pop(self._kind, None)
+            self._took[self._kind] = self._ends
+            if len(self._took) > KINDS:
+                del self._took[next(iter(self._took))]
 
 
 def _latest(events: queue.SimpleQueue) -> Iterator[Step]:

@@ -445,13 +445,11 @@ class Page:
         data = self._upload_bytes("the picture to restore", file)
         with mistakes():
             facts = read_facts(data, "the file")
-        values = [restored(facts, name, kind) for name, kind in RESTORED.items()]
-        kept = {"size": self.studio.pipe.sizes, "sampler": (OWN, *SAMPLERS)}
-        values = [
-            gr.skip() if value is None or (name in kept and value not in kept[name]) else value
-            for name, value in zip(RESTORED, values, strict=True)
-        ]
-        return [*values, status("The settings of that picture are restored."), True]
+        choices = {"size": self.studio.pipe.sizes, "sampler": (OWN, *SAMPLERS)}
+        values = {name: restored(facts, name, kind) for name, kind in RESTORED.items()}
+        back = {n: v for n, v in values.items() if v is not None and v in choices.get(n, [v])}
+        fields = [back.get(name, gr.skip()) for name in RESTORED]
+        return [*fields, status(came_back(facts, list(back), self.studio.model)), True if "seed" in back else gr.skip()]
 
     def on_select(self, event: gr.SelectData) -> int:
         return whole("place in the gallery", event.index, 0, MOST)
@@ -489,7 +487,7 @@ class Page:
     def _admit(self, request: gr.Request, pictures: int) -> None:
         """Count pictures on the rate of who asks: the key's, else the address's."""
         if self.studio.rate is not None:
-            wait = self.studio.rate.take(request.username or request.client.host, pictures)
+            wait = self.studio.rate.take(asker(request), pictures)
             if wait:
                 raise gr.Error(self.studio.rate.message(wait, pictures), print_exception=False)
 
@@ -513,7 +511,10 @@ class Page:
                     images = step
             self._check_content(*images or ())
         except Exception as error:
-            say = error.message if isinstance(error, gr.Error) else "That failed; the log says more."
+            refused = isinstance(error, gr.Error)
+            if refused and images is None and self.studio.rate is not None:
+                self.studio.rate.give_back(asker(request), len(facts))
+            say = error.message if refused else "That failed; the log says more."
             yield gr.skip(), status(say), gr.Button(interactive=False), gr.skip()
             raise
         if images is None:
@@ -598,6 +599,22 @@ def restored(facts: dict[str, str], name: str, kind: Callable[[str], Any]) -> An
     return value if fits else None
 
 
+def came_back(facts: dict[str, str], back: list[str], model: str) -> str:
+    """Which settings of a picture were restored, of which its file says nothing, and which this page cannot set."""
+    silent = [name for name in RESTORED if name not in facts]
+    given = {n: v for n, v in facts.items() if n not in back and n != "version" and (n, v) != ("model", model)}
+    beyond = [f"{spoken(name)} {v if len(v) <= 40 else v[:40] + '…'!r}" for name, v in given.items()]
+    if back and not silent and not beyond:
+        return "The settings of that picture are restored."
+    say = f"Restored: {', '.join(map(spoken, back))}." if back else "No setting is restored."
+    say += f" Left as they were, for the file does not say them: {', '.join(map(spoken, silent))}." if silent else ""
+    return say + (f" Not to be set on this page: {', '.join(beyond)}." if beyond else "")
+
+
+def spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def to_repaint(
     picture: Image.Image, layers: list[Image.Image], rectangle: list[float], margins: list[float]
 ) -> tuple[Image.Image, Image.Image]:
@@ -623,6 +640,10 @@ def to_repaint(
     if not np.array(mask).any():
         raise ValueError("paint over what is to be drawn anew, or give a rectangle or new space as numbers")
     return picture, mask
+
+
+def asker(request: gr.Request) -> str:
+    return request.username or request.client.host
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

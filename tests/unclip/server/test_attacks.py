@@ -220,8 +220,8 @@ def test_other_sites_pages_and_other_names_are_refused(serve):
 
 
 def test_one_client_cannot_take_all_places(serve, slow_model):
-    address = serve(queue=10)
-    body = json.dumps({"prompt": "a ring", "n": 5, "size": "64x64"}).encode()
+    address = serve(queue=20)
+    body = json.dumps({"prompt": "a ring", "n": 10, "size": "64x64"}).encode()
     statuses = []
     threads = [threading.Thread(target=lambda: statuses.append(ask(address, body=body)[0])) for _ in range(3)]
     threads[0].start()
@@ -230,7 +230,7 @@ def test_one_client_cannot_take_all_places(serve, slow_model):
         thread.start()
     while not statuses:  # of the two that wait, half the queue holds one
         time.sleep(0.005)
-    assert statuses == [429] and serve.app.state.worker.waiting == 5
+    assert statuses == [429] and serve.app.state.worker.waiting == 10
     slow_model.set()
     for thread in threads:
         thread.join(60)

@@ -10,6 +10,7 @@ import time
 import urllib.request
 
 import pytest
+from asking import ask
 from conftest import ROOT
 
 pytest.importorskip("uvicorn")
@@ -40,11 +41,35 @@ def test_sigterm_lets_what_was_asked_be_drawn(tiny_folder):
     assert "secret" not in log
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_the_address_that_it_listens_on_is_a_name_it_goes_by(host, command, tiny_folder, monkeypatch):
+    """Any of this machine's own, from the command line to the page; but no other machine's (DNS rebinding)."""
+    from unclip.server.serving import server
+
+    statuses = {}
+
+    def run(app, listener, drain: float) -> None:
+        running = server(app, drain)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        for path in ("/v1/models", "/app/"):
+            statuses[path] = ask(address, "GET", path)[0]
+        statuses["evil"] = ask(address, "GET", "/v1/models", headers={"host": "evil.example"})[0]
+        running.handle_exit(signal.SIGTERM, None)
+        thread.join(20)
+
+    monkeypatch.setattr("unclip.server.run", run)
+    code, out, err = command("serve", "--host", host, "--port", "0", "--model", tiny_folder, "--dtype", "fp32")
+    assert code == 0 and out.startswith(f"http://{host}:"), err
+    assert statuses == {"/v1/models": 200, "/app/": 200, "evil": 403}
+
+
 BAD = [
     (["--host", "0.0.0.0"], "--api-key-file, or --insecure"),
     (["--api-key-file", "nowhere"], "there is no key file nowhere"),
     (["--rate", "0"], "at least 1 picture a minute, got 0"),
-    (["--queue", "1"], "at least 2 jobs, got 1"),
+    (["--queue", "19"], "queue must be at least 20, twice the pictures that one request may ask for, got 19"),
     (["--deadline", "0"], "deadline must be more than 0 seconds, got 0.0"),
     (["--public-url", "ftp://x"], "got 'ftp://x'"),
     (["--content-filter", "nowhere:check"], "--content-filter nowhere:check cannot be had"),

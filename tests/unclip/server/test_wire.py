@@ -19,6 +19,7 @@ from PIL import Image
 
 openai = pytest.importorskip("openai")
 
+from unclip import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline  # noqa: E402
 from unclip.server.guard import JSONLines  # noqa: E402
 
 
@@ -78,6 +79,44 @@ def test_variations_and_edits(serve):
     assert pictures(masked)[0].crop((128, 0, 256, 256)).tobytes() == red
 
 
+def test_uploads_are_reduced_off_the_event_loop_and_that_changes_no_picture(serve, tiny_model, monkeypatch):
+    """What waits for the model is what it draws of: the image tower's input, or picture and mask of the size asked for."""
+    monkeypatch.setattr("unclip.pipelines.inpaint.REPAINTING_STEPS", 2)
+    ai = client(serve())
+    worker, loop = serve.app.state.worker, serve.started[0][1].ident
+    submit, waited, at = worker.submit, [], set()
+    monkeypatch.setattr(worker, "submit", lambda *given: waited.append(given[1:]) or submit(*given))
+    for name in ("load", "convert", "resize"):
+        original = getattr(Image.Image, name)
+
+        def noted(*args, original=original, **kwargs):
+            at.add(threading.get_ident())
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(Image.Image, name, noted)
+
+    speckled = np.array(Image.effect_noise((100, 100), 80).convert("RGBA"))
+    speckled[40:57, 10:90, 3], speckled[98, 98, 3] = 0, 0
+    speckled[:, 70:, 3] //= 2
+    picture, file = Image.fromarray(speckled), io.BytesIO()
+    picture.save(file, "PNG")
+    mask = Image.fromarray((speckled[..., 3] == 0).astype(np.uint8) * 255)
+    varying, repainting = (c.from_pipe(tiny_model) for c in (UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline))
+    at.clear()
+    for size in (64, 256):
+        given = {"size": f"{size}x{size}", "extra_body": {"seed": 5}, **B64}
+        (edited,) = pictures(ai.images.edit(image=file.getvalue(), prompt="a ring", **given))
+        work, _ = waited.pop()
+        assert work.picture.size == work.mask.size == (min(size, 100),) * 2
+        ours = repainting("a ring", picture, mask, generator=seeds(5), size=size).images[0]
+        assert edited.tobytes() == ours.tobytes(), size
+    (varied,) = pictures(ai.images.create_variation(image=file.getvalue(), size="64x64", extra_body={"seed": 5}, **B64))
+    ((pixels, _),) = waited.pop()[1]
+    assert pixels.shape == (1, 3, 64, 64)
+    assert varied.tobytes() == varying(picture, generator=seeds(5), size=64).images[0].tobytes()
+    assert at and loop not in at
+
+
 def test_models(serve):
     ai = client(serve())
     assert [m.id for m in ai.models.list()] == ["tiny", "dall-e-2"]
@@ -124,6 +163,8 @@ BAD_UPLOADS = [
     ("variation", {"image": png(format="TIFF")}, "image", "PNG, JPEG, WEBP"),
     ("edit", {"image": png()}, "image", "no transparent pixels"),
     ("edit", {"image": png(hole=(0, 0, 64, 64))}, "image", "only transparent"),
+    ("edit", {"image": png((2048, 2048), hole=(8, 8, 9, 9)), "size": "64x64"}, "image", "none to draw anew is left at 64x64"),
+    ("edit", {"image": png((256, 256), hole=(0, 0, 256, 255)), "size": "64x64"}, "image", "none to keep is left at 64x64"),
     ("edit", {"image": png(), "mask": png((32, 32), hole=(0, 0, 9, 9))}, "mask", "64x64|32x32"),
     ("edit", {"image": png(), "mask": b"zzz"}, "mask", "no picture"),
     ("edit", {"image": png(hole=(0, 0, 9, 9)), "prompt": " "}, "prompt", "pattern"),
@@ -213,6 +254,27 @@ def test_the_rate_is_each_keys_own_and_says_when_to_come_back(serve, tmp_path):
     assert rate.take("x", 6) == 0 and rate.take("x", 1) == 10
     now[0] = 10.0
     assert rate.take("x", 1) == 0 and rate.take("x", 1) == 10
+    rate.give_back("x", 1)
+    assert rate.take("x", 1) == 0 and rate.take("x", 1) == 10
+    now[0] = 600.0
+    rate.give_back("x", 1)
+    assert rate.take("x", 7) > 0 and rate.take("x", 6) == 0 and rate.take("x", 1) == 10, "never more than its all"
+
+
+def test_refused_requests_do_not_count_on_the_rate(serve):
+    """Neither those that the server refuses itself, nor those that the pipeline does, when their turn comes."""
+    ai = client(serve(rate=2))
+    hidden = png((2048, 2048), hole=(8, 8, 9, 9))  # gone at 64 pixels
+    for call, given in (
+        (ai.images.create_variation, {"image": b"not a picture"}),
+        (ai.images.edit, {"image": hidden, "prompt": "a ring"}),
+        (ai.images.generate, {"prompt": "\x1c"}),  # blank to the pipeline alone
+    ):
+        with pytest.raises(openai.BadRequestError):
+            call(n=2, size="64x64", **given)
+    assert len(ai.images.generate(prompt="a ring", n=2, size="64x64").data) == 2
+    with pytest.raises(openai.RateLimitError):
+        ai.images.generate(prompt="a ring", size="64x64")
 
 
 def test_requests_are_drawn_in_batches(serve, slow_model):
@@ -240,11 +302,32 @@ def test_requests_are_drawn_in_batches(serve, slow_model):
     assert len({pictures(a)[0].tobytes() for a in answers.values()}) == 5
 
 
-def test_a_full_queue_is_429_and_a_passed_deadline_504(serve, slow_model):
-    ai = client(serve(queue=4, deadline=0.4))
-    with pytest.raises(openai.RateLimitError, match="busy") as caught:
-        ai.images.generate(prompt="a ring", size="64x64", n=5)
-    assert caught.value.code == "queue_full" and int(caught.value.response.headers["retry-after"]) >= 1
+def test_a_full_queue_is_429_and_counts_on_no_rate(serve, slow_model):
+    """The smallest queue there can be still takes the largest request there can be."""
+    ai = client(serve(queue=20, rate=30))
+    worker, drawn = serve.app.state.worker, []
+
+    def ask() -> None:
+        drawn.append(ai.images.generate(prompt="a ring", size="64x64", n=10))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads[0].start()
+    assert slow_model.begun.wait(60)
+    threads[1].start()
+    while worker.waiting < 10:
+        time.sleep(0.005)
+    for _ in range(2):
+        with pytest.raises(openai.RateLimitError, match="busy") as caught:
+            ai.images.generate(prompt="a ring", size="64x64", n=10)
+        assert caught.value.code == "queue_full" and int(caught.value.response.headers["retry-after"]) >= 1
+    slow_model.set()
+    for thread in threads:
+        thread.join(60)
+    assert [len(answer.data) for answer in drawn] == [10, 10]
+
+
+def test_a_passed_deadline_is_504(serve, slow_model):
+    ai = client(serve(deadline=0.4))
     with pytest.raises(openai.InternalServerError, match="0.4 seconds") as late:
         ai.images.generate(prompt="a ring", size="64x64")
     assert late.value.status_code == 504 and late.value.code == "deadline_exceeded"

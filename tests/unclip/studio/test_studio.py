@@ -1,9 +1,12 @@
 """The studio's handlers and Gradio's own endpoints, without a browser."""
 
+import base64
+import html
 import http.client
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -19,6 +23,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 import numpy as np
 import pytest
+from asking import ask
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +32,7 @@ from PIL import Image
 from unclip.images import png_facts
 from unclip.studio.drawing import OWN, Explored, Step, Studio
 from unclip.studio.history import Histories
-from unclip.studio.page import MAX_SEED, Page, between, restored, to_repaint, whole
+from unclip.studio.page import MAX_SEED, RESTORED, Page, between, restored, to_repaint, whole
 
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.text(max_size=5), st.floats(), st.integers(), st.lists(st.integers(), max_size=2)
@@ -86,6 +91,83 @@ def test_steps_are_told_in_order_and_pictures_come_early(tiny):
     shown = [step.pictures[0].size for step in told if step.pictures]
     # a step that a newer one overtakes is not told, and the last picture is the answer
     assert shown and shown == sorted(shown) and set(shown) <= {(64, 64), (256, 256)}
+    studio.worker.close(5)
+
+
+RED, MASK = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64))
+MASK.paste(255, (0, 0, 20, 64))
+FEW = {"decoder_num_inference_steps": 3}
+KINDS = {
+    "create": lambda studio, size: studio.create("a star", "", [1, 2], size=size),
+    "vary": lambda studio, size: studio.vary(RED, [1], size=size, eta=0.5, **FEW),
+    "blend": lambda studio, size: studio.blend(["a star", "a ring"], 2, 1, size=size),
+    "edit": lambda studio, size: studio.edit(RED, "a star", "a ring", [0.3], 1, size=size, **FEW),
+    "inpaint": lambda studio, size: studio.inpaint("a star", RED, MASK, [1], size=size, resample=1, **FEW),
+    "explore": lambda studio, size: studio.explore("a star", 1, size),
+}
+
+
+@pytest.fixture
+def timed(tiny, monkeypatch):
+    """call(kind, size, cancel=None) -> at each step, the seconds left that it told and those that were; by a clock of its own.
+
+    It is cancelled at the step of this number.
+    """
+    from unclip.pipelines.base import UnCLIPBase
+
+    studio = Studio(tiny, "tiny")
+    cost = {"prior": 1, "inversion": 2, "decoder": 3, "upsampler_256": 10}  # seconds a step
+    now, times, on_step = [0.0], [], UnCLIPBase._on_step
+
+    def call(kind: str, size: int, cancel: int | None = None) -> list[tuple[float | None, float]]:
+        def slowly(pipe, i, t, latents):
+            now[0] += cost[pipe.stage]
+            times.append(now[0])
+            if len(times) - 1 == cancel:
+                assert studio.cancel("me")
+            return on_step(pipe, i, t, latents)
+
+        times.clear()
+        monkeypatch.setattr(UnCLIPBase, "_on_step", slowly)
+        told = [step.left for step in studio.stream("me", KINDS[kind](studio, size)) if step.of]
+        while studio.worker.running:
+            time.sleep(0.001)
+        return [(left, times[-1] - at) for left, at in zip_longest(told, times)]
+
+    monkeypatch.setattr("unclip.studio.drawing.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("unclip.studio.drawing._latest", lambda events: iter(events.get, None))  # every step, however late
+    yield call
+    studio.worker.close(5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_time_left_is_what_a_drawing_of_this_kind_and_size_took(timed, kind):
+    """Of the first one nothing is known, whatever was drawn before."""
+    for size in (256, 64):
+        assert {left for left, _ in timed(kind, size)} == {None}
+        for left, true in timed(kind, size):
+            assert left == pytest.approx(true), size
+    assert [left for left, _ in timed(kind, 256)] == pytest.approx([true for _, true in timed(kind, 256)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cancelling_ends_every_kind_of_drawing_at_its_next_step(timed, kind):
+    steps = len(timed(kind, 256))
+    for step in range(0, steps, 2):
+        assert len(timed(kind, 256, cancel=step)) == step + 1
+    assert [left for left, _ in timed(kind, 256)] == pytest.approx([true for _, true in timed(kind, 256)])
+
+
+def test_a_cancelled_exploration_has_no_picture(tiny):
+    """Else the page would show, as what was drawn, how far it got."""
+    studio = Studio(tiny, "tiny")
+
+    def ending(pipe, *step):
+        pipe._interrupt = pipe.stage.startswith("upsampler")
+        return {}
+
+    ending.of = lambda *what, **settings: ending
+    assert studio.explore("a star", 1, 256)(ending).pictures == []
     studio.worker.close(5)
 
 
@@ -279,6 +361,56 @@ def test_with_a_content_filter_nothing_is_shown_that_it_has_not_seen(page):
                 shown.append(step)
         assert not any(isinstance(value, list) for step in shown for value in (step[0], *step[4:]))
         assert "not that" in shown[-1][1]
+
+
+def test_restoring_says_which_settings_came_back(page, command, tiny_folder, tmp_path, serve):
+    """Of the page's own pictures all; else which did, which the file does not say, and which have no field or none so wide."""
+    me = SimpleNamespace(session_hash="me")
+
+    def restore(file) -> tuple[list, str, bool]:
+        *fields, said, lock = page.on_restore(str(file))
+        fields = dict(zip(RESTORED, fields, strict=True))
+        back = {name: value for name, value in fields.items() if value != gr.skip()}
+        return back, re.search("<p>(.*)</p>", html.unescape(said))[1], lock
+
+    shown = [step[0] for step in page.on_draw("a star", "a ring", 1, 3, True, 64, 2.0, 2, "ddim", True, me)]
+    back, said, lock = restore(
+        next(gallery for gallery in shown if isinstance(gallery, list) and isinstance(gallery[0], tuple))[0][0]
+    )
+    assert list(back) == list(RESTORED) and said == "The settings of that picture are restored." and lock is True
+
+    size = ("--size", "64", "--dtype", "fp32")
+    assert command("generate", "a star", "--model", tiny_folder, "--out", tmp_path / "star.png", "--seed", "3", *size)[0] == 0
+    back, said, lock = restore(tmp_path / "star.png")
+    assert back == {"prompt": "a star", "seed": 3} and lock is True
+    assert said.startswith("Restored: prompt, seed. Left as they were, for the file does not say them: negative prompt, size,")
+    assert "Not to be set on this page: model '" in said
+
+    body = json.dumps({"prompt": "a star", "size": "64x64", "seed": 2**40, "response_format": "b64_json"}).encode()
+    answer = ask(serve(), body=body)[1]
+    (tmp_path / "api.png").write_bytes(base64.b64decode(answer["data"][0]["b64_json"]))
+    back, said, lock = restore(tmp_path / "api.png")
+    assert back == {"prompt": "a star"} and lock is not True
+    assert said.endswith("transparent. Not to be set on this page: seed '1099511627776'.")
+
+    RED.save(tmp_path / "edit.png", pnginfo=png_facts({"edit_of": "x.png", "sampler": "distilled", "model": "tiny"}))
+    back, said, _ = restore(tmp_path / "edit.png")
+    assert back == {} and said.startswith("No setting is restored. Left as they were, for the file does not say them: prompt,")
+    assert said.endswith("Not to be set on this page: edit of 'x.png', sampler 'distilled'.")
+
+
+def test_what_the_page_refuses_does_not_count_on_the_rate(page, tmp_path):
+    from unclip.server.keys import Rate
+
+    page.studio.rate = Rate(1)
+    me = SimpleNamespace(session_hash="me", username="me", client=None)
+    RED.save(tmp_path / "red.png")
+    for _ in range(2):
+        with pytest.raises(gr.Error, match="the same sentence, 'a star'"):
+            list(page.on_edit(str(tmp_path / "red.png"), "a star", "a star", 0.3, 64, me))
+    assert list(page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
+    with pytest.raises(gr.Error, match="1 pictures a minute"):
+        list(page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
 
 
 def test_the_rate_counts_what_the_page_draws(page):
