@@ -79,7 +79,8 @@ def read_pickle(path: str | Path):
         if wanted:
             raise ValueError(f"{path} is refused: it holds more than tensors ({wanted[1]})") from None
         why = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # what stands before it advises to load it unsafely
-        raise ValueError(f"{path} is no PyTorch checkpoint: {why[1] if why else (str(error) or type(error).__name__).splitlines()[0]}") from None
+        why = why[1] if why else (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is no PyTorch checkpoint: {why}") from None
 
 
 def read_states(path: str | Path, *prefixes: str) -> list[State]:

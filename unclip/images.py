@@ -84,7 +84,7 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def towards_square(picture: Image.Image, most: int = 16) -> Image.Image:
-    """A picture at most `most` times as long as it is wide: resized by its shorter side, 1 by 100,000 px would fill gigabytes."""
+    """The middle of a picture, at most `most` times as long as it is wide: 1 by 100,000 px, resized, would fill gigabytes."""
     longest = most * min(picture.size)
     if max(picture.size) <= longest:
         return picture
