@@ -30,13 +30,14 @@ def packed(block: nn.Module, rows: int) -> nn.Module:
     Itself where nothing is to be won: on other devices, in other dtypes than float32 and the bfloat16 of CPUs that can
     multiply it, with many rows, under gradients, and with layers of another kind, as adapters are.
     """
+    if not torch.backends.mkldnn.is_available():  # then torch has none of these operations either
+        return block
     dtypes = [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
     linear = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
     weights = [m.weight for m in linear.values()]
     if (
         rows > MOST_ROWS
         or torch.is_grad_enabled()
-        or not torch.backends.mkldnn.is_available()
         or any(type(m) is not nn.Linear for m in linear.values())
         or any(hasattr(m, "base_layer") for m in block.modules())
         or any(w.device.type != "cpu" or w.dtype not in dtypes for w in weights)

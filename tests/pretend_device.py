@@ -32,10 +32,17 @@ class Elsewhere(Tensor):
 
 
 class PretendDevice(TorchDispatchMode):
-    """While it is on, tensors can be made on and moved to `DEVICE`."""
+    """While it is on, tensors can be made on and moved to `DEVICE`; without `doubles`, as on Apple's GPUs, none in float64."""
+
+    def __init__(self, doubles: bool = True):
+        super().__init__()
+        self.doubles = doubles
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        return _run(function, args, kwargs or {})
+        found = _run(function, args, kwargs or {})
+        if not self.doubles and any(isinstance(v, Elsewhere) and v.dtype == torch.float64 for v in tree_leaves(found)):
+            raise TypeError(f"{function}: the device has no float64")
+        return found
 
 
 def _here(value):

@@ -19,13 +19,18 @@ def logit_normal_timesteps(random: Tensor, count: int, mean: float = 0.2, std: f
 
     Puts the effort between the extremes, where a picture's shapes are decided (arXiv 2403.03206, section 3.1).
     """
-    level = torch.sigmoid(mean + std * torch.special.ndtri(random.double().clamp(1e-6, 1 - 1e-6)))
-    return (level * count).long().clamp(0, count - 1)
+    level = torch.sigmoid(mean + std * torch.special.ndtri(_double(random).clamp(1e-6, 1 - 1e-6)))
+    return (level * count).long().clamp(0, count - 1).to(random.device)
 
 
 def uniform_timesteps(random: Tensor, count: int) -> Tensor:
     """Timesteps [B], uniform over a schedule with `count` steps; `random` [B] uniform in [0, 1)."""
-    return (random.double() * count).long().clamp(0, count - 1)
+    return (_double(random) * count).long().clamp(0, count - 1).to(random.device)
+
+
+def _double(values: Tensor) -> Tensor:
+    """In float64: there, or on the CPU where a device may have none (Apple's GPUs don't)."""
+    return (values if values.device.type in ("cpu", "cuda") else values.cpu()).double()
 
 
 def target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -57,7 +62,7 @@ def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Ten
 
     Whatever it predicts, the error of the clean picture that the prediction stands for weighs min(SNR, gamma).
     """
-    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device, torch.float64)[timesteps]
+    alpha_bar = _double(scheduler.alphas_cumprod)
     snr = alpha_bar / (1 - alpha_bar)
     weight = snr.clamp(max=gamma)
     kind = scheduler.config.prediction_type
@@ -65,7 +70,7 @@ def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Ten
         weight = weight / snr
     elif kind == "v_prediction":
         weight = weight / (snr + 1)
-    return weight.float()
+    return weight.float().to(timesteps.device)[timesteps]
 
 
 def variational_bound(
@@ -78,9 +83,9 @@ def variational_bound(
     """
 
     def at(table: Tensor) -> Tensor:
-        return table.to(noised.device)[timesteps].float().view(-1, *[1] * (noised.ndim - 1))
+        return table.float().to(noised.device)[timesteps].view(-1, *[1] * (noised.ndim - 1))
 
-    alphas, betas = scheduler.alphas.double(), scheduler.betas.double()
+    alphas, betas = _double(scheduler.alphas), _double(scheduler.betas)
     alpha_bar = alphas.cumprod(0)
     before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     posterior = betas * (1 - before) / (1 - alpha_bar)

@@ -1,7 +1,8 @@
 """Networks that are in memory only while they work, and what to say when memory does not suffice."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -47,6 +48,19 @@ class Residency:
 
     def _load(self, name: str, dtype: torch.dtype | None = None) -> nn.Module:
         return load_component(self.folder / name, *self.parts[name], dtype=dtype, variant=self.variant)
+
+
+@contextmanager
+def at_hand(network: nn.Module) -> Iterator[None]:
+    """While this is open, a network's own parameters are where it runs; offloading would bring them for `forward` alone."""
+    hook = getattr(network, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(network)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.post_forward(network, None)
 
 
 def out_of_memory(error: Exception) -> str | None:

@@ -1,9 +1,10 @@
 """What a pipeline's stages cost, and what the machine could do at best."""
 
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ from functools import cache
 import psutil
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 INTERVAL = 0.002  # seconds between two looks at a process's memory
 
@@ -53,7 +54,7 @@ class Profile:
     def of(self, stage: str) -> Iterator[None]:
         """Add what happens in here to the costs of `stage`."""
         cost = self.costs.setdefault(stage, Cost(stage))
-        counter = FlopCounterMode(display=False) if self.count else None
+        counter = FlopCounterMode(display=False, custom_mapping=_formulas()) if self.count else None
         with peak_memory(self.device) as peak, counter or nullcontext():
             start = time.perf_counter()
             yield
@@ -62,6 +63,14 @@ class Profile:
             cost.seconds += time.perf_counter() - start
         cost.memory = max(cost.memory, peak[0])
         cost.flops += counter.get_total_flops() if counter else 0
+
+
+def _formulas() -> dict[Callable, Callable[..., int]]:
+    """What torch counts for nothing, by its shapes: attention on a CPU, and packed linear layers (`prior.packed`) there."""
+    found = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    if torch.backends.mkldnn.is_available():
+        found[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
+    return found
 
 
 @contextmanager

@@ -50,10 +50,11 @@ def denoise(
     else:
         scheduler.set_timesteps(steps, device=latents.device)
     timesteps = scheduler.timesteps
+    levels = timesteps.tolist()  # read once: a comparison with a tensor on a GPU waits for all that the GPU has to do
     takes = inspect.signature(scheduler.step).parameters
     latents = latents * scheduler.init_noise_sigma
     for i, t in enumerate(progress(timesteps)):
-        guided = guidance != 1 and interval[0] <= t <= interval[1]
+        guided = guidance != 1 and interval[0] <= levels[i] <= interval[1]
         for again in range(resample if i + 1 < len(timesteps) else 1):
             if stopped():
                 return latents

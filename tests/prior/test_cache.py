@@ -91,6 +91,15 @@ def test_only_plain_layers_with_few_rows_are_packed():
     assert packed(block, 6) is block, "where a gradient is wanted"
 
 
+def test_a_torch_without_onednn_packs_nothing(monkeypatch):
+    """As on a Mac: there it has none of these operations, not even the question of what they can do."""
+    block = randomise(DiffusionPrior(**SHAPE, width=32, layers=1, head_dim=16)).blocks[0]
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    with torch.no_grad():
+        assert packed(block, 6) is block
+
+
 def test_a_cpu_that_cannot_multiply_bfloat16_packs_none_of_it(monkeypatch):
     """oneDNN refuses the layout there, with an error of its own."""
     block = randomise(DiffusionPrior(**SHAPE, width=32, layers=1, head_dim=16)).blocks[0]

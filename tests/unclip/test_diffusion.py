@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from pretend_device import DEVICE, PretendDevice
 from torch.distributions import Normal, kl_divergence
 
 from unclip.config import ConfigError
@@ -12,10 +13,12 @@ from unclip.diffusion import (
     ancestral,
     clean_from,
     log_discrete_normal,
+    logit_normal_timesteps,
     schedule,
     shifted,
     snr_weight,
     target,
+    uniform_timesteps,
     variational_bound,
 )
 
@@ -110,6 +113,30 @@ def test_at_the_first_timestep_the_bound_is_a_likelihood():
     near = variational_bound(scheduler, clean, torch.zeros_like(clean), clean, noised, t)
     far = variational_bound(scheduler, clean + 0.1, torch.zeros_like(clean), clean, noised, t)
     assert (near > 0).all() and (near < far).all()
+
+
+def test_a_device_without_float64_is_told_the_same_numbers():
+    """To the bit: what needs float64 is computed on the CPU."""
+    clean, noise, _ = (x.float() for x in drawn())
+    random = torch.rand(len(clean), generator=torch.Generator().manual_seed(3))
+    share = torch.rand(clean.shape, generator=torch.Generator().manual_seed(4)) * 2 - 1
+
+    def numbers(clean, noise, random, share) -> list[torch.Tensor]:
+        scheduler = schedule("v_prediction")
+        t = logit_normal_timesteps(random, 1000)
+        noised = scheduler.add_noise(clean, noise, t)  # which takes the schedule's tables along
+        prediction = target(scheduler, clean, noise, t) + 0.1 * noise
+        bound = variational_bound(scheduler, prediction, share, clean, noised, t)
+        return [t, uniform_timesteps(random, 1000), snr_weight(scheduler, t, 5.0), bound]
+
+    expected = numbers(clean, noise, random, share)
+    with PretendDevice(doubles=False):
+        with pytest.raises(TypeError, match="no float64"):
+            random.to(DEVICE).double()
+        found = numbers(*(x.to(DEVICE) for x in (clean, noise, random, share)))
+        assert all(x.device == DEVICE for x in found)
+        found = [x.cpu() for x in found]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_a_learned_variance_is_drawn_with_karlos_scheduler():

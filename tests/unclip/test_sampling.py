@@ -1,10 +1,13 @@
 """The denoising loop and the training targets, tested by what must hold for any network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unclip.diffusion import clean_from, logit_normal_timesteps, schedule, shifted, target, uniform_timesteps
 from unclip.sampling import denoise, guide, noise, shifted_timesteps
@@ -97,6 +100,39 @@ def test_only_guidance_doubles_the_batch():
     for guidance in (0.0, 1.0, 2.0):
         denoise(network, torch.randn(3, 3, 4, 4), DDIMScheduler(), 2, guidance=guidance)
     assert sizes == [6, 6, 3, 3, 6, 6]
+
+
+def test_a_step_reads_no_number_from_a_tensor():
+    """On a GPU that waits for all that the GPU has to do. Schedulers read theirs: this one does nothing."""
+    read, timesteps = [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
+                read.append(function)
+            return function(*args, **(kwargs or {}))
+
+    def step(prediction, t, latents, eta=0.0, generator=None):
+        timesteps.append(t)
+        return SimpleNamespace(prev_sample=latents)
+
+    scheduler, sizes = DDIMScheduler(timestep_spacing="trailing"), []
+    scheduler.step = step
+    with Watch():
+        denoise(
+            lambda x, t: sizes.append(len(x)) or x,
+            torch.randn(1, 3, 2, 2),
+            scheduler,
+            10,
+            guidance=3.0,
+            interval=(299.0, 699.0),
+            on_step=lambda i, t, x: x,
+            resample=2,
+            renoise=lambda i, x: x,
+        )
+    assert not read
+    assert all(isinstance(t, torch.Tensor) for t in timesteps), "as schedulers are given them"
+    assert sizes == [2 if 299 <= t <= 699 else 1 for t in timesteps] and set(sizes) == {1, 2}
 
 
 def test_each_generator_is_a_rows_own_in_every_dtype():

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from ..config import nearest
 from ..diffusion import clean_from, dpm_solver, shifted
 from ..distilled import Distilled
 from ..images import on_white, towards_square
-from ..memory import out_of_memory
+from ..memory import at_hand, out_of_memory
 from ..networks import embedding_dim, told_of_noise
 from ..precision import fast_dtype, working_dtype
 from ..profiling import Profile, slowdown
@@ -103,6 +103,12 @@ class TextCondition:
         fields = (f.repeat_interleave(times, 0) for f in vars(self).values())
         return TextCondition(*fields)
 
+    def __getitem__(self, rows: slice) -> "TextCondition":
+        return TextCondition(*(f[rows] for f in vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
 
 @dataclass
 class Call:
@@ -114,6 +120,7 @@ class Call:
     height: int  # of the decoder's picture
     width: int
     distilled: Distilled | None = None  # what draws in the full decoder's place
+    batch: int = MAX_IMAGES  # pictures that a stage draws at once
 
     @property
     def guided(self) -> bool:
@@ -297,7 +304,13 @@ class UnCLIPBase(Loading):
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` (in a callback, say) and the call ends after the step, with the picture as far as it got."""
+        """Set `_interrupt` (in a callback, say) and the call ends after the step that runs, in every pipeline alike.
+
+        The stage's remaining steps and the stages after it are left out. Ended in the decoder or an upsampler, a call answers
+        with the pictures as far as they got, at that stage's size (in the decoder still with noise); ended before that, with
+        none: an empty list or batch. Of a path that is drawn in several batches, those that the stage hadn't begun are left
+        out. `UnCLIPPriorPipeline` answers with its embeddings as far as they got.
+        """
         return self._interrupt
 
     def _begin(
@@ -536,7 +549,7 @@ class UnCLIPBase(Loading):
         if isinstance(generator, list):
             generator = [g for g in generator for _ in range(candidates)]
         call = replace(call, generator=generator)
-        with self._working("prior", "prior"):
+        with self._working("prior", "prior"), at_hand(self.prior):
             if draws_itself(self.prior):
                 if latents is not None:
                     raise ValueError("prior_latents: an autoregressive prior starts from no noise")
@@ -574,20 +587,49 @@ class UnCLIPBase(Loading):
         best = (drawn * text.embeds[:, None].to(drawn.dtype)).sum(-1).argmax(1)  # [B]
         return drawn[torch.arange(len(drawn), device=drawn.device), best]
 
+    def _alike(self, call: Call, count: int) -> Call:
+        """`call` for `count` pictures that hear the same fresh noise, drawn as many at once as memory is sure to hold."""
+        return replace(call, generator=copies(call.generator, count), batch=BATCH.get(self.sizes[call.last], 4))
+
+    def _in_batches(self, stage: Callable[..., Tensor], call: Call, **rows: Any) -> Iterator[Tensor]:
+        """What a `stage` makes of `rows`, which have an entry for each picture or are None, `call.batch` pictures at a time."""
+        count, interrupted = len(next(iter(rows.values()))), self._interrupt
+        if count <= call.batch:
+            yield stage(**rows, call=call)
+            return
+        for n in range(0, count, call.batch):
+            if self._interrupt and not interrupted:
+                return
+            some = slice(n, n + call.batch)
+            given = {name: None if value is None else value[some] for name, value in rows.items()}
+            yield stage(**given, call=replace(call, generator=call.generator[some]))
+
     def _draw_picture(
+        self, text: TextCondition, embedding: Tensor, call: Call, latents: Tensor | None, scheduler: Any = None, **more: float
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size; `scheduler` in place of the decoder's own.
+
+        None of them where the call was interrupted before; `more` are `eta` and `clip_guidance`.
+        """
+        decode = partial(self._decode, scheduler=scheduler or self.decoder_scheduler, **more)
+        return joined(self._in_batches(decode, call, text=text, embedding=embedding, latents=latents))
+
+    def _decode(
         self,
         text: TextCondition,
         embedding: Tensor,
         call: Call,
         latents: Tensor | None,
-        scheduler: Any = None,
+        scheduler: Any,
         eta: float = 0.0,
         clip_guidance: float = 0.0,
     ) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] at the decoder's size; `scheduler` in place of the decoder's own."""
+        """A batch of `_draw_picture`."""
+        if self._interrupt:
+            return self._no_pictures(call)
         guidance = call.guidance("decoder")
         shape = (len(embedding), 3, call.height, call.width)
-        scheduler, steps = scheduler or self.decoder_scheduler, call.settings["decoder_num_inference_steps"]
+        steps = call.settings["decoder_num_inference_steps"]
         with self._working("decoder", "text_proj", "decoder", *(["image_encoder"] if clip_guidance else [])):
             start = self._start(shape, self.decoder, call.generator, latents)
             network = self.decoder if call.distilled is None else call.distilled.network(self.decoder)
@@ -599,10 +641,14 @@ class UnCLIPBase(Loading):
             more = {"interval": self._guided_timesteps(call, scheduler), "shift": call.settings["decoder_timestep_shift"]}
             return self._denoise(predict, start, scheduler, steps, call, guidance, eta, **more).clamp(-1, 1)
 
+    def _no_pictures(self, call: Call) -> Tensor:
+        return torch.zeros(0, 3, call.height, call.width, device=self._execution_device)
+
     def _guided_timesteps(self, call: Call, scheduler: Any) -> tuple[float, float]:
         """The lowest and the highest timestep at which the decoder is guided."""
-        low, high = call.settings["decoder_guidance_interval"]
-        return low * scheduler.config.num_train_timesteps, high * scheduler.config.num_train_timesteps
+        count = scheduler.config.num_train_timesteps
+        low, high = (round(share * count, 6) for share in call.settings["decoder_guidance_interval"])  # 0.29 of 100 is 29
+        return low, high
 
     def _clip_guided(self, predict: Predict, wanted: Tensor, scheduler: Any, guidance: float, strength: float) -> Predict:
         """`predict` with its clean picture moved towards the text, as CLIP sees it (GLIDE, arXiv 2112.10741, section 2.4).
@@ -785,12 +831,13 @@ class UnCLIPBase(Loading):
 
     def _finish(self, picture: Tensor, call: Call, latents: Tensor | None, output_type: str, return_dict: bool):
         """The stages after the decoder, and the answer of a call."""
+        parts: Iterable[Tensor] = [picture]
         if call.last >= 1:
-            picture = self._upsample(picture, call, latents)
+            parts = self._in_batches(self._upsample, call, picture=picture, latents=latents)
         if call.last >= 2:
-            picture = self._upsample_1024(picture, call)
+            parts = self._in_batches(self._upsample_1024, call, picture=joined(parts))
+        images = joined(self._output(part, output_type) for part in parts)  # the last stage's floats one batch at a time
         self.maybe_free_model_hooks()
-        images = self._output(picture, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _start(self, shape: tuple[int, ...], network: nn.Module, generator: Generators, latents: Tensor | None) -> Tensor:
@@ -824,6 +871,16 @@ def fresh_generator() -> torch.Generator:
 def copies(generator: torch.Generator, count: int) -> list[torch.Generator]:
     """`count` generators that all go on where `generator` stands."""
     return [torch.Generator(generator.device).set_state(generator.get_state()) for _ in range(count)]
+
+
+def joined(parts: Iterable) -> Any:
+    """Batches of pictures as one, be they tensors, arrays or lists."""
+    first, *others = parts
+    if not others:
+        return first
+    if isinstance(first, list):
+        return sum(others, first)
+    return torch.cat([first, *others]) if isinstance(first, Tensor) else np.concatenate([first, *others])
 
 
 def draws_itself(prior: nn.Module) -> bool:

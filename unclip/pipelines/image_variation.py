@@ -136,7 +136,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         embedding, text = embedding.repeat_interleave(images, 0), text.repeated(images)
         steps = call.settings["decoder_num_inference_steps"]
         scheduler = self._sampler(sampler, steps) if eta is None else self._ddim()
-        picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, eta or 0.0)
+        picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, eta=eta or 0.0)
         return self._finish(picture, call, super_res_latents, output_type, return_dict)
 
     def _count_images(self, image: Any, image_embeddings: Tensor | None) -> int:

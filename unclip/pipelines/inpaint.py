@@ -91,7 +91,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
 
         text = self._encode_prompt(prompt, negative_prompt, images, None, None)
         embedding = self._draw_embedding(text, call, None)
-        picture = self._repaint(text, embedding, call, known, mask, resample)
+        picture = _keep(self._repaint(text, embedding, call, known, mask, resample), known, mask)
         if call.last >= 1:
             picture = _keep(self._upsample(picture, call, None), known, mask)
         if call.last >= 2:
@@ -121,7 +121,12 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
         return known.to(device, dtype), mask.to(device, dtype)
 
     def _repaint(self, text, embedding: Tensor, call: Call, known: Tensor, mask: Tensor, resample: int) -> Tensor:
-        """Pictures [B, 3, h, w] at the decoder's size: known where the mask is 0, drawn to fit it where it is 1."""
+        """Pictures [B, 3, h, w] at the decoder's size: known where the mask is 0, drawn to fit it where it is 1.
+
+        None of them where the call was interrupted before.
+        """
+        if self.interrupt:
+            return self._no_pictures(call)
         size = (call.height, call.width)
         small = F.adaptive_avg_pool2d(known, size)
         hole = F.adaptive_max_pool2d(mask, size)  # a pixel that is to be repainted in part is repainted

@@ -3,7 +3,6 @@
 # P points of the path, D embedding dimension
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..latents import slerp, spherical_mean
 from ..precision import working_dtype
-from .base import INVERSION_STEPS, Callback, copies, fresh_generator
+from .base import INVERSION_STEPS, Callback, fresh_generator
 from .text_to_image import UnCLIPPipeline
 
 MODES = ("fixed", "interpolated")
@@ -53,7 +52,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
 
         Args:
             ends: two ends, or any number of them with `weights`: PIL pictures and sentences.
-            steps: pictures of the path, its ends among them.
+            steps: pictures of the path, its ends among them. Many are drawn in batches; a callback hears of each batch's steps.
             weights: instead of a path, for each picture one weight for each end: the mean on the sphere.
             decoder_num_inference_steps, decoder_guidance_scale: with interpolated noise 50 and 1 by default, as pictures are
                 inverted by DDIM then.
@@ -82,11 +81,14 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
         generator = generator or fresh_generator()
         call = self._begin(count, 1, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
 
-        points = torch.cat([self._end(end, call) for end in ends])  # [ends, D]
+        found = [self._end(end, call) for end in ends if not self.interrupt]
+        if self.interrupt:
+            return self._finish(self._no_pictures(call), call, None, output_type, return_dict)
+        points = torch.cat(found)  # [ends, D]
         embedding = self._between(points, steps, weights)  # [P, D]
         text = self._encode_prompt("", None, 1, None, None, count)
         start, scheduler = self._noises(ends, points, count, noise, call)
-        call = replace(call, generator=copies(call.generator, count))  # the same fresh noise for every picture
+        call = self._alike(call, count)
         picture = self._draw_picture(text, embedding, call, start, scheduler)
         return self._finish(picture, call, None, output_type, return_dict)
 
@@ -207,6 +209,6 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
         embedding = slerp(point.expand(count, -1), difference.expand(count, -1), shares)
         empty = self._encode_prompt("", None, 1, None, None)
         start = self._invert(self._pictures(image, call), empty, point, call).expand(count, -1, -1, -1)
-        call = replace(call, generator=copies(call.generator, count))
+        call = self._alike(call, count)
         picture = self._draw_picture(empty.repeated(count), embedding, call, start, self._ddim())
         return self._finish(picture, call, None, output_type, return_dict)

@@ -167,11 +167,18 @@ class Loading(LoRAMixin, DiffusionPipeline):
             self._distilled.save(Path(save_directory) / DISTILLED)
 
     def _have(self, *names: str) -> None:
-        """Under `low_memory`: have these networks' weights in memory, and no others'."""
+        """Under `low_memory`: have these networks' weights in memory, and no others'.
+
+        Under model offload: have no others' on the device. diffusers lets go of a network when the one after it runs, which a
+        call may do without.
+        """
         if self._residency is not None:
             self._residency.only(*names)
             if self._distilled is not None and "decoder" not in names:
                 self._distilled.forget()
+        for hook in getattr(self, "_all_hooks", []):
+            if not any(hook.model is getattr(self, name) for name in names):
+                hook.offload()
 
     def _in_memory(self, what: str) -> None:
         if self._residency is not None:

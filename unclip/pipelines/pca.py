@@ -3,14 +3,13 @@
 # K numbers of components, D embedding dimension
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from diffusers import ImagePipelineOutput
 from PIL import Image
 
 from ..latents import PrincipalAxes
-from .base import Callback, copies, fresh_generator
+from .base import Callback, fresh_generator
 from .image_variation import UnCLIPImageVariationPipeline
 
 COUNTS = (0, 5, 10, 20, 40, 80, 160, 320)
@@ -75,6 +74,6 @@ class UnCLIPPCAPipeline(UnCLIPImageVariationPipeline):
         whole = self._encode_image(image)  # [1, D]
         embedding = torch.cat([axes.first(whole, k) for k in counts])  # [K, D]
         text = self._encode_prompt("", None, 1, None, None, count)
-        call = replace(call, generator=copies(call.generator, count))
+        call = self._alike(call, count)
         picture = self._draw_picture(text, embedding, call, None)
         return self._finish(picture, call, None, output_type, return_dict)

@@ -10,6 +10,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor, nn
 
 from ..config import nearest
+from ..memory import at_hand
 from ..sampling import Generators
 from .base import Callback, TextCondition, UnCLIPBase, draws_itself
 
@@ -141,8 +142,8 @@ class UnCLIPPipeline(UnCLIPBase):
             image_embeds: CLIP image embeddings [B, D], one for each picture, in place of the prior's (as
                 `UnCLIPPriorPipeline` draws them).
             callback_on_step_end: called as (pipe, step, timestep, {"latents": ...}) after every step of every stage, which
-                `pipe.stage` names; may return {"latents": ...} to replace them, and set `pipe._interrupt` to end the call.
-                An interrupted call answers with the picture as far as it got, and with none if that was in the prior.
+                `pipe.stage` names; may return {"latents": ...} to replace them, and set `pipe._interrupt` to end the call
+                (`interrupt` says with which answer).
 
         Raises:
             ValueError: for an argument out of range, naming its value.
@@ -176,10 +177,7 @@ class UnCLIPPipeline(UnCLIPBase):
             embedding = self._given(image_embeds, text)
         else:
             embedding = self._no_embedding(text) if prior == "none" else self._draw_embedding(text, call, prior_latents)
-        if self.interrupt:
-            picture = embedding.new_zeros(0, 3, call.height, call.width)
-        else:
-            picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, clip_guidance=clip_guidance)
+        picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, clip_guidance=clip_guidance)
         return self._finish(picture, call, super_res_latents, output_type, return_dict)
 
     def _check_prior(self, prior: str | None, image_embeds: Tensor | None) -> None:
@@ -194,9 +192,9 @@ class UnCLIPPipeline(UnCLIPBase):
 
     def _no_embedding(self, text: TextCondition) -> Tensor:
         """What the decoder learned to hear where there is no image embedding, for each picture: [B, D]."""
-        with self._working("prior", "text_proj"):
+        with self._working("prior", "text_proj"), at_hand(self.text_proj):
             null = self.text_proj.learned_classifier_free_guidance_embeddings
-            return null.detach().expand(len(text.embeds), -1).clone()
+            return null.detach().to(self._execution_device).expand(len(text.embeds), -1).clone()
 
     def _given(self, image_embeds: Tensor, text: TextCondition) -> Tensor:
         """Embeddings in place of the prior's, checked. Raises ValueError, naming the shape, for some that don't fit."""

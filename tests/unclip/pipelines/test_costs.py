@@ -99,6 +99,24 @@ def test_a_profile_counts_and_times_each_stage(tiny):
     assert all(c.seconds > 0 and c.memory > 0 for c in single.costs.values())
 
 
+def test_a_profile_counts_the_priors_packed_layers_and_attention(tiny, monkeypatch):
+    """As many operations as through plain layers and plain products."""
+
+    def flops(**kwargs) -> int:
+        profile = Profile(count=True)
+        with profile.watch(tiny):
+            draw(tiny, size=64, **kwargs)
+        return profile.costs["prior"].flops
+
+    tiny.set_attention("math")
+    more = {"prior_num_inference_steps": 5}
+    found, longer = flops(), flops(**more)
+    monkeypatch.setattr("prior.cache.packed", lambda block, rows: block)
+    assert found == flops() and longer == flops(**more) > found > 0
+    tiny.set_attention("sdpa")
+    assert flops() == found
+
+
 def test_peak_memory_sees_what_came_and_went():
     with peak_memory() as idle:
         pass

@@ -4,6 +4,8 @@ import pytest
 import torch
 from drawing import answer, close
 
+from unclip import UnCLIPImageVariationPipeline, UnCLIPInterpolationPipeline
+
 FLOAT8 = torch.float8_e4m3fn
 
 
@@ -41,6 +43,31 @@ def test_callbacks_name_the_stage_and_end_the_call(every):
     assert [s[1:] for s in seen] == [(0, True), (1, True)] and seen[0][0] == seen[1][0] and every.stage is None
     with pytest.raises(ValueError, match="latents, not 'prompt_embeds'"):
         answer(every, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+@pytest.mark.parametrize("output_type", ["pil", "pt"])
+def test_interrupted_a_call_answers_with_the_pictures_that_it_began(every, output_type):
+    """None of them before the decoder; in it, as far as it got."""
+    if not every.sizes:
+        pytest.skip("no pictures")
+    inverting = {UnCLIPImageVariationPipeline: {"eta": 0.5}, UnCLIPInterpolationPipeline: {"noise": "interpolated"}}
+    settings = {"output_type": output_type, **inverting.get(type(every), {})}
+    seen = []
+
+    def end_in(stage: str):
+        def callback(pipe, step, timestep, given):
+            seen.append(pipe.stage)
+            pipe._interrupt = pipe.stage == stage
+
+        return callback
+
+    answer(every, callback_on_step_end=end_in("none"), **settings)
+    for stage in dict.fromkeys(seen[: seen.index("decoder") + 1]):
+        seen.clear()
+        images = answer(every, callback_on_step_end=end_in(stage), **settings).images
+        assert seen.count(stage) == 1 and seen[-1] == stage, "nothing runs after that step"
+        sizes = {i.size if output_type == "pil" else tuple(i.shape[1:]) for i in images}
+        assert sizes == ({(every.sizes[0],) * 2} if stage == "decoder" else set())
 
 
 def test_every_network_is_in_the_offload_sequence(every):

@@ -12,11 +12,14 @@ from unclip import (
     UnCLIPImageVariationPipeline,
     UnCLIPInpaintPipeline,
     UnCLIPInterpolationPipeline,
+    UnCLIPPCAPipeline,
     UnCLIPPipeline,
     UnCLIPTextDiffPipeline,
 )
 from unclip.clip import CLIP
 from unclip.images import with_margins
+from unclip.latents import PrincipalAxes
+from unclip.pipelines.base import BATCH
 
 
 def picture(colour=(200, 60, 40), size=(80, 64)) -> Image.Image:
@@ -97,6 +100,61 @@ def test_paths_between_sentences_and_pictures_through_both_kinds_of_noise(whole)
     close(inverted.images[0], again[0])
 
 
+MANY = {
+    UnCLIPInterpolationPipeline: (([picture(), picture("blue")],), {"steps": 5}),
+    UnCLIPTextDiffPipeline: ((picture(), "a black cat"), {"strength": [0.1, 0.2, 0.3, 0.4, 0.5]}),
+    UnCLIPPCAPipeline: ((picture(), PrincipalAxes.of(torch.eye(32)), (0, 5, 10, 20, 31)), {}),
+}
+
+
+def many(pipe, **kwargs) -> torch.Tensor | list:
+    """Five pictures that are drawn from the same noise."""
+    arguments, settings = MANY[type(pipe)]
+    steps = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 1}
+    settings = settings | steps | {"size": 256, "output_type": "pt", "decoder_guidance_scale": 1.0}
+    return pipe(*arguments, generator=seeds(3)[0], **(settings | kwargs)).images
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_many_pictures_are_drawn_in_batches_and_are_the_same(tiny, kind, monkeypatch):
+    """At most as many at once as `generate` draws, a stage after the other."""
+    pipe, seen = kind.from_pipe(tiny.to(torch.float64)), []
+
+    def note(which, step, timestep, given):
+        if step == 0 and which.stage != "inversion":
+            seen.append((which.stage, len(given["latents"])))
+
+    whole = many(pipe, callback_on_step_end=note)
+    assert seen == [("decoder", 5), ("upsampler_256", 5)]
+    monkeypatch.setitem(BATCH, 256, 2)
+    seen.clear()
+    close(many(pipe, callback_on_step_end=note), whole)
+    assert seen == [(stage, n) for stage in ("decoder", "upsampler_256") for n in (2, 2, 1)]
+    monkeypatch.setitem(BATCH, 64, 2)
+    pixels, arrays, pictures = (many(pipe, size=64, output_type=kind) for kind in ("pt", "np", "pil"))
+    assert np.array_equal(arrays, pixels.permute(0, 2, 3, 1).numpy()) and len(pictures) == 5
+    assert np.array_equal(np.stack([np.asarray(p) for p in pictures]), (arrays * 255).round().astype("uint8"))
+
+
+def test_interrupted_in_a_batch_a_path_is_as_far_as_its_stage_began(tiny, monkeypatch):
+    monkeypatch.setitem(BATCH, 256, 2)
+    pipe = UnCLIPInterpolationPipeline.from_pipe(tiny)
+
+    def drawn(stage: str, number: int) -> tuple[int, ...]:
+        """The answer's shape, ended in the first step of a stage's batch."""
+        batches = []
+
+        def end(which, step, timestep, given):
+            if which.stage == stage and step == 0:
+                batches.append(stage)
+                which._interrupt = len(batches) == number
+
+        return tuple(many(pipe, callback_on_step_end=end).shape)
+
+    assert drawn("decoder", 1) == (2, 3, 64, 64) and drawn("decoder", 2) == (4, 3, 64, 64)
+    assert drawn("upsampler_256", 1) == (2, 3, 256, 256) and drawn("upsampler_256", 3) == (5, 3, 256, 256)
+
+
 def test_an_edit_of_no_strength_is_the_picture(whole):
     edit, vary = UnCLIPTextDiffPipeline.from_pipe(whole), UnCLIPImageVariationPipeline.from_pipe(whole)
     settings = smallest(edit, decoder_num_inference_steps=5)
@@ -169,6 +227,20 @@ def test_pictures_keep_their_proportions_and_margins_are_new(tiny):
         with_margins(picture(), -1, 0, 0, 4)
     with pytest.raises(ValueError, match="four zeros"):
         with_margins(picture(), 0, 0, 0, 0)
+
+
+def test_interrupted_in_the_decoder_what_is_kept_is_kept(tiny):
+    pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
+    image = picture(size=(64, 64))
+
+    def end(which, step, timestep, given):
+        which._interrupt = which.stage == "decoder"
+
+    for size in (64, 256):
+        settings = {"size": size, "generator": seeds(0), "callback_on_step_end": end}
+        (drawn,) = pipe("a star", image, half((64, 64), (32, 0, 64, 64)), **settings).images
+        left, kept = (np.asarray(p)[:, :32].astype(int) for p in (drawn, image))
+        assert drawn.size == (64, 64) and np.abs(left - kept).mean() < (2 if size == 256 else 1e-9)
 
 
 def test_clip_guidance_raises_what_clip_sees(whole):
