@@ -12,12 +12,11 @@ import statistics
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from turns import machine
 
 from unclip import UnCLIPPipeline, attention
 from unclip.compiling import compiled
-from unclip.profiling import measured_peak
+from unclip.profiling import flop_counter, measured_peak
 
 
 @torch.no_grad()
@@ -42,7 +41,7 @@ def main() -> None:
         ways[name](x, torch.tensor(500), context, **more)
         return time.perf_counter() - start
 
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run("as it is")
     flops = counter.get_total_flops()
     print(f"{machine()}; {torch.get_num_threads()} threads, {dtype}, batch {options.batch}, {flops / 1e9:.0f} GFLOP")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from decoder import of_context
 from decoder.blocks import ChannelNorm
@@ -35,6 +34,7 @@ from .objectives.conditioned import LoRA, add_adapter
 from .objectives.decoder_distill import ADAPTER
 from .objectives.judge import icons_path, vocabulary
 from .precision import fast_dtype
+from .profiling import flop_counter
 from .training import Run
 
 # Dense bf16 TFLOP/s of one A100, and of two cores with AVX512-BF16 on this package's convolutions; and the share of it
@@ -46,12 +46,6 @@ JPEG_BYTES = 0.3  # of a stored picture per pixel, where there is no folder to m
 FP32 = 4
 NORMS = (nn.GroupNorm, nn.LayerNorm, ChannelNorm)
 CONDITIONED = ("prior", "prior_autoregressive", "text_proj", "decoder", "decoder_distill")  # against a frozen CLIP
-_FAKE_SDPA = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **b: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, **b: sdpa_backward_flop_count(
-        g, q, k, v
-    ),
-}
 
 
 @dataclass
@@ -258,7 +252,7 @@ def measure(stage: Stage, batch: int, dtype: torch.dtype | None, on_gpu: bool = 
         norms = [m for m in stage.trained.modules() if isinstance(m, NORMS)]
         hooks += [m.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:])) for m in norms]
     try:
-        with live, FlopCounterMode(display=False, custom_mapping=_FAKE_SDPA) as flops:
+        with live, flop_counter() as flops:
             with torch.autocast("cpu", dtype=dtype) if dtype else nullcontext():
                 loss = stage.loss(batch)
             if torch.is_grad_enabled():

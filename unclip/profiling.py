@@ -12,7 +12,7 @@ from functools import cache
 import psutil
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 INTERVAL = 0.002  # seconds between two looks at a process's memory
 
@@ -54,7 +54,7 @@ class Profile:
     def of(self, stage: str) -> Iterator[None]:
         """Add what happens in here to the costs of `stage`."""
         cost = self.costs.setdefault(stage, Cost(stage))
-        counter = FlopCounterMode(display=False, custom_mapping=_formulas()) if self.count else None
+        counter = flop_counter() if self.count else None
         with peak_memory(self.device) as peak, counter or nullcontext():
             start = time.perf_counter()
             yield
@@ -65,12 +65,18 @@ class Profile:
         cost.flops += counter.get_total_flops() if counter else 0
 
 
-def _formulas() -> dict[Callable, Callable[..., int]]:
-    """What torch counts for nothing, by its shapes: attention on a CPU, and packed linear layers (`prior.packed`) there."""
-    found = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+def flop_counter() -> FlopCounterMode:
+    """Counts operations, also those that torch counts for nothing: a CPU's attention and packed linear layers there."""
+    aten = torch.ops.aten
+    found: dict[Callable, Callable[..., int]] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
+            g, q, k, v
+        ),
+    }
     if torch.backends.mkldnn.is_available():
         found[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
-    return found
+    return FlopCounterMode(display=False, custom_mapping=found)
 
 
 @contextmanager
