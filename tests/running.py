@@ -3,14 +3,13 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from conftest import ROOT
+from forked import Process
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,39 +40,38 @@ def run_here(stage: str, folder: Path, *settings: str, stop_at: int | None = Non
     return folder
 
 
-def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[subprocess.Popen]:
+def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[Process]:
     """The same, or a script in place of a stage, in processes of their own, that know of each other as torchrun's do."""
     script = [stage] if stage.endswith(".py") else ["train.py", f"configs/tiny/{stage}.yaml"]
-    command = [sys.executable, *script, *QUIET, *settings, f"output_dir={folder}"]
+    command = [*script, *QUIET, *settings, f"output_dir={folder}"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
     for rank in range(processes):
         more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | ({k: str(v) for k, v in more.items()} if processes > 1 else {})
-        started.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment))
+        started.append(Process(command, {k: str(v) for k, v in more.items()} if processes > 1 else {}))
     return started
 
 
-def finish(processes: list[subprocess.Popen]) -> str:
+def finish(processes: list[Process]) -> str:
     """Wait for all of them to end well; -> what the first said."""
-    said = [process.communicate(timeout=600)[1] for process in processes]
+    said = [process.said() for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(said)
     return said[0]
 
 
-def kill(processes: list[subprocess.Popen], when: Callable[[], bool], delay: float = 0.0) -> None:
+def kill(processes: list[Process], when: Callable[[], bool], delay: float = 0.0) -> None:
     """SIGKILL to all of them, `delay` seconds after `when` has come true."""
     deadline = time.monotonic() + 300
     while not when():
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), processes[0].communicate()[1]
+        assert time.monotonic() < deadline and all(p.returncode is None for p in processes), processes[0].said()
         time.sleep(0.0002)
     time.sleep(delay)
     for process in processes:
         process.kill()
     for process in processes:
-        process.communicate()
+        process.said()
         assert process.returncode == -signal.SIGKILL
 
 

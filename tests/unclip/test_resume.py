@@ -205,12 +205,12 @@ def test_two_runs_never_share_a_folder(tmp_path):
     try:
         deadline = time.monotonic() + 120
         while not checkpoints(tmp_path):
-            assert time.monotonic() < deadline and first[0].poll() is None
+            assert time.monotonic() < deadline and first[0].returncode is None
             time.sleep(0.01)
         with pytest.raises(ConfigError, match=re.escape(taken)):
             run_here("upsampler_256", tmp_path, *settings, "max_steps=2")
         second = start("upsampler_256", tmp_path, *settings, "max_steps=2", processes=2)
-        said = [process.communicate(timeout=120)[1] for process in second]
+        said = [process.said(120) for process in second]
         assert taken in said[0] and not any("Traceback" in text for text in said)
         assert all(process.returncode for process in second)
     finally:

@@ -247,9 +247,10 @@ def test_a_hub_dataset_by_its_columns(repository, streaming, tmp_path, monkeypat
         captioned_examples({"path": "hub:nobody/nothing", "streaming": streaming})
 
 
-def test_a_stream_skips_what_does_not_open_and_is_for_the_hub(tmp_path):
+def test_a_stream_skips_what_does_not_open_and_is_for_the_hub(tmp_path, monkeypatch):
     from datasets import Dataset
 
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds for each end of a stream
     for n in range(6):
         paint(tmp_path / f"{n}.png", n)
     pictures = [{"bytes": b"broken" if n in (1, 4) else (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in range(6)]

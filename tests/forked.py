@@ -1,0 +1,46 @@
+"""Scripts in processes of their own that need not import the package first. Imports little itself: each of them imports it."""
+
+import os
+import runpy
+import signal
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+ROOT = Path(__file__).parents[1]
+
+
+class Process:
+    """A script at the root of the clone, forked from a process that has imported what takes longer than a tiny run does."""
+
+    _spawn = get_context("forkserver")
+    _spawn.set_forkserver_preload(["unclip.training", "unclip.pipelines"])
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self._said = NamedTemporaryFile()  # noqa: SIM115
+        self._process = self._spawn.Process(target=_run_script, args=(command, environment, self._said.name))
+        self._process.start()
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def said(self, timeout: float = 600) -> str:
+        """What it wrote to stderr, once it has ended."""
+        self._process.join(timeout)
+        written = Path(self._said.name).read_text()
+        assert self.returncode is not None, f"still running after {timeout} s: {written}"
+        return written
+
+
+def _run_script(command: list[str], environment: dict[str, str], said: str) -> None:
+    os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
+    os.chdir(ROOT)
+    os.environ |= environment
+    sys.argv, sys.path[0] = command, str(ROOT)
+    runpy.run_path(command[0], run_name="__main__")
