@@ -4,7 +4,7 @@ import os
 import runpy
 import signal
 import sys
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -39,6 +39,7 @@ class Process:
 
 
 def _run_script(command: list[str], environment: dict[str, str], said: str) -> None:
+    set_start_method(None, force=True)  # what it starts itself, it starts as any process does
     os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
     os.chdir(ROOT)
     os.environ |= environment
