@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from forked import ROOT
 from hypothesis import settings
 
 from decoder import Decoder, UnCLIPTextProjModel
@@ -23,7 +24,6 @@ from unclip.objectives.clip import image_processor, sentence_tokenizer
 from unclip.pipelines import UnCLIPPipeline
 from upsamplers import Upsampler
 
-ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")

@@ -65,7 +65,7 @@ def generate(
     import torch
 
     from ..images import cut_out
-    from ..pipelines.base import BATCH, MAX_IMAGES
+    from ..pipelines.base import MAX_IMAGES, pictures_at_once
     from ..profiling import Profile, measured_peak, table
 
     if (not prompts) == (prompts_file is None):
@@ -102,7 +102,7 @@ def generate(
 
     def prepare(place: str | None = None) -> tuple:
         pipe = load(model, device or place, dtype, low_memory)
-        batch = BATCH.get(size or pipe.sizes[-1], 4)
+        batch = pictures_at_once(size or pipe.sizes[-1])
         if compile_networks:
             warm_up(pipe, min(batch, len(jobs)))
         return pipe, batch
@@ -169,7 +169,7 @@ def rerank(
     import torch
     from tqdm import tqdm
 
-    from ..pipelines.base import BATCH, MAX_IMAGES
+    from ..pipelines.base import MAX_IMAGES, pictures_at_once
     from ..rerank import rerank as ranked
 
     if not prompt.strip():
@@ -186,7 +186,7 @@ def rerank(
     def bar(batches):
         return tqdm(batches, desc="candidates", file=sys.stderr)
 
-    best = ranked(pipe, prompt, candidates, keep, seed, BATCH[64], bar, **settings)
+    best = ranked(pipe, prompt, candidates, keep, seed, pictures_at_once(64), bar, **settings)
     for (score, number), path in zip(tqdm(best, desc="drawing the best", file=sys.stderr), files, strict=True):
         image = pipe(prompt, generator=[torch.Generator().manual_seed(number)], size=size, **settings).images[0]
         save(image, path, {"prompt": prompt, "seed": str(number), "model": model, "score": f"{score:.4f}"}, transparent)

@@ -524,12 +524,15 @@ class UnCLIPBase(Loading):
         one_each = TextCondition(*(f.expand(rows, *f.shape[1:]) for f in fields))
         return one_each.repeated(num_images)
 
+    def _seen(self, pictures: list[Image.Image]) -> Tensor:
+        """Pictures as the image tower takes them: [B, 3, S, S]."""
+        whole = [on_white(towards_square(picture)) for picture in pictures]
+        return self.feature_extractor(images=whole, return_tensors="pt").pixel_values
+
     def _encode_image(self, image: Image.Image | list[Image.Image] | Tensor) -> Tensor:
         """CLIP image embeddings [B, D] of pictures, or of a tensor as `feature_extractor` makes it."""
         if not isinstance(image, Tensor):
-            pictures = [image] if isinstance(image, Image.Image) else image
-            pictures = [on_white(towards_square(p)) for p in pictures]
-            image = self.feature_extractor(images=pictures, return_tensors="pt").pixel_values
+            image = self._seen([image] if isinstance(image, Image.Image) else image)
         with self._working("image_encoder", "image_encoder"):
             return self.image_encoder(image.to(self._execution_device, self.image_encoder.dtype)).image_embeds
 
@@ -589,7 +592,7 @@ class UnCLIPBase(Loading):
 
     def _alike(self, call: Call, count: int) -> Call:
         """`call` for `count` pictures that hear the same fresh noise, drawn as many at once as memory is sure to hold."""
-        return replace(call, generator=copies(call.generator, count), batch=BATCH.get(self.sizes[call.last], 4))
+        return replace(call, generator=copies(call.generator, count), batch=pictures_at_once(self.sizes[call.last]))
 
     def _in_batches(self, stage: Callable[..., Tensor], call: Call, **rows: Any) -> Iterator[Tensor]:
         """What a `stage` makes of `rows`, which have an entry for each picture or are None, `call.batch` pictures at a time."""
@@ -866,6 +869,11 @@ class UnCLIPBase(Loading):
 def fresh_generator() -> torch.Generator:
     """A generator seeded by the machine's entropy, which leaves torch's global random stream as it was."""
     return torch.Generator().manual_seed(secrets.randbits(63))
+
+
+def pictures_at_once(size: int) -> int:
+    """How many pictures of `size` px are best drawn together."""
+    return BATCH.get(size, 4)
 
 
 def copies(generator: torch.Generator, count: int) -> list[torch.Generator]:

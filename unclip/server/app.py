@@ -24,7 +24,7 @@ from ..images import UPLOAD_BYTES, on_white, open_upload, png_facts
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
 from ..worker import Busy, Work, Worker
 from . import wire
-from .drawing import Painting, Repainting, Varying, reduced, seen
+from .drawing import Painting, Repainting, Varying, reduced
 from .guard import LOOPBACK, BoundedBody, KeyCheck, LetGo, OwnPages, RequestLog
 from .keys import Keys, Rate
 from .metrics import Metrics
@@ -151,7 +151,7 @@ class Endpoints:
         if self._varying is None:
             raise Refused(400, f"the model {self.name!r} has no image tower: it cannot vary pictures")
         size, drawn = self._size(asked)
-        pixels = await self._prepared(lambda image: seen(self._varying, image), image=asked.image)
+        pixels = await self._prepared(lambda image: self._varying._seen([image]), image=asked.image)
         seeds = self._seeds(asked)
         jobs = [(pixels, seed) for seed in seeds]
         return await self._draw(request, asked, Varying(self._varying, drawn), jobs, size, seeds, {"variation_of": "an upload"})

@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import on_white
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
-from ..pipelines.base import BATCH
+from ..pipelines.base import pictures_at_once
 
 Wanted = Callable[[], bool]
 
@@ -24,7 +23,7 @@ class Painting:
 
     @property
     def batch(self) -> int:
-        return batch(self.size)
+        return pictures_at_once(self.size)
 
     def draw(self, jobs: list[tuple[str, int]], wanted: Wanted) -> list[Image.Image]:
         prompts = [prompt for prompt, _ in jobs]
@@ -34,7 +33,7 @@ class Painting:
 
 @dataclass(frozen=True)
 class Varying:
-    """Variations of pictures; a job is (picture as `seen`, seed)."""
+    """Variations of pictures; a job is (picture as the image tower takes it [1, 3, S, S], seed)."""
 
     pipe: UnCLIPImageVariationPipeline = field(repr=False)
     size: int
@@ -42,7 +41,7 @@ class Varying:
 
     @property
     def batch(self) -> int:
-        return batch(self.size)
+        return pictures_at_once(self.size)
 
     def draw(self, jobs: list[tuple[Tensor, int]], wanted: Wanted) -> list[Image.Image]:
         pixels = torch.cat([pixels for pixels, _ in jobs])
@@ -63,7 +62,7 @@ class Repainting:
 
     @property
     def batch(self) -> int:
-        return batch(self.size)
+        return pictures_at_once(self.size)
 
     def draw(self, jobs: list[int], wanted: Wanted) -> list[Image.Image]:
         return self.pipe(
@@ -77,18 +76,9 @@ class Repainting:
         ).images
 
 
-def seen(pipe: UnCLIPImageVariationPipeline, picture: Image.Image) -> Tensor:
-    """A picture [1, 3, S, S] as the image tower takes it, which is all that variations are drawn of."""
-    return pipe.feature_extractor(images=[on_white(picture)], return_tensors="pt").pixel_values
-
-
 def reduced(picture: Image.Image, size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
     """A square picture no larger than what is drawn: the inpainting pipeline reduces it so itself, and then finds it done."""
     return picture.resize((size, size), how) if picture.width > size else picture
-
-
-def batch(size: int) -> int:
-    return BATCH.get(size, 4)
 
 
 def generators(seeds) -> list[torch.Generator]:
