@@ -279,6 +279,19 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 2
 
 
+def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_pictures_of_its_captions(evaluate, icons, tmp_path):
+    out = tmp_path / "report"
+    assert evaluate(out, "--only", "fidelity")[0] == 0
+    real = bench(icons, tmp_path, prompts := ask.scenes(icons, "dev", 8))[0].truths(prompts)
+    for file, picture in zip(sorted((out / "pictures" / "scenes").glob("*.png")), real, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    assert evaluate(out, "--only", "prior")[0] == 0
+    ways = numbers(out)["results"]["prior"]
+    distances = {way: ways[way]["frechet_distance"]["value"] for way in ("prior", "text embedding", "no prior")}
+    assert distances["prior"] < 1e-6 < 1e-3 < min(distances["text embedding"], distances["no prior"]), distances
+    assert all(ahead["frechet_distance"]["low"] > 0 for ahead in ways["ahead"].values())
+
+
 def test_force_deletes_no_pictures_but_an_evaluations(tmp_path):
     settings = Settings("emoji", out=tmp_path / "out", force=True)
     photo = settings.out / "pictures" / "holiday" / "a.png"
