@@ -55,7 +55,7 @@ class Worker:
     """The one thread that runs a model.
 
     Clients take turns, job by job; a batch begins with the job whose turn it is and takes in, turn by turn, what equals
-    its work. At most `limit` jobs wait, and at most half of them one client's. To drop a job, cancel its future: it
+    its work. Who has nothing of that kind is passed over and has the next turn. At most `limit` jobs wait, and at most half of them one client's. To drop a job, cancel its future: it
     leaves the queue at once, and a batch that nobody waits for any more stops after its step. `on_batch(work, jobs,
     seconds)` hears of every batch.
     """
@@ -138,13 +138,16 @@ class Worker:
                 self._changed.wait_for(lambda: self._closed, timeout=LINGER)
             batch: list[_Place] = []
             work = None
-            passed = 0  # clients in a row that had nothing to add
-            while self._clients and passed < len(self._clients):
+            passed: dict[str, None] = {}  # clients in a row that had nothing to add
+            owed: dict[str, None] = {}  # all those
+            while self._clients and len(passed) < len(self._clients):
                 client, places = next(iter(self._clients.items()))
                 work = places[0].work if work is None else work
                 place = next((p for p in places if p.work == work), None)
-                passed = passed + 1 if place is None else 0
-                if place is not None:
+                if place is None:
+                    passed[client] = owed[client] = None
+                else:
+                    passed.clear()
                     places.remove(place)
                     batch.append(place)
                 self._clients.move_to_end(client)  # the next one's turn
@@ -152,6 +155,8 @@ class Worker:
                     del self._clients[client]
                 if len(batch) >= work.batch:
                     break
+            for client in reversed(owed):
+                self._clients.move_to_end(client, last=False)
             self._running = len(batch)
             return batch
 

@@ -96,6 +96,26 @@ def test_clients_take_turns_and_other_work_waits_for_its_own(worker):
     assert other.seen == [["l1"]]
 
 
+def test_nobody_is_passed_over_twice(worker):
+    """Two clients who ask for the same fill the batches for as long as they like; what another asks for is drawn next."""
+    holding, _ = held(worker)
+    order = []
+
+    @dataclass(frozen=True)
+    class Noting(Echo):
+        def draw(self, jobs, wanted):
+            order.append(jobs)
+            return jobs
+
+    same, other = Noting("same"), Noting("other")
+    waiting = [("c", same, "c"), ("b", other, "b"), ("a", same, "a")]
+    answers = [a for client, work, name in waiting for a in worker.submit(client, work, [name] * (1 if name == "b" else 5))]
+    holding.gate.set()
+    for answer in answers:
+        answer.result(5)
+    assert order == [["c", "a", "c", "a"], ["b"], ["c", "a", "c", "a"], ["c", "a"]]
+
+
 def test_the_bound_refuses_all_or_nothing_and_says_when_to_come_back(worker):
     holding, _ = held(worker)
     work = Echo(gate=holding.gate)
