@@ -42,14 +42,7 @@ def denoise(
     level each time (RePaint, arXiv 2201.09865, section 4.2). A `shift` other than 1 moves the timesteps of schedulers that
     can be told them (`shifted_timesteps`).
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if shift != 1 and "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-        told = shifted_timesteps(steps, shift, scheduler.config.num_train_timesteps)
-        scheduler.set_timesteps(timesteps=told, device=latents.device)
-    else:
-        scheduler.set_timesteps(steps, device=latents.device)
-    timesteps = scheduler.timesteps
+    timesteps = place_timesteps(scheduler, steps, latents.device, shift)
     levels = timesteps.tolist()  # read once: a comparison with a tensor on a GPU waits for all that the GPU has to do
     takes = inspect.signature(scheduler.step).parameters
     latents = latents * scheduler.init_noise_sigma
@@ -75,6 +68,26 @@ def denoise(
             if on_step is not None:
                 latents = on_step(i, t, latents)
     return latents
+
+
+def place_timesteps(scheduler, steps: int, device: torch.device, shift: float = 1.0) -> Tensor:
+    """Set a scheduler's `steps` timesteps, moved by `shift` where it can be told them; -> those timesteps.
+
+    Raises ValueError for fewer than 1 step, and for more than the scheduler has levels.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    config = scheduler.config
+    if steps > config.num_train_timesteps:
+        raise ValueError(f"steps must be at most {config.num_train_timesteps}, got {steps}")
+    trailing = config.get("timestep_spacing") == "trailing"
+    if (shift != 1 or trailing) and "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(timesteps=shifted_timesteps(steps, shift, config.num_train_timesteps), device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+        if trailing:  # for some numbers, 61 the first, rounding makes one more of them than was asked for, and that is -1
+            scheduler.timesteps = scheduler.timesteps[scheduler.timesteps >= 0]
+    return scheduler.timesteps
 
 
 def shifted_timesteps(steps: int, shift: float, levels: int = 1000) -> list[int]:

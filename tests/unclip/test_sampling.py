@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unclip.diffusion import clean_from, logit_normal_timesteps, schedule, shifted, target, uniform_timesteps
-from unclip.sampling import denoise, guide, noise, shifted_timesteps
+from unclip.sampling import denoise, guide, noise, place_timesteps, shifted_timesteps
 
 KINDS = ("epsilon", "sample", "v_prediction")
 
@@ -38,14 +38,36 @@ def test_a_perfect_network_is_sampled_perfectly(kind, sampler):
     clean = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     scheduler = sampler.from_config(plan.config, timestep_spacing="trailing")
 
+    asked = []
+
     def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(int(t))
         alpha = plan.alphas_cumprod.double()[int(t)]
         eps = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
         return {"sample": clean, "epsilon": eps, "v_prediction": alpha.sqrt() * eps - (1 - alpha).sqrt() * clean}[kind]
 
-    for steps in (4, 10):
+    for steps in (4, 10, 61):  # of 61 diffusers' own spacing makes 62, the last of them -1: noise alone
+        asked.clear()
         drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), scheduler, steps)
         torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
+        assert len(asked) == steps and asked[0] == 999 and asked[-1] >= 0
+
+
+@given(st.integers(1, 1000), st.sampled_from([DDIMScheduler, DDIMInverseScheduler, DPMSolverMultistepScheduler]))
+def test_as_many_timesteps_as_were_asked_for(steps, sampler):
+    scheduler = sampler.from_config(schedule("v_prediction").config, timestep_spacing="trailing")
+    found = place_timesteps(scheduler, steps, torch.device("cpu")).tolist()
+    assert len(set(found)) == len(found) == steps and min(found) >= 0
+    even = zip(sorted(found, reverse=True), shifted_timesteps(steps, 1), strict=True)
+    assert all(abs(a - b) <= 1 for a, b in even), "but for the rounding of halves"
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1001, 2000])
+def test_more_steps_than_levels_are_an_error_whatever_the_shift(steps, shift):
+    plan = DPMSolverMultistepScheduler.from_config(schedule("v_prediction").config, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match=f"steps must be at most 1000, got {steps}"):
+        denoise(lambda x, t: x, torch.randn(1, 3, 2, 2), plan, steps, shift=shift)
 
 
 @given(st.integers(1, 1000), st.floats(0.02, 50))
@@ -75,8 +97,6 @@ def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
     drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), told, 8, shift=3)
     torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
     assert seen == shifted_timesteps(8, 3)
-    with pytest.raises(ValueError, match="steps must be at most 1000, got 1001"):
-        denoise(perfect, clean, told, 1001, shift=3)
     ddim = DDIMScheduler.from_config(plan.config, timestep_spacing="trailing")  # cannot be told its timesteps
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     assert torch.equal(denoise(perfect, start, ddim, 8, shift=3), denoise(perfect, start, ddim, 8))

@@ -14,7 +14,7 @@ from ..checkpoints import components_folder, load_components
 from ..config import ConfigError
 from ..data.examples import seeded_noise
 from ..pipelines.base import draws_itself
-from ..sampling import denoise
+from ..sampling import denoise, place_timesteps
 from .conditioned import check_shares
 from .frozen_clip import CachedCLIP, FrozenCLIP
 
@@ -76,8 +76,7 @@ class RedrawnEmbeddings(nn.Module):
             clean = (embeds.float() - prior.clip_mean) / prior.clip_std
             noise = seeded_noise(self.seed, batch["index"], clean)
             first = (batch["random"][:, 11] * steps).long()
-            self.scheduler.set_timesteps(steps, device=clean.device)
-            timesteps = self.scheduler.timesteps
+            timesteps = place_timesteps(self.scheduler, steps, clean.device)
 
             def begin(i: int, t: Tensor, latents: Tensor) -> Tensor:
                 if i + 1 == steps:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..images import on_white
 from ..precision import working_dtype
-from ..sampling import Generators, noise
+from ..sampling import Generators, noise, place_timesteps
 from .base import Call, Callback
 from .text_to_image import UnCLIPPipeline
 
@@ -131,8 +131,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
         small = F.adaptive_avg_pool2d(known, size)
         hole = F.adaptive_max_pool2d(mask, size)  # a pixel that is to be repainted in part is repainted
         scheduler, steps = self._ddim(clip=True), call.settings["decoder_num_inference_steps"]
-        scheduler.set_timesteps(steps, device=small.device)
-        timesteps = [*scheduler.timesteps.tolist(), None]
+        timesteps = [*place_timesteps(scheduler, steps, small.device).tolist(), None]
 
         def level(t: int | None) -> Tensor:
             return scheduler.alphas_cumprod[t].to(small) if t is not None else torch.ones((), dtype=small.dtype)
