@@ -88,6 +88,14 @@ def told_of_noise(upsampler: nn.Module) -> bool:
     return upsampler.config.get("class_embed_type") == "timestep"
 
 
+def towers(model: Section) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The subsections `text` and `image` of a CLIP's or a judge's `model`. Raises ConfigError for any other key."""
+    for key in model or {}:
+        if key not in ("text", "image"):
+            raise ConfigError(f"unknown key model.{key}{nearest(key, ('text', 'image'))}; valid keys: model.text, model.image")
+    return tuple(dict((model or {}).get(key) or {}) for key in ("text", "image"))
+
+
 def text_tower(model: Section) -> nn.Module:
     """A `TextTower` or transformers' `CLIPTextModelWithProjection`."""
     return _transformers(TextTower, model, "model.text", "CLIPTextModelWithProjection", "CLIPTextConfig")

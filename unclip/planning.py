@@ -337,8 +337,8 @@ def _stage(name: str, sections: dict[str, dict], clip: "Stage | None") -> Stage:
 
 
 def _clip_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
-    model = sections["model"]
-    text, image = networks.text_tower(model.get("text")), networks.image_tower(model.get("image"))
+    of_text, of_image = networks.towers(sections["model"])
+    text, image = networks.text_tower(of_text), networks.image_tower(of_image)
     networks.freeze_below(text, sections["objective"].get("text_layers", 2))
     return _towers(text, image)
 
@@ -359,11 +359,11 @@ def _towers(text: nn.Module, image: nn.Module) -> Stage:
 
 def _judge_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
     """Each picture meets its own caption, the wrong ones beside it and, in training, names drawn at every step."""
-    data, told = sections["data"], sections["model"].get("text") or {}
+    data, (told, of_image) = sections["data"], networks.towers(sections["model"])
     path = icons_path(data)
     with unset_fake_temporarily():  # the words are the data's
         words = word_tokenizer(vocabulary(IconSet.load(path)), told.get("context_length", 24))
-    image = construct(JudgeImageTower, sections["model"].get("image"), "model.image")
+    image = construct(JudgeImageTower, of_image, "model.image")
     text = construct(JudgeTextTower, told, "model.text", vocab_size=len(words))
     captions, names = 1 + data.get("wrong", 3), sections["objective"].get("names", 320)
     tokens, side = text.config.context_length, image.config.image_size
@@ -381,6 +381,11 @@ def _text(batch: int, dim: int, tokens: int, width: int) -> tuple[Tensor, Tensor
     return torch.zeros(batch, dim), torch.zeros(batch, tokens, width), torch.ones(batch, tokens, dtype=torch.bool)
 
 
+def _side(sections: dict[str, dict]) -> int:
+    """Of the pictures that are read, in pixels."""
+    return sections["data"].get("size", 64)
+
+
 def _prior_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
     network = networks.prior(sections["model"])
     dim, tokens = network.config.embedding_dim, network.config.num_embeddings
@@ -392,7 +397,7 @@ def _prior_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
         predicted = network(torch.zeros(batch, dim), when, text, encodings, mask).predicted_image_embedding
         return predicted.float().square().mean()
 
-    return Stage(nn.ModuleDict({"prior": network}), loss, 64, 2 * (2 * dim + tokens * width))
+    return Stage(nn.ModuleDict({"prior": network}), loss, _side(sections), 2 * (2 * dim + tokens * width))
 
 
 def _autoregressive_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
@@ -405,7 +410,7 @@ def _autoregressive_stage(sections: dict[str, dict], clip: Stage | None) -> Stag
         logits = network(drawn[:, :-1], drawn[:, 0], text, encodings, mask)
         return F.cross_entropy(logits.float().flatten(0, 1), drawn.flatten())
 
-    return Stage(nn.ModuleDict({"prior": network}), loss, 64, 2 * (2 * dim + tokens * dim))
+    return Stage(nn.ModuleDict({"prior": network}), loss, _side(sections), 2 * (2 * dim + tokens * dim))
 
 
 def _decoder(sections: dict[str, dict], clip: Stage | None) -> tuple[nn.ModuleDict, int, int]:
@@ -444,21 +449,23 @@ def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
         predicted = network(pictures, when, context, class_labels=added, attention_mask=mask).sample
         return predicted.float().square().mean()
 
-    return Stage(trained, loss, network.config.sample_size, 2 * (2 * dim + tokens * dim))
+    return Stage(trained, loss, _side(sections), 2 * (2 * dim + tokens * dim))
 
 
 def _distill_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
-    """A decoder under an adapter: the frozen one's guided answer and the adapted one's own are the target."""
+    """A decoder under an adapter: the frozen one draws in many guided steps, and the adapted one answers for each part."""
     stage = _decoder_stage(sections, clip)
-    decoder = stage.trained["decoder"]
+    decoder, told = stage.trained["decoder"], sections["objective"]
+    steps, parts = told.get("teacher_steps", 8), told.get("evaluations", 4)
+    halves = 1 if told.get("guidance", 3.0) == 1 else 2
 
     def loss(batch: int) -> Tensor:
         with torch.no_grad():
             decoder.disable_adapters()
-            stage.loss(2 * batch)
+            for _ in range(steps):
+                stage.loss(halves * batch)
             decoder.enable_adapters()
-            stage.loss(batch)
-        return stage.loss(batch)
+        return stage.loss(parts * batch)
 
     return replace(stage, loss=loss)
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,8 @@ class Loop:
         if run.init_from and (found is None or objective.lora or objective.held_to_start):
             self._initialise(run.init_from)
         elif found is None:
-            objective.prepare()
+            bar = partial(tqdm, desc="the first examples", disable=not self.main, file=sys.stderr, leave=False)
+            objective.prepare(self.accelerator.device, bar)
         objective.adapt()
         if found is not None:
             self._restore_weights(*found)

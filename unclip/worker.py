@@ -55,9 +55,9 @@ class Worker:
     """The one thread that runs a model.
 
     Clients take turns, job by job; a batch begins with the job whose turn it is and takes in, turn by turn, what equals
-    its work. Who has nothing of that kind is passed over and has the next turn. At most `limit` jobs wait, and at most half of them one client's. To drop a job, cancel its future: it
-    leaves the queue at once, and a batch that nobody waits for any more stops after its step. `on_batch(work, jobs,
-    seconds)` hears of every batch.
+    its work; who has nothing of that kind is passed over and has the next turn. At most `limit` jobs wait, and at most half
+    of them one client's. To drop a job, cancel its future: it leaves the queue at once, and a batch that nobody waits for
+    any more stops after its step. `on_batch(work, jobs, seconds)` hears of every batch.
     """
 
     def __init__(self, limit: int = 64, on_batch: Callable[[Work, int, float], None] | None = None):

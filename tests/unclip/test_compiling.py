@@ -53,6 +53,9 @@ def test_without_a_compiler_one_line_says_what_is_missing(tiny, tiny_folder, mon
     assert code == 2 and not out and said.startswith("error: the networks cannot be compiled") and said.count("\n") == 1
     with pytest.raises(ConfigError, match="compile=true: there is no C"):
         run_here("upsampler_256", tmp_path / "run", "compile=true")
+    monkeypatch.setattr("unclip.training.why_not", lambda device: None)
+    with pytest.raises(ConfigError, match="compile=true: no network of this stage is compiled, of text_encoder, image_encoder"):
+        run_here("clip", tmp_path / "clip", "compile=true")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "(no-such-compiler)" in why_not()
     assert why_not("mps") == "there is no compiler for the device mps"

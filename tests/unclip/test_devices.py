@@ -30,6 +30,26 @@ def test_the_pretend_device_refuses_what_a_gpu_would():
             there + torch.ones(2)
 
 
+@pytest.mark.parametrize("stage", ["prior", "prior_autoregressive"])
+def test_the_first_examples_are_looked_at_on_the_device(clip, stage, monkeypatch):
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    config = load_config(f"tiny/{stage}", [f"objective.clip={clip}"])
+    found, seen = [], []
+    for device in ("cpu", DEVICE):
+        torch.manual_seed(0)
+        objective = create(stage, {k: dict(config[k]) for k in ("model", "data", "objective")}, 0)
+        embed = objective.frozen.image
+        monkeypatch.setattr(
+            objective.frozen, "image", lambda pictures, embed=embed: seen.append(type(pictures)) or embed(pictures)
+        )
+        with PretendDevice():
+            objective.prepare(device)
+        found.append(objective.trained.state_dict())
+    assert Elsewhere not in seen[: len(seen) // 2] and set(seen[len(seen) // 2 :]) == {Elsewhere}
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_learns_is_judged_and_draws_where_its_networks_are(clip, stage, monkeypatch):
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # a module's parameters change kind

@@ -1,6 +1,6 @@
 """The contract between the one training loop and what it trains."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ class Objective(nn.Module):
         """Named trainable parameters with the factor on the learning rate that they take."""
         yield {n: p for n, p in self.trained.named_parameters() if p.requires_grad}, 1.0
 
-    def prepare(self) -> None:
-        """Whatever needs data and must happen once, before the first step of a fresh run."""
+    def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
+        """Whatever needs data and must happen once, before the first step of a fresh run; what is costly of it on `device`."""
 
     def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights that network `name` starts from, of the ones that `init_from` holds."""
@@ -54,7 +54,8 @@ class Objective(nn.Module):
             raise ConfigError(f"gradient_checkpointing: no network of this stage can, of {', '.join(self.trained)}")
 
     def compile_networks(self) -> None:
-        """Compile the networks whose input shapes stay the same."""
+        """Compile the networks whose input shapes stay the same. Raises ConfigError where there are none."""
+        raise ConfigError(f"compile=true: no network of this stage is compiled, of {', '.join(self.trained)}; leave it out")
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -53,7 +53,8 @@ class ClipObjective(Objective):
         self.examples = captioned_examples(data, seed=seed)
         # icons are validated on themselves: only one's own pictures have a held-out split to load
         self.validation = captioned_examples(data, "validation") if isinstance(self.examples, Pictures) else None
-        text, image = networks.text_tower(model.get("text")), networks.image_tower(model.get("image"))
+        of_text, of_image = networks.towers(model)
+        text, image = networks.text_tower(of_text), networks.image_tower(of_image)
         self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
@@ -97,7 +98,8 @@ class ClipObjective(Objective):
         of_text = F.cross_entropy(logits.T, positives.T / positives.T.sum(1, keepdim=True))
         loss = (of_image + of_text) / 2
         named = dict(text.named_parameters())
-        moved = ((named[n].float() - start.to(named[n].device)).square().sum() for n, start in self._start.items())
+        self._start = {n: start.to(named[n].device) for n, start in self._start.items()}  # they came before the accelerator
+        moved = ((named[n].float() - start).square().sum() for n, start in self._start.items())
         drift = sum(moved, loss.new_zeros(()))
         best = logits.argmax(1, keepdim=True)
         metrics = {"accuracy": positives.gather(1, best).mean(), "drift": drift, "contrastive": loss}

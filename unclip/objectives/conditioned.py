@@ -1,17 +1,20 @@
 """What prior and decoder begin alike with: diffusion on captioned pictures, conditioned on a frozen CLIP."""
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from ..config import ConfigError, construct
 from ..data.examples import captioned_examples, seeded_noise
 from ..diffusion import levels, logit_normal_timesteps, schedule, snr_weight, uniform_timesteps
 from ..pipelines.lora import save_adapter
-from .base import Objective
+from .base import Objective, to_device
 from .frozen_clip import frozen_clip
 
 LENGTHS = 4  # a text's length is a multiple of this: few lengths, for each is compiled anew
@@ -79,6 +82,13 @@ def check_shares(**shares: float) -> None:
             raise ConfigError(f"objective.{name} must be from 0 to 1, got {value}")
 
 
+def check_counts(**counts: int) -> None:
+    """Raises ConfigError, naming it, for a number of examples that no spread can be found in."""
+    for name, value in counts.items():
+        if value < 2:
+            raise ConfigError(f"objective.{name} must be at least 2, got {value}")
+
+
 class ClipConditioned(Objective):
     """Examples, a frozen CLIP, noise, an adapter, and the means over a batch of what a stage's `_losses` answers.
 
@@ -109,6 +119,15 @@ class ClipConditioned(Objective):
         self.validation = captioned_examples(data, "validation", pixels=self.reads_pictures)
         self.frozen = frozen_clip(clip, data.get("embeddings"))
         self.seed, self.timesteps, self.min_snr = seed, timesteps, min_snr
+
+    def _first(
+        self, count: int, device: torch.device | str, progress: Callable[[Iterable], Iterable]
+    ) -> Iterator[dict[str, Any]]:
+        """The first `count` training examples in batches, on `device`, where the frozen CLIP goes too."""
+        self.frozen.to(device)
+        for start in progress(range(0, count, 128)):
+            batch = default_collate([self.examples[i] for i in range(start, min(start + 128, count))])
+            yield to_device(batch, torch.device(device))
 
     def adapt(self) -> None:
         if self.lora is not None:

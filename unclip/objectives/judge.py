@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from .. import networks
 from ..config import ConfigError, construct
 from ..data.distort import DISTORTIONS
 from ..data.emoji import STYLES
@@ -59,8 +60,8 @@ class JudgeObjective(Objective):
         self.examples = construct(JudgedScenes, data, "data", seed=seed)
         self.names, self.augment, self.seed = names, augment, seed
         icons = self.examples.icons
-        image = construct(JudgeImageTower, model.get("image"), "model.image")
-        section = model.get("text") or {}
+        section, of_image = networks.towers(model)
+        image = construct(JudgeImageTower, of_image, "model.image")
         length = section.get("context_length", 24)
         self.tokenizer = word_tokenizer(vocabulary(icons), length)
         text = construct(JudgeTextTower, section, "model.text", vocab_size=len(self.tokenizer))

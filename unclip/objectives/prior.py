@@ -1,11 +1,11 @@
 """Training the diffusion prior (paper, section 2.2): x0 mean squared error on whitened CLIP image embeddings."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from prior import DiffusionPrior
 
@@ -13,7 +13,7 @@ from .. import networks
 from ..data.examples import seeded_noise
 from ..diffusion import ddim
 from ..sampling import denoise
-from .conditioned import ClipConditioned, NoiseLevels, check_shares, unpadded
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, unpadded
 
 
 class PriorObjective(ClipConditioned):
@@ -39,19 +39,16 @@ class PriorObjective(ClipConditioned):
         lora: dict | None = None,
     ):
         check_shares(drop_text=drop_text)
+        check_counts(whitening_examples=whitening_examples)
         super().__init__(data, seed, clip, "sample", NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
         self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.dim, self.frozen.fingerprint)})
         self.drop_text, self.whitening_examples = drop_text, whitening_examples
 
     @torch.no_grad()
-    def prepare(self) -> None:
+    def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Mean and standard deviation of every embedding dimension, from the first training examples."""
-        embeds = torch.cat(
-            [
-                self._image(default_collate([self.examples[i] for i in range(n, n + 128)]))
-                for n in range(0, self.whitening_examples, 128)
-            ]
-        )
+        first = self._first(self.whitening_examples, device, progress)
+        embeds = torch.cat([self._image(batch).cpu() for batch in first])
         prior = self.trained["prior"]
         prior.clip_mean.copy_(embeds.mean(0, keepdim=True))
         prior.clip_std.copy_(embeds.std(0, keepdim=True).clamp_min(1e-4))

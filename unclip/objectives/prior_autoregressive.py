@@ -1,14 +1,14 @@
 """Training the autoregressive prior (paper, section 2.2): cross-entropy on quantised principal components."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from .. import networks
-from .conditioned import ClipConditioned, NoiseLevels, check_shares, unpadded
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, unpadded
 from .prior import cosines
 
 
@@ -31,17 +31,16 @@ class AutoregressivePriorObjective(ClipConditioned):
         lora: dict | None = None,
     ):
         check_shares(drop_text=drop_text)
+        check_counts(fit_examples=fit_examples)
         super().__init__(data, seed, clip, "sample", NoiseLevels(), None, lora)
         self.trained = nn.ModuleDict({"prior": networks.prior_autoregressive(model, self.frozen.dim, self.frozen.fingerprint)})
         self.drop_text, self.fit_examples = drop_text, fit_examples
 
     @torch.no_grad()
-    def prepare(self) -> None:
+    def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Principal components and quantiles, from the first training examples."""
-        found = []
-        for n in range(0, self.fit_examples, 128):
-            batch = default_collate([self.examples[i] for i in range(n, min(n + 128, self.fit_examples))])
-            found.append((self._image(batch), self._text(batch)[0]))
+        first = self._first(self.fit_examples, device, progress)
+        found = [(self._image(batch).cpu(), self._text(batch)[0].cpu()) for batch in first]
         self.trained["prior"].fit(*(torch.cat(part) for part in zip(*found, strict=True)))
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -52,6 +52,10 @@ class UpsamplerObjective(Objective):
         for name, value, known in (("degrade", degrade, ("blur", "bsr")), ("loss", loss, ("charbonnier", "mse"))):
             if value not in known:
                 raise ConfigError(f"objective.{name} must be {' or '.join(known)}, got {value!r}")
+        if beta_schedule not in ("squaredcos_cap_v2", "linear"):
+            raise ConfigError(f"objective.beta_schedule must be squaredcos_cap_v2 or linear, got {beta_schedule!r}")
+        if not 1 <= sampling_steps <= 1000:
+            raise ConfigError(f"objective.sampling_steps must be from 1 to 1000, got {sampling_steps}")
         for name, value in (("blur", blur), ("grain", grain), ("edges", edges)):
             if not value >= 0:
                 raise ConfigError(f"objective.{name} must be at least 0, got {value}")
