@@ -73,7 +73,7 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
         self.up, self.upsamplers = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(channels))):
-            if width != channels[level]:
+            if level != len(channels) - 1:
                 self.upsamplers.append(Upsample(width, channels[level]))
                 width = channels[level]
             self.up.append(nn.ModuleList(stage(width + skips.pop(), width, attention[level]) for _ in range(blocks[level])))

@@ -65,10 +65,10 @@ class Distilled:
     def network(self, decoder: nn.Module) -> nn.Module:
         """`decoder` under the adapter: a network of its own that shares with it what the adapter leaves alone.
 
-        Made once for the weights, dtype and layout that `decoder` has now. Raises ValueError for a decoder of other shapes.
+        Made once for the weights, dtype, layout, adapters and attention that `decoder` has now. Raises ValueError for a decoder of other shapes.
         """
         layers = {name: _layer(decoder, name) for name in self.factors}
-        key = tuple((w.data_ptr(), w._version, w.dtype) for w in (layer.weight for layer in layers.values()))
+        key = _state(decoder)
         if self._made is None or self._made[0] != key:
             shared = {id(t): t for t in (*decoder.parameters(), *decoder.buffers())}
             network = copy.deepcopy(decoder, shared)
@@ -94,6 +94,18 @@ def fingerprint(decoder: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().to(torch.float16).reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _state(network: nn.Module) -> tuple:
+    """Equal as long as nothing was changed in a network that its copy would have to know of."""
+    weights = ((w.data_ptr(), w._version, w.dtype) for w in network.parameters())
+    others = []
+    for module in network.modules():
+        if hasattr(module, "merged_adapters"):  # PEFT's, which adds to a weight without telling its version
+            told = (module.disable_adapters, module.active_adapters, module.scaling, module.merged_adapters)
+            others.append(repr((*told, id(module.base_layer))))
+        others += [id(getattr(module, name)) for name in ("function", "processor") if hasattr(module, name)]  # of attention
+    return *weights, *others
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:

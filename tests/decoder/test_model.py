@@ -31,6 +31,14 @@ def test_a_new_decoder_answers_zero():
     assert fresh.double()(**inputs()).sample.abs().max() == 0
 
 
+@pytest.mark.parametrize("channels", [(16, 16), (16, 32, 32), (16, 16, 32), (32, 16, 16)])
+def test_neighbouring_levels_may_be_as_wide(channels):
+    levels = len(channels)
+    sizes = {"channels": channels, "blocks": [1] * levels, "attention": [False] * (levels - 1) + [True]}
+    made = randomise(Decoder(**sizes, head_dim=16, cross_attention_dim=24, time_embed_dim=32)).double()
+    assert made(**inputs()).sample.shape == (2, 3, 16, 16)
+
+
 def test_every_condition_is_seen_and_padding_is_not(decoder):
     given = inputs()
     base = decoder(**given).sample

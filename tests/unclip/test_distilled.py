@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY_DEFAULTS, randomise, seeds, tiny_networks
 from drawing import close, draw
+from peft import LoraConfig
 from PIL import Image
 from running import run_here, state
 from safetensors.torch import save_file
@@ -232,6 +233,30 @@ def test_it_is_the_decoder_with_its_weights_changed(few):
     names = dict(few.decoder.named_parameters())
     made = dict(few._distilled.network(few.decoder).named_parameters())
     assert sum(p is not names[n] for n, p in made.items()) <= 2, "what the adapter leaves alone is shared"
+
+
+def test_it_follows_the_adapters_that_the_decoder_is_given(few):
+    settings = {"sampler": "distilled", **SMALLEST}
+    bare, made = draw(few, **settings), few._distilled.network(few.decoder)
+    few.decoder.add_adapter(LoraConfig(r=2, target_modules=["qkv", "conv_in"]), "style")
+    for name, parameter in few.decoder.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.ones_like(parameter)
+    tuned = draw(few, **settings)
+    assert (tuned - bare).abs().max() > 1e-3 and few._distilled.network(few.decoder) is not made
+    few.set_adapters("style", 0.5)
+    halved = draw(few, **settings)
+    assert min((halved - other).abs().max() for other in (bare, tuned)) > 1e-4
+    few.fuse_lora(components=["decoder"])
+    close(draw(few, **settings), halved, 1e-6)  # the distilled change is added in float32
+    few.unfuse_lora(components=["decoder"])
+    few.set_adapters("style", 1.0)
+    close(draw(few, **settings), tuned, 1e-6)
+    few.decoder.disable_adapters()
+    close(draw(few, **settings), bare)
+    few.decoder.enable_adapters()
+    few.unload_lora_weights()
+    close(draw(few, **settings), bare)
 
 
 def test_inversion_is_always_the_full_decoders(few):

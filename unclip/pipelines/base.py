@@ -43,7 +43,7 @@ from ..profiling import Profile, slowdown
 from ..sampling import Generators, Predict, denoise, noise
 from ..scheduler import UnCLIPScheduler, own
 from ..tiling import tiled
-from .loading import Loading
+from .loading import Loading, Shared
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class UnCLIPBase(Loading):
             raise ValueError("an upsampler_1024 needs an upsampler_1024_scheduler")
         self.register_modules(**components)
         self.register_to_config(defaults=defaults)
-        self._dtype_chosen = self._dtype_judged = False
+        self._shared, self._dtype_judged = Shared(), False
         self._stage: str | None = None
         self._num_timesteps = 0
         self._interrupt = False
@@ -216,7 +216,7 @@ class UnCLIPBase(Loading):
         self._prepare()
         for network in self._networks("decoder", "super_res_first", "super_res_last", "upsampler_1024"):
             compiled(network, self._execution_device)
-        self._compiled = True
+        self._shared.compiled = True
 
     def _networks(self, *names: str) -> list[nn.Module]:
         """Those of the parts named that this pipeline has."""
@@ -225,13 +225,13 @@ class UnCLIPBase(Loading):
 
     def _prepare(self) -> None:
         """Once, before the first picture: the machine's fast dtype, unless one was asked for, and its memory layout."""
-        if not self._dtype_chosen:
+        if not self._shared.dtype_chosen:
             dtype = fast_dtype(self._execution_device)
             logger.info("running in %s on %s", dtype, self._execution_device)
             for network in self.components.values():
                 if isinstance(network, nn.Module):
                     nn.Module.to(network, dtype)  # ModelMixin's own `to` warns of modules that there aren't
-            self._dtype_chosen = True
+            self._shared.dtype_chosen = True
         elif not self._dtype_judged and self._execution_device.type == "cpu":
             for dtype in {n.dtype for n in self._networks("prior", "decoder")} & {torch.bfloat16, torch.float16}:
                 if (factor := slowdown(dtype)) > SLOW:
@@ -636,7 +636,7 @@ class UnCLIPBase(Loading):
         with self._working("decoder", "text_proj", "decoder", *(["image_encoder"] if clip_guidance else [])):
             start = self._start(shape, self.decoder, call.generator, latents)
             network = self.decoder if call.distilled is None else call.distilled.network(self.decoder)
-            if self._compiled:
+            if self._shared.compiled:
                 compiled(network, self._execution_device)
             predict = self._decoder_prediction(text, embedding, guidance, network=network)
             if clip_guidance:
@@ -752,7 +752,7 @@ class UnCLIPBase(Loading):
         context, added = context.to(decoder.dtype), added.to(decoder.dtype)
         mask = of_context(self.text_proj, mask, True)
         heard = mask.any(0)  # the others are padding in every row
-        if self._compiled:
+        if self._shared.compiled:
             heard = torch.ones_like(heard)  # every length would be another graph
         kept = attention.of_context(decoder, context[:, heard])
         if kept:
@@ -762,7 +762,7 @@ class UnCLIPBase(Loading):
         def conditions(rows: int) -> dict[str, Any]:
             """What the decoder is told of the last `rows` rows."""
             told = {"encoder_hidden_states": context[-rows:], "class_labels": added[-rows:]}
-            told["attention_mask"] = None if mask[-rows:].all() and not self._compiled else mask[-rows:]
+            told["attention_mask"] = None if mask[-rows:].all() and not self._shared.compiled else mask[-rows:]
             if kept:
                 told["cross_attention_kwargs"] = {"kept": {m: (k[-rows:], v[-rows:]) for m, (k, v) in kept.items()}}
             return told
@@ -774,7 +774,9 @@ class UnCLIPBase(Loading):
                 hole[:, 3] = 1
                 seen = torch.cat([x, (hole if known is None else known.to(x)).expand(len(x), -1, -1, -1)], 1)
             answer = decoder(sample=seen.to(decoder.dtype), timestep=t, **conditions(len(x)))
-            return answer.sample.to(x.dtype, copy=self._compiled)  # a CUDA graph writes its next answer to the same place
+            return answer.sample.to(
+                x.dtype, copy=self._shared.compiled
+            )  # a CUDA graph writes its next answer to the same place
 
         return predict
 
@@ -814,7 +816,7 @@ class UnCLIPBase(Loading):
             labels = {"class_labels": noise_labels(x.new_full((len(x),), level))} if told_of_noise(network) else {}
 
             def sharpened(part: Tensor) -> Tensor:
-                return network(sample=part, timestep=t, **labels).sample.to(x.dtype, copy=self._compiled)
+                return network(sample=part, timestep=t, **labels).sample.to(x.dtype, copy=self._shared.compiled)
 
             return tiled(sharpened, whole, tile, overlap, stride(network))
 

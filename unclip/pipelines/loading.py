@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -21,11 +22,18 @@ _HUB = ("cache_dir", "token", "local_files_only", "force_download")
 _MOVED = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.scheduler"}
 
 
+@dataclass
+class Shared:
+    """What pipelines over the same networks know of them together, whichever of them it was told."""
+
+    dtype_chosen: bool = False  # or the first call chooses
+    compiled: bool = False
+
+
 class Loading(LoRAMixin, DiffusionPipeline):
     """`from_pretrained`, `from_pipe`, `to` and what they rest on."""
 
     _residency: Residency | None = None  # with `low_memory`: which networks' weights are in memory
-    _compiled = False
     _distilled: Distilled | None = None  # the decoder in few steps, where the model's folder has it
 
     @classmethod
@@ -76,7 +84,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
             residency = Residency(folder, parts, dtype, kwargs.get("variant"))
             kwargs |= residency.networks
         pipe = super().from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
-        pipe._dtype_chosen, pipe._residency = dtype is not None, residency
+        pipe._shared.dtype_chosen, pipe._residency = dtype is not None, residency
         if (folder / DISTILLED).is_file() and "decoder" in cls.component_names() and "decoder" not in given:
             pipe._distilled = Distilled.load(folder / DISTILLED)
         if attention != "auto":
@@ -115,8 +123,8 @@ class Loading(LoRAMixin, DiffusionPipeline):
         if kwargs:
             raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
         pipe = cls(**parts, defaults=defaults)
-        pipe._dtype_chosen = getattr(pipeline, "_dtype_chosen", True)
-        pipe._residency, pipe._compiled = getattr(pipeline, "_residency", None), getattr(pipeline, "_compiled", False)
+        pipe._shared = getattr(pipeline, "_shared", Shared(dtype_chosen=True))
+        pipe._residency = getattr(pipeline, "_residency", None)
         if parts.get("decoder") is not None and parts["decoder"] is getattr(pipeline, "decoder", None):
             pipe._distilled = getattr(pipeline, "_distilled", None)
         pipe._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
@@ -135,7 +143,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
                 self._to_of_shells(*args, **kwargs)
         finally:
             models.setLevel(level)
-        self._dtype_chosen = self._dtype_chosen or dtype is not None
+        self._shared.dtype_chosen |= dtype is not None
         return self
 
     def _to_of_shells(self, *args, **kwargs) -> None:

@@ -136,6 +136,19 @@ def test_the_peak_of_the_machine_is_above_a_small_products_rate():
     assert measured_peak() > rate
 
 
+def test_pipelines_over_the_same_networks_know_of_a_dtype_together(tiny, monkeypatch):
+    """Whichever of them was told of it, none converts what another one was told to keep."""
+    monkeypatch.setattr("unclip.pipelines.base.fast_dtype", lambda device: torch.bfloat16)
+    tiny.set_progress_bar_config(disable=True)
+    told = UnCLIPPipeline.from_pipe(tiny, dtype=torch.float64)
+    draw(tiny)
+    assert told.decoder.dtype == tiny.decoder.dtype == torch.float64
+    other = UnCLIPPipeline.from_pipe(tiny)
+    tiny.to(torch.float32)
+    draw(other)
+    assert tiny.decoder.dtype == torch.float32
+
+
 def test_a_slow_dtype_is_warned_of_once_with_its_factor(tiny, caplog, monkeypatch):
     asked = []
     monkeypatch.setattr("unclip.pipelines.base.slowdown", lambda dtype: asked.append(dtype) or 7.25)
