@@ -65,7 +65,8 @@ class Distilled:
     def network(self, decoder: nn.Module) -> nn.Module:
         """`decoder` under the adapter: a network of its own that shares with it what the adapter leaves alone.
 
-        Made once for the weights, dtype, layout, adapters and attention that `decoder` has now. Raises ValueError for a decoder of other shapes.
+        Made once for the weights, dtype, layout, adapters and attention that `decoder` has now. Raises ValueError for a
+        decoder of other shapes.
         """
         layers = {name: _layer(decoder, name) for name in self.factors}
         key = _state(decoder)

@@ -104,7 +104,7 @@ class Index:
 
 
 def axes_of(
-    model: str, clip: CLIP, source: Path | None = None, progress: Callable[[Iterable], Iterable] = iter
+    model: str, clip: CLIP, source: str | Path | None = None, progress: Callable[[Iterable], Iterable] = iter
 ) -> PrincipalAxes:
     """The principal axes of the embeddings of `source`: a folder of pictures or an emoji dataset; None: the model's own.
 
@@ -115,6 +115,7 @@ def axes_of(
         if not path.is_file():
             raise ValueError(f"{path} is missing: this model has no principal axes of its own; name pictures with --of FOLDER")
         return PrincipalAxes.load(path)
+    source = Path(source).expanduser()
     if (source / "icons.json.gz").is_file():
         from .data.scenes import IconSet, split_of_icon
 

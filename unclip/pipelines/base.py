@@ -361,6 +361,11 @@ class UnCLIPBase(Loading):
         self._prepare()
         return call
 
+    def _check_enlarged(self, call: Call, super_res_latents: Tensor | None) -> None:
+        """Raises ValueError for noise of a stage that does not run."""
+        if super_res_latents is not None and call.last < 1:
+            raise ValueError(f"super_res_latents start what is drawn above {self.sizes[0]} pixels: choose a larger size")
+
     def _few_steps(self, given: dict[str, Any]) -> dict[str, Any]:
         """`given` as the distilled decoder is drawn with. Raises ValueError for what it cannot be asked."""
         if self._distilled is None:
@@ -495,6 +500,8 @@ class UnCLIPBase(Loading):
         if shapes[0] != [rows, dim] or len(shapes[1]) != 3 or shapes[1][:2] != [rows, tokens] or shapes[2] != [rows, tokens]:
             wanted = f"[B, {dim}] and [B, N, ...], and text_attention_mask [B, N]"
             raise ValueError(f"text_model_output must be {wanted}; got {', '.join(map(str, shapes))}")
+        if tokens > self.tokenizer.model_max_length:
+            raise ValueError(f"text_model_output has {tokens} tokens, of which this CLIP has {self.tokenizer.model_max_length}")
         return rows
 
     def _encode_prompt(
@@ -520,7 +527,11 @@ class UnCLIPBase(Loading):
         if len(away) not in (1, rows) or not all(isinstance(n, str) for n in away):
             raise ValueError(f"negative_prompt must be a str, or a list of {rows} of them, got {negative!r}")
         same = text_model_output is None and away == ([prompt] if isinstance(prompt, str) else prompt)
-        fields = (embeds, encodings, mask, *((embeds, encodings, mask) if same else self._run_text_encoder(away)))
+        fields = [embeds, encodings, mask, *((embeds, encodings, mask) if same else self._run_text_encoder(away))]
+        longest = max(fields[2].shape[1], fields[5].shape[1])
+        for n in (1, 4):  # texts that were encoded elsewhere may be padded to another length
+            fields[n] = F.pad(fields[n], (0, 0, 0, longest - fields[n].shape[1]))
+            fields[n + 1] = F.pad(fields[n + 1], (0, longest - fields[n + 1].shape[1]))
         one_each = TextCondition(*(f.expand(rows, *f.shape[1:]) for f in fields))
         return one_each.repeated(num_images)
 
@@ -774,9 +785,8 @@ class UnCLIPBase(Loading):
                 hole[:, 3] = 1
                 seen = torch.cat([x, (hole if known is None else known.to(x)).expand(len(x), -1, -1, -1)], 1)
             answer = decoder(sample=seen.to(decoder.dtype), timestep=t, **conditions(len(x)))
-            return answer.sample.to(
-                x.dtype, copy=self._shared.compiled
-            )  # a CUDA graph writes its next answer to the same place
+            # copied, because a CUDA graph writes its next answer to the same place
+            return answer.sample.to(x.dtype, copy=self._shared.compiled)
 
         return predict
 

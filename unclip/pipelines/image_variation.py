@@ -112,6 +112,10 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
                 raise ValueError(f"eta inverts the picture by DDIM: sampler must be None or 'ddim', got {sampler!r}")
             if image is None or isinstance(image, Tensor):
                 raise ValueError("eta needs the picture itself: give image as a PIL picture or a list of them")
+            if (pictures := 1 if isinstance(image, Image.Image) else len(image)) != count:
+                raise ValueError(f"image and image_embeddings must be as many, got {pictures} and {count}")
+            if decoder_latents is not None:
+                raise ValueError("eta draws from the picture's own noise: give eta or decoder_latents")
             if decoder_num_inference_steps is None:
                 decoder_num_inference_steps = INVERSION_STEPS
             decoder_guidance_scale = 1.0 if decoder_guidance_scale is None else decoder_guidance_scale
@@ -127,7 +131,9 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         call = self._begin(
             count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs, sampler
         )
-
+        self._check_enlarged(call, super_res_latents)
+        if negative_prompt and call.guidance("decoder") == 1:
+            raise ValueError(f"guidance leads away from negative_prompt {negative_prompt!r}, and there is none here")
         given_embeddings = None if image_embeddings is None else image_embeddings.to(self._execution_device)
         embedding = self._encode_image(image) if given_embeddings is None else given_embeddings
         text = self._encode_prompt(prompt if prompt is not None else "", negative_prompt, 1, None, None, count)

@@ -100,6 +100,8 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
             raise ValueError("an end is an empty sentence")
         if weights is None and (len(ends) != 2 or not isinstance(steps, int) or steps < 2):
             raise ValueError(f"a path has two ends and at least 2 steps, got {len(ends)} ends and {steps!r} steps")
+        if weights is not None and not len(weights):
+            raise ValueError(f"weights must name at least one mixture, got {weights!r}")
         if noise not in MODES or (noise == "interpolated" and weights is not None):
             raise ValueError(f"noise must be fixed, or interpolated on a path, got {noise!r}")
         if isinstance(generator, list):
@@ -188,6 +190,8 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
             raise ValueError(f"target and source must be sentences, got {target!r} and {source!r}")
         if target == source:
             raise ValueError(f"target and source are the same sentence, {target!r}: there is no difference to follow")
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"image must be a PIL picture, got {image!r}")
         self._check_ends([image, target], 2, None, "fixed", generator)
         given = {
             "decoder_num_inference_steps": decoder_num_inference_steps,

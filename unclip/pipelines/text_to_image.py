@@ -125,7 +125,7 @@ class UnCLIPPipeline(UnCLIPBase):
             decoder_guidance_interval: (low, high) in shares of the decoder's timesteps, 0 the clean picture and 1 pure noise:
                 outside it there is no guidance, which saves half of such a step (arXiv 2404.07724); default: everywhere.
             decoder_timestep_shift: above 1 the decoder takes more of its steps at high noise (`shifted_timesteps`), with the
-                samplers that can be told their timesteps, which are the dpmsolver++ ones; default: 1, even steps.
+                samplers that can be told their timesteps: dpmsolver++, and ancestral without a learned variance; default: 1.
             sampler: of the decoder: "dpmsolver++2m", "dpmsolver++3m", "ddim" or "ancestral"; default: the checkpoint's own.
                 Where the checkpoint has a distilled decoder, "distilled" draws with it: at most as many steps as it was made
                 for, and no other guidance than what is built into it (`samplers` lists what there is).
@@ -150,6 +150,8 @@ class UnCLIPPipeline(UnCLIPBase):
         """
         count = self._count_prompts(prompt, text_model_output, text_attention_mask)
         self._check_prior(prior, image_embeds)
+        if prior_latents is not None and (image_embeds is not None or prior == "none"):
+            raise ValueError("prior_latents start the prior, which does not run here: leave them out")
         if not isinstance(clip_guidance, int | float) or not 0 <= clip_guidance < math.inf:
             raise ValueError(f"clip_guidance must be a number of at least 0, got {clip_guidance!r}")
         if clip_guidance and (self.image_encoder is None or self.feature_extractor is None):
@@ -170,6 +172,7 @@ class UnCLIPPipeline(UnCLIPBase):
         call = self._begin(
             count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs, sampler
         )
+        self._check_enlarged(call, super_res_latents)
         scheduler = self._sampler(sampler, call.settings["decoder_num_inference_steps"])
 
         text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)

@@ -82,6 +82,22 @@ def test_text_output_in_place_of_a_prompt(tiny):
     torch.testing.assert_close(given, tiny("a star", generator=seeds(0), size=64, output_type="pt").images)
 
 
+def test_text_output_may_be_padded_to_another_length(tiny):
+    """As a tokenizer pads by itself: to the longest of a batch, and not to all that CLIP takes."""
+    texts = ["a star", "two red rings"]
+    tokens = tiny.tokenizer(texts, padding=True, return_tensors="pt")
+    assert tokens.input_ids.shape[1] < tiny.tokenizer.model_max_length
+    output = tiny.text_encoder(tokens.input_ids, tokens.attention_mask)
+    settings = {"size": 64, "output_type": "pt"}
+    given = tiny(
+        text_model_output=(output.text_embeds, output.last_hidden_state),
+        text_attention_mask=tokens.attention_mask,
+        generator=seeds(0, 1),
+        **settings,
+    ).images
+    torch.testing.assert_close(given, tiny(texts, generator=seeds(0, 1), **settings).images)
+
+
 def test_given_latents_are_the_noise(tiny):
     g = torch.Generator().manual_seed(0)
     latents = {"prior_latents": torch.randn(1, 32, generator=g), "decoder_latents": torch.randn(1, 3, 64, 64, generator=g)}
@@ -109,6 +125,12 @@ BAD = [
     ({"num_images_per_prompt": 10_001}, "got 1 prompts x 10001"),
     ({"output_type": "jpg"}, "got 'jpg'"),
     ({"generator": seeds(1, 2)}, "2 generators were given for 1 images"),
+    ({"prior": "none", "prior_latents": torch.zeros(1, 32)}, "prior_latents start the prior, which does not run here"),
+    ({"super_res_latents": torch.zeros(1, 3, 256, 256)}, "drawn above 64 pixels: choose a larger size"),
+    (
+        {"text_model_output": (torch.zeros(1, 32), torch.zeros(1, 17, 32)), "text_attention_mask": torch.ones(1, 17)},
+        "17 tokens, of which this CLIP has 16",
+    ),
 ]
 
 

@@ -171,6 +171,7 @@ def half(size=(80, 64), box=(40, 0, 80, 64)) -> Image.Image:
     return mask
 
 
+AGAIN = {"image": picture(), "eta": 0.0}
 REPAINT = {"prompt": "a star", "image": picture(), "mask_image": half()}
 NARROW = REPAINT | {"image": Image.new("RGB", (1, 3000)), "mask_image": half((1, 3000), (0, 0, 1, 900))}
 
@@ -271,6 +272,12 @@ def test_clip_guidance_raises_what_clip_sees(whole):
         (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 31)}, r"\[B, 32\], got \[1, 31\]"),
         (UnCLIPImageVariationPipeline, {"image": []}, r"got \[\]"),
         (UnCLIPImageVariationPipeline, {"image": torch.ones(3, 64, 64)}, r"\[B, 3, S, S\], got \[3, 64, 64\]"),
+        (UnCLIPImageVariationPipeline, AGAIN | {"decoder_latents": torch.ones(1, 3, 64, 64)}, "give eta or decoder_latents"),
+        (UnCLIPImageVariationPipeline, AGAIN | {"image_embeddings": torch.ones(2, 32)}, "must be as many, got 1 and 2"),
+        (UnCLIPImageVariationPipeline, AGAIN | {"negative_prompt": "red"}, "negative_prompt 'red', and there is none here"),
+        (UnCLIPImageVariationPipeline, {"image": picture(), "super_res_latents": torch.ones(1)}, "choose a larger size"),
+        (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "weights": []}, r"at least one mixture, got \[\]"),
+        (UnCLIPTextDiffPipeline, {"image": "cat.png", "target": "a"}, "image must be a PIL picture, got 'cat.png'"),
         (UnCLIPInterpolationPipeline, {"ends": ["a"]}, "two or more"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", " "]}, "empty sentence"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "steps": 1}, "at least 2 steps"),
