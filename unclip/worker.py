@@ -106,6 +106,11 @@ class Worker:
             answer.add_done_callback(lambda answer: self._forget(client, answer))
         return answers
 
+    def still_wait(self, answers: list[Future]) -> int:
+        """How many of these are still in the queue."""
+        with self._changed:
+            return sum(place.answer is answer for places in self._clients.values() for place in places for answer in answers)
+
     def close(self, timeout: float | None = None) -> None:
         """Take nothing more, draw what waits, and end; what is not done after `timeout` seconds is dropped."""
         with self._changed:

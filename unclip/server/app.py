@@ -99,7 +99,8 @@ def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -
     app.add_middleware(LetGo, stopping=app.state.stopping)
     app.add_middleware(BoundedBody, seconds=settings.body_seconds)
     app.add_middleware(KeyCheck, keys=settings.keys, login=login)
-    app.add_middleware(OwnPages, hosts=None if settings.any_host else LOOPBACK | {settings.host.lower()})
+    hosts = None if settings.any_host else LOOPBACK | {settings.host.lower()}
+    app.add_middleware(OwnPages, hosts=hosts, public=settings.public_url)
     app.add_middleware(RequestLog, metrics=metrics)
     return app
 
@@ -244,21 +245,25 @@ class Endpoints:
     ) -> Pictures:
         client, log = request.scope["client_name"], request.scope["facts"]
         log |= {"pictures": len(jobs), "size": size} | ({"prompt": facts.get("prompt")} if self.settings.log_prompts else {})
+        if self.rate is not None and len(jobs) > self.rate.per_minute:
+            raise Refused(400, self.rate.too_many(len(jobs)), "n", "rate_limit_exceeded")
         wait = self.rate.take(client, len(jobs)) if self.rate is not None else 0
         if wait:
-            raise Refused(
-                429, self.rate.message(wait, len(jobs)), code="rate_limit_exceeded", headers={"retry-after": str(wait)}
-            )
+            raise Refused(429, self.rate.message(wait), code="rate_limit_exceeded", headers={"retry-after": str(wait)})
         try:
             images = await self._answers(request, client, work, jobs)
         except Refused as refused:
-            if self.rate is not None and refused.status_code in (400, 429):  # nothing was drawn
-                self.rate.give_back(client, len(jobs))
+            if refused.status_code in (400, 429):  # nothing was drawn
+                self._give_back(client, len(jobs))
             raise
         return Pictures(
             created=int(time.time()),
             data=[await self._picture(request, asked, *p, size, facts) for p in zip(images, seeds, strict=True)],
         )
+
+    def _give_back(self, client: str, pictures: int) -> None:
+        if self.rate is not None and pictures:
+            self.rate.give_back(client, pictures)
 
     async def _answers(self, request: Request, client: str, work: Work, jobs: list) -> list[Image.Image]:
         """What the worker drew, unless the deadline passes or the client leaves first: then its places are freed."""
@@ -273,11 +278,14 @@ class Endpoints:
             async with asyncio.timeout(self.settings.deadline):
                 await asyncio.wait([drawing, leaving], return_when=asyncio.FIRST_COMPLETED)
             if not drawing.done():
+                self._give_back(client, self.worker.still_wait(answers))
                 raise Refused(499, "the client left")
             return drawing.result()
         except TimeoutError:
+            self._give_back(client, self.worker.still_wait(answers))
             say = f"The pictures were not done within {self.settings.deadline:g} seconds"
-            raise Refused(504, say, code="deadline_exceeded") from None
+            # OpenAI's client asks again after every 5xx, and the same would take as long again
+            raise Refused(504, say, code="deadline_exceeded", headers={"x-should-retry": "false"}) from None
         except ValueError as error:
             raise Refused(400, str(error), code="invalid_value") from None
         finally:

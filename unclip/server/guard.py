@@ -79,11 +79,14 @@ class OwnPages:
     """Refuse what another site's page sends (there is no CORS), and, where `hosts` are given, every other Host.
 
     The first keeps foreign pages from using this server through its user's browser; the second does when such a page
-    makes its own name point here (DNS rebinding).
+    makes its own name point here (DNS rebinding). `public` is the address by which a proxy in front is known: its name and
+    its pages are this server's.
     """
 
-    def __init__(self, app: ASGIApp, hosts: set[str] | None):
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: ASGIApp, hosts: set[str] | None, public: str | None = None):
+        parts = urlsplit((public or "").lower())
+        self.app, self.public = app, f"{parts.scheme}://{parts.netloc}" if public else None
+        self.hosts = hosts if hosts is None or not public else hosts | {parts.hostname}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -92,7 +95,8 @@ class OwnPages:
             if self.hosts is not None and _name(f"//{host}") not in self.hosts:
                 await error_answer(403, f"this server does not go by the name {host[:100]!r}")(scope, receive, send)
                 return
-            if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            known = {f"//{host.lower()}", *([self.public] if self.public else [])}
+            if origin is not None and known.isdisjoint({origin.lower(), f"//{origin.partition('://')[2].lower()}"}):
                 await error_answer(403, f"pages of {origin[:100]!r} may not use this server")(scope, receive, send)
                 return
         elif scope["type"] == "websocket":  # nothing here speaks it

@@ -36,6 +36,7 @@ class _Asked(BaseModel):
     size: Literal["64x64", "256x256", "512x512", "1024x1024"] | None = None
     response_format: Literal["url", "b64_json"] | None = None
     user: Annotated[str, Field(max_length=200)] | None = None
+    quality: Literal["standard", "auto"] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the first picture; the next ones count up.")] | None = None
 
 
@@ -45,7 +46,6 @@ class Generation(_Asked):
     model_config = ConfigDict(strict=True)
 
     prompt: Prompt
-    quality: Literal["standard", "auto"] | None = None
 
 
 class Edit(_Asked):
@@ -123,6 +123,8 @@ def on_invalid(request: Any, error: RequestValidationError) -> JSONResponse:
     kind = first["type"]
     if kind == "json_invalid":
         return error_answer(400, "the request's body is not valid JSON")
+    if any(e["loc"][-1] == "image[]" for e in error.errors()):
+        return error_answer(400, "Invalid 'image': give one picture, not a list of them.", "image", "invalid_value")
     if param is None:
         return error_answer(400, f"the request's body is not what this endpoint takes: {first['msg']}")
     if kind == "missing":

@@ -219,6 +219,21 @@ def test_other_sites_pages_and_other_names_are_refused(serve):
     assert ask(address, "GET", "/v1/models", headers={"host": f"localhost:{port}"})[0] == 200
 
 
+def test_a_proxys_name_and_its_pages_are_this_servers(serve):
+    """Whether the proxy passes the name on that it was asked by, or asks by the server's own."""
+    address = serve(public_url="https://Pics.example.com/draw")
+    for sent, status in (
+        ({"host": "pics.example.com"}, 200),
+        ({"host": "pics.example.com", "origin": "https://pics.example.com"}, 200),
+        ({"origin": "https://pics.example.com"}, 200),
+        ({"origin": "http://pics.example.com"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"host": "pics.example.com", "origin": "https://evil.example"}, 403),
+        ({"host": "evil.example"}, 403),
+    ):
+        assert ask(address, "GET", "/v1/models", headers=sent)[0] == status, sent
+
+
 def test_one_client_cannot_take_all_places(serve, slow_model):
     address = serve(queue=20)
     body = json.dumps({"prompt": "a ring", "n": 10, "size": "64x64"}).encode()

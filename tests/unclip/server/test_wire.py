@@ -21,6 +21,7 @@ openai = pytest.importorskip("openai")
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline  # noqa: E402
 from unclip.server.guard import JSONLines  # noqa: E402
+from unclip.worker import Calling  # noqa: E402
 
 
 def client(address: str, key: str = "none", **kwargs):
@@ -77,6 +78,9 @@ def test_variations_and_edits(serve):
         assert result.crop((0, 0, 128, 256)).tobytes() != red
     masked = ai.images.edit(image=png((256, 256)), mask=picture, prompt="a blue ring", size="256x256", **B64)
     assert pictures(masked)[0].crop((128, 0, 256, 256)).tobytes() == red
+    ai.images.edit(image=picture, prompt="a blue ring", size="256x256", quality="standard")
+    with pytest.raises(openai.BadRequestError, match="'image': give one picture, not a list of them"):
+        ai.images.edit(image=[picture], prompt="a blue ring", size="256x256")
 
 
 def test_uploads_are_reduced_off_the_event_loop_and_that_changes_no_picture(serve, tiny_model, monkeypatch):
@@ -246,7 +250,7 @@ def test_the_rate_is_each_keys_own_and_says_when_to_come_back(serve, tmp_path):
         a.images.generate(prompt="a ring", size="64x64")
     assert caught.value.code == "rate_limit_exceeded" and 1 <= int(caught.value.response.headers["retry-after"]) <= 30
     b.images.generate(prompt="a ring", size="64x64")
-    with pytest.raises(openai.RateLimitError, match="3 pictures are more than the 2 a minute"):
+    with pytest.raises(openai.BadRequestError, match="3 pictures are more than the 2 a minute"):  # waiting would not help
         b.images.generate(prompt="a ring", size="64x64", n=3)
 
     now = [0.0]
@@ -335,6 +339,20 @@ def test_a_passed_deadline_is_504(serve, slow_model):
     while worker.running:  # the model is free again, though its gate is still closed
         time.sleep(0.005)
     assert worker.waiting == 0
+
+
+def test_what_never_left_the_queue_is_not_charged_and_not_asked_for_again(serve):
+    ai = client(serve(deadline=0.5, rate=4)).with_options(max_retries=2)
+    worker, free, asked = serve.app.state.worker, threading.Event(), []
+    (holding,) = worker.submit("somebody", Calling("holding"), [lambda wanted: free.wait(30)])
+    submit = worker.submit
+    worker.submit = lambda *given: asked.append(given) or submit(*given)
+    with pytest.raises(openai.InternalServerError, match="0.5 seconds"):
+        ai.images.generate(prompt="a ring", size="64x64", n=3)
+    free.set()
+    holding.result(30)
+    assert len(asked) == 1, "what took too long takes as long again"
+    assert serve.app.state.rate.take("127.0.0.1", 4) == 0
 
 
 def test_a_client_that_leaves_frees_its_places(serve, slow_model):
