@@ -50,12 +50,18 @@ def settings() -> dict[str, Any]:
 
 def open_page(page, port: int | None, share: bool) -> None:
     """Serve the page on loopback until interrupted; with `share`, through Gradio's tunnel too, behind a password."""
+    from starlette.middleware import Middleware
+
+    from ..server.guard import LOOPBACK, OwnPages
+
     auth = None
     if share:
         auth = ("unclip", secrets.token_urlsafe(12))
         print("others can open the shared address with the name {} and the password {}".format(*auth), file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # its files are deleted at an orderly end only
     where = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
+    if not share:  # the tunnel's name is its own, and behind the password
+        where["app_kwargs"] = {"middleware": [Middleware(OwnPages, hosts=LOOPBACK)]}
     try:
         page.launch(**where, strict_cors=True, quiet=True, prevent_thread_lock=True, **settings())
     except OSError as error:

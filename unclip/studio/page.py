@@ -25,6 +25,7 @@ from .history import Histories
 MAX_PROMPT = 1000  # characters
 MAX_PICTURES = 8
 MOST = 16  # pictures of a blend, the most that the gallery holds
+FOUND = 12  # pictures that a search shows
 MAX_SEED = 2**31 - 1  # what a number field holds exactly, in every browser
 KEPT = 3600  # seconds that Gradio keeps a picture's file
 SESSIONS = 16  # of which drawings wait for the model; beyond it, Gradio's queue
@@ -99,17 +100,24 @@ def theme() -> gr.themes.Base:
     )
 
 
-def bounded(decode: Callable) -> Callable:
-    """Gradio's editor decodes what it is sent whatever it costs; this only what is within the bounds of an upload."""
+def bound(editor: gr.ImageEditor) -> None:
+    """Gradio's editor decodes what it is sent whatever it costs; this one a picture and a layer, in an upload's bounds."""
+    decode, preprocess = editor.convert_and_format_image, editor.preprocess
 
     def within(file, *args, **kwargs):
         if file is not None:
-            data = Path(file.path).read_bytes() if hasattr(file, "path") else bytes(file)
+            data = upload_bytes("the picture", getattr(file, "path", None))
             with mistakes():
                 open_upload(data, "the picture")
         return decode(file, *args, **kwargs)
 
-    return within
+    def few(payload):
+        if payload is not None and (payload.id is not None or len(payload.layers or ()) > 1):
+            raise gr.Error("The editor takes a picture and one layer of paint.", print_exception=False)
+        return preprocess(payload)
+
+    editor.convert_and_format_image, editor.preprocess = within, few
+    editor.accept_blobs = None  # another way in, for listeners that this page has not: without bounds, and never emptied
 
 
 def build(studio: Studio, index: Index | None = None) -> gr.Blocks:
@@ -217,7 +225,7 @@ class Page:
                 elem_id="editor",
                 height=420,
             )
-            self.editor.convert_and_format_image = bounded(self.editor.convert_and_format_image)
+            bound(self.editor)
             self.paint_prompt = gr.Textbox(
                 label="What the whole picture should show", max_length=MAX_PROMPT, elem_id="paint-prompt"
             )
@@ -257,9 +265,11 @@ class Page:
                 self.stages = gr.Gallery(label=say, columns=len(sizes), **kwargs)
 
     def _upload(self, label: str, name: str) -> gr.Image:
-        return gr.Image(
+        image = gr.Image(
             label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[], elem_id=name
         )
+        image.preprocess = lambda file: None if file is None else file.path  # handlers open it, and say what is wrong with it
+        return image
 
     def _results(self) -> None:
         self.pictures = gr.Gallery(
@@ -418,13 +428,17 @@ class Page:
     def on_find(self, text, file) -> tuple:
         query = self._picture("the picture", file) if file else self._text("query", text)
         with mistakes():
-            found = self.index.search(query, 12)
+            found = self.index.search(query, len(self.index.stamps))
         pictures = []
         for score, name in found:
-            with mistakes():
+            try:
                 picture = open_image(self.index.folder / name)
+            except ValueError:  # since it was indexed it was deleted, or is being written
+                continue
             picture.thumbnail((512, 512))
             pictures.append((picture, f"{name} ({score:.3f})"))
+            if len(pictures) == FOUND:
+                break
         return pictures, status(f"{len(pictures)} pictures, the nearest first.")
 
     def on_cancel(self, request: gr.Request) -> tuple:
@@ -442,7 +456,7 @@ class Page:
         self.histories.close(request.session_hash)
 
     def on_restore(self, file) -> list:
-        data = self._upload_bytes("the picture to restore", file)
+        data = upload_bytes("the picture to restore", file)
         with mistakes():
             facts = read_facts(data, "the file")
         choices = {"size": self.studio.pipe.sizes, "sampler": (OWN, *SAMPLERS)}
@@ -486,10 +500,12 @@ class Page:
 
     def _admit(self, request: gr.Request, pictures: int) -> None:
         """Count pictures on the rate of who asks: the key's, else the address's."""
-        if self.studio.rate is not None:
-            wait = self.studio.rate.take(asker(request), pictures)
+        rate = self.studio.rate
+        if rate is not None:
+            wait = rate.take(asker(request), pictures)
             if wait:
-                raise gr.Error(self.studio.rate.message(wait, pictures), print_exception=False)
+                say = rate.message(wait) if pictures <= rate.per_minute else rate.too_many(pictures)
+                raise gr.Error(say, print_exception=False)
 
     def _steps(self, draw: Callable, request: gr.Request) -> Iterator[Any]:
         """The steps, then the answer, None once cancelled."""
@@ -553,19 +569,11 @@ class Page:
         return int(size)
 
     def _picture(self, name: str, file: str | None) -> Image.Image:
-        data = self._upload_bytes(name, file)
+        data = upload_bytes(name, file)
         with mistakes():
             picture = on_white(open_upload(data, name))
         self._check_content(picture)
         return picture
-
-    def _upload_bytes(self, name: str, file: Any) -> bytes:
-        if not isinstance(file, str) or not file:
-            raise gr.Error(f"Give {name} first.", print_exception=False)
-        try:
-            return Path(file).read_bytes()
-        except (OSError, ValueError):
-            raise gr.Error(f"{name} is here no more: upload it again.".capitalize(), print_exception=False) from None
 
     def _check_content(self, *contents: str | Image.Image) -> None:
         for content in contents:
@@ -640,6 +648,16 @@ def to_repaint(
     if not np.array(mask).any():
         raise ValueError("paint over what is to be drawn anew, or give a rectangle or new space as numbers")
     return picture, mask
+
+
+def upload_bytes(name: str, file: Any) -> bytes:
+    """An uploaded file's content; that there is none is told on the page."""
+    if not isinstance(file, str) or not file:
+        raise gr.Error(f"Give {name} first.", print_exception=False)
+    try:
+        return Path(file).read_bytes()
+    except (OSError, ValueError):
+        raise gr.Error(f"{name} is here no more: upload it again.".capitalize(), print_exception=False) from None
 
 
 def asker(request: gr.Request) -> str:

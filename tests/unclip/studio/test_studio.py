@@ -25,11 +25,14 @@ import numpy as np
 import pytest
 from asking import ask
 from conftest import ROOT
+from gradio.components.image_editor import EditorData
+from gradio.data_classes import FileData, ImageData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from unclip.images import png_facts
+from unclip.search import Index
 from unclip.studio.drawing import OWN, Explored, Step, Studio
 from unclip.studio.history import Histories
 from unclip.studio.page import MAX_SEED, RESTORED, Page, between, restored, to_repaint, whole
@@ -241,6 +244,30 @@ def test_sigterm_ends_it_and_its_files_are_gone(words, tiny_folder, tmp_path):
     assert not [*tmp_path.glob("unclip-studio-*")]
 
 
+def test_the_page_alone_goes_by_this_machines_names_only(monkeypatch, capsys):
+    """Another site that makes its own name point here would be the page's own origin (DNS rebinding)."""
+    from unclip.studio.launch import open_page, prepare
+
+    prepare()
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with gr.Blocks() as blocks:
+        gr.Markdown("a page")
+    statuses = {}
+
+    def meanwhile() -> None:
+        address = blocks.local_url.rstrip("/")
+        port = urlsplit(address).port
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}", "evil.example"):
+            headers = {"host": host, "origin": f"http://{host}"}
+            statuses[host.partition(":")[0]] = ask(address, "GET", "/config", headers=headers)[0]
+        blocks.close(verbose=False)
+
+    monkeypatch.setattr(blocks, "block_thread", meanwhile)
+    open_page(blocks, None, share=False)
+    assert statuses == {"127.0.0.1": 200, "localhost": 200, "evil.example": 403}
+    assert capsys.readouterr().out.startswith("http://127.0.0.1:")
+
+
 @pytest.fixture
 def page(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
@@ -285,6 +312,46 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
     assert len(candidates) == 4 and len(film) == 3 and [p.width for p, _ in stages] == [64, 256, 1024]
     assert facts["prompt"] == "a star" and drawn.tobytes() == stages[-1][0].tobytes()
     assert page.studio._jobs == {}
+
+
+def test_what_is_uploaded_is_opened_by_the_handlers_alone(page, tmp_path):
+    """Gradio would open it first, and what it says of a file that is damaged or gone reaches nobody."""
+    me, damaged = SimpleNamespace(session_hash="me"), tmp_path / "damaged.png"
+    damaged.write_bytes(b"not a picture")
+    for file, said in ((damaged, "is no picture that can be read"), (tmp_path / "gone.png", "upload it again")):
+        given = page.varied.preprocess(ImageData(path=str(file)))
+        with pytest.raises(gr.Error, match=said):
+            list(page.on_vary(given, 1, 1.0, 64, me))
+        with pytest.raises(gr.Error, match=said):
+            page.editor.preprocess(EditorData(background=FileData(path=str(file)), layers=[], composite=None))
+    assert page.varied.preprocess(None) is None
+
+
+def test_the_editor_takes_a_picture_and_one_layer(page, tmp_path):
+    file = tmp_path / "red.png"
+    Image.new("RGBA", (64, 64), "red").save(file)
+    one = FileData(path=str(file))
+    found = page.editor.preprocess(EditorData(background=one, layers=[one], composite=one))
+    assert found["background"].size == (64, 64) and len(found["layers"]) == 1
+    for many in ({"layers": [one, one]}, {"layers": [], "id": "kept"}):
+        with pytest.raises(gr.Error, match="a picture and one layer"):
+            page.editor.preprocess(EditorData(background=one, composite=None, **many))
+    assert not getattr(page.editor.accept_blobs, "_is_server_fn", False), "as Gradio asks before it lets a request in"
+
+
+def test_a_search_passes_over_what_was_deleted(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(4):
+        Image.new("RGB", (64, 64), (60 * n, 0, 0)).save(folder / f"{n}.png")
+    index = Index(folder, tiny_model.clip, tmp_path / "index")
+    index.update()
+    page = Page(Studio(tiny_model, "tiny"), index)
+    (folder / "2.png").unlink()
+    pictures, said = page.on_find("a star", None)
+    assert sorted(caption.split()[0] for _, caption in pictures) == ["0.png", "1.png", "3.png"] and "3 pictures" in said
+    page.studio.worker.close(5)
 
 
 def test_a_page_that_is_loaded_again_shows_its_sessions_history(page):
