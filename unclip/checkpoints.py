@@ -333,7 +333,7 @@ def save_components(
         library = module.split(".")[0]
         index[name] = [library if library in ("diffusers", "transformers") else module, type(component).__name__]
         if isinstance(component, torch.nn.Module) and dtype is not None:
-            component = copy.deepcopy(component).to(dtype)
+            component = torch.nn.Module.to(copy.deepcopy(component), dtype)  # diffusers' own warns of layers that there aren't
         component.save_pretrained(folder / name)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     ready_to_share(folder)

@@ -52,7 +52,7 @@ def export_pipeline(
         kept |= index.get("defaults") or {}
         cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
         axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes
-    components |= {name: _mean(name, networks).to(dtype) for name, networks in several.items()}
+    components |= {name: nn.Module.to(_mean(name, networks), dtype) for name, networks in several.items()}
     if set(components) == set(PARTS):
         with new_folder(out, force) as folder:
             save_components(folder, components)
