@@ -132,6 +132,16 @@ def test_a_missing_extra_is_named_where_it_is_imported_first(run):
     assert result.stderr == "error: this needs inflect; install it with: pip install 'unclip[train]'\n"
 
 
+def test_a_full_gpu_is_one_line(command, monkeypatch):
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nOf these…")
+
+    monkeypatch.setattr("unclip.cli.app", full)
+    code, out, said = command("train", "tiny/clip")
+    assert code == 1 and out == "" and said.count("\n") == 1
+    assert said.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. (a smaller batch_size")
+
+
 def test_a_mistake_in_a_process_shows_no_traceback(run, tmp_path):
     result = run("-m", "unclip", "generate", "a ring", "--model", tmp_path / "nowhere")
     assert result.returncode == 2 and result.stdout == ""

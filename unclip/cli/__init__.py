@@ -49,7 +49,9 @@ def main() -> None:
             raise
         _fail(how)
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+        from ..memory import out_of_memory
+
+        if out_of_memory(error):
             hint = "a smaller batch_size, or for training gradient_checkpointing=true, takes less"
             _fail(f"{str(error).splitlines()[0]} ({hint})", code=1)
         if type(error) is not RuntimeError or str(error).count("\n") > 2:

@@ -49,11 +49,13 @@ class UpsamplerObjective(Objective):
         sampling_steps: int = 2,
     ):
         super().__init__()
-        for name, value, known in (("degrade", degrade, ("blur", "bsr")), ("loss", loss, ("charbonnier", "mse"))):
+        for name, value, known in (
+            ("degrade", degrade, ("blur", "bsr")),
+            ("loss", loss, ("charbonnier", "mse")),
+            ("beta_schedule", beta_schedule, ("squaredcos_cap_v2", "linear")),
+        ):
             if value not in known:
                 raise ConfigError(f"objective.{name} must be {' or '.join(known)}, got {value!r}")
-        if beta_schedule not in ("squaredcos_cap_v2", "linear"):
-            raise ConfigError(f"objective.beta_schedule must be squaredcos_cap_v2 or linear, got {beta_schedule!r}")
         if not 1 <= sampling_steps <= 1000:
             raise ConfigError(f"objective.sampling_steps must be from 1 to 1000, got {sampling_steps}")
         for name, value in (("blur", blur), ("grain", grain), ("edges", edges)):

@@ -245,11 +245,12 @@ class Endpoints:
     ) -> Pictures:
         client, log = request.scope["client_name"], request.scope["facts"]
         log |= {"pictures": len(jobs), "size": size} | ({"prompt": facts.get("prompt")} if self.settings.log_prompts else {})
-        if self.rate is not None and len(jobs) > self.rate.per_minute:
-            raise Refused(400, self.rate.too_many(len(jobs)), "n", "rate_limit_exceeded")
         wait = self.rate.take(client, len(jobs)) if self.rate is not None else 0
         if wait:
-            raise Refused(429, self.rate.message(wait), code="rate_limit_exceeded", headers={"retry-after": str(wait)})
+            say = self.rate.message(wait, len(jobs))
+            if len(jobs) > self.rate.per_minute:  # however long it waits
+                raise Refused(400, say, "n", "rate_limit_exceeded")
+            raise Refused(429, say, code="rate_limit_exceeded", headers={"retry-after": str(wait)})
         try:
             images = await self._answers(request, client, work, jobs)
         except Refused as refused:

@@ -95,8 +95,7 @@ class OwnPages:
             if self.hosts is not None and _name(f"//{host}") not in self.hosts:
                 await error_answer(403, f"this server does not go by the name {host[:100]!r}")(scope, receive, send)
                 return
-            known = {f"//{host.lower()}", *([self.public] if self.public else [])}
-            if origin is not None and known.isdisjoint({origin.lower(), f"//{origin.partition('://')[2].lower()}"}):
+            if origin is not None and origin.partition("://")[2].lower() != host.lower() and origin.lower() != self.public:
                 await error_answer(403, f"pages of {origin[:100]!r} may not use this server")(scope, receive, send)
                 return
         elif scope["type"] == "websocket":  # nothing here speaks it

@@ -71,12 +71,12 @@ class Rate:
         self._lock = threading.Lock()
         self._left: dict[str, tuple[float, float]] = {}  # client: pictures left, as of when
 
-    def too_many(self, pictures: int) -> str:
-        """What to tell a client that asks for more at once than it will ever get."""
-        return f"{pictures} pictures are more than the {self.per_minute} a minute that you may ask for: ask for fewer at once."
-
-    def message(self, wait: int) -> str:
-        """What to tell a client that has to wait."""
+    def message(self, wait: int, pictures: int) -> str:
+        """What to tell a client that has to wait, or that asks for more at once than it will ever get."""
+        if pictures > self.per_minute:
+            return (
+                f"{pictures} pictures are more than the {self.per_minute} a minute that you may ask for: ask for fewer at once."
+            )
         return f"Rate limit reached: {self.per_minute} pictures a minute. Try again in {wait} s."
 
     def take(self, client: str, pictures: int) -> int:

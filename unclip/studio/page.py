@@ -500,12 +500,10 @@ class Page:
 
     def _admit(self, request: gr.Request, pictures: int) -> None:
         """Count pictures on the rate of who asks: the key's, else the address's."""
-        rate = self.studio.rate
-        if rate is not None:
-            wait = rate.take(asker(request), pictures)
+        if self.studio.rate is not None:
+            wait = self.studio.rate.take(asker(request), pictures)
             if wait:
-                say = rate.message(wait) if pictures <= rate.per_minute else rate.too_many(pictures)
-                raise gr.Error(say, print_exception=False)
+                raise gr.Error(self.studio.rate.message(wait, pictures), print_exception=False)
 
     def _steps(self, draw: Callable, request: gr.Request) -> Iterator[Any]:
         """The steps, then the answer, None once cancelled."""
