@@ -42,8 +42,9 @@ def denoise(
     level each time (RePaint, arXiv 2201.09865, section 4.2). A `shift` other than 1 moves the timesteps of schedulers that
     can be told them (`shifted_timesteps`).
     """
-    timesteps = place_timesteps(scheduler, steps, latents.device, shift)
-    levels = timesteps.tolist()  # read once: a comparison with a tensor on a GPU waits for all that the GPU has to do
+    # twice: where the scheduler compares them and looks them up in its tables, a GPU's would be waited for at every step
+    timesteps = place_timesteps(scheduler, steps, shift)
+    told, levels = timesteps.to(latents.device), timesteps.tolist()
     takes = inspect.signature(scheduler.step).parameters
     latents = latents * scheduler.init_noise_sigma
     for i, t in enumerate(progress(timesteps)):
@@ -54,7 +55,7 @@ def denoise(
             if again:
                 latents = renoise(i, latents)
             model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-            prediction = predict(model_input, t)
+            prediction = predict(model_input, told[i])
             if guided:
                 prediction = guide(prediction, latents.shape[1], guidance)
             extra = {"generator": generator} if "generator" in takes else {}
@@ -66,12 +67,12 @@ def denoise(
                 prediction = prediction[:, : latents.shape[1]]
             latents = scheduler.step(prediction, t, latents, **extra).prev_sample
             if on_step is not None:
-                latents = on_step(i, t, latents)
+                latents = on_step(i, told[i], latents)
     return latents
 
 
-def place_timesteps(scheduler, steps: int, device: torch.device, shift: float = 1.0) -> Tensor:
-    """Set a scheduler's `steps` timesteps, moved by `shift` where it can be told them; -> those timesteps.
+def place_timesteps(scheduler, steps: int, shift: float = 1.0) -> Tensor:
+    """Set a scheduler's `steps` timesteps, moved by `shift` where it can be told them; -> those timesteps, on the CPU.
 
     Raises ValueError for fewer than 1 step, and for more than the scheduler has levels.
     """
@@ -82,9 +83,9 @@ def place_timesteps(scheduler, steps: int, device: torch.device, shift: float = 
         raise ValueError(f"steps must be at most {config.num_train_timesteps}, got {steps}")
     trailing = config.get("timestep_spacing") == "trailing"
     if (shift != 1 or trailing) and "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(timesteps=shifted_timesteps(steps, shift, config.num_train_timesteps), device=device)
+        scheduler.set_timesteps(timesteps=shifted_timesteps(steps, shift, config.num_train_timesteps))
     else:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps)
         if trailing:  # for some numbers, 61 the first, rounding makes one more of them than was asked for, and that is -1
             scheduler.timesteps = scheduler.timesteps[scheduler.timesteps >= 0]
     return scheduler.timesteps

@@ -56,7 +56,7 @@ def test_a_perfect_network_is_sampled_perfectly(kind, sampler):
 @given(st.integers(1, 1000), st.sampled_from([DDIMScheduler, DDIMInverseScheduler, DPMSolverMultistepScheduler]))
 def test_as_many_timesteps_as_were_asked_for(steps, sampler):
     scheduler = sampler.from_config(schedule("v_prediction").config, timestep_spacing="trailing")
-    found = place_timesteps(scheduler, steps, torch.device("cpu")).tolist()
+    found = place_timesteps(scheduler, steps).tolist()
     assert len(set(found)) == len(found) == steps and min(found) >= 0
     even = zip(sorted(found, reverse=True), shifted_timesteps(steps, 1), strict=True)
     assert all(abs(a - b) <= 1 for a, b in even), "but for the rounding of halves"

@@ -76,7 +76,7 @@ class RedrawnEmbeddings(nn.Module):
             clean = (embeds.float() - prior.clip_mean) / prior.clip_std
             noise = seeded_noise(self.seed, batch["index"], clean)
             first = (batch["random"][:, 11] * steps).long()
-            timesteps = place_timesteps(self.scheduler, steps, clean.device)
+            timesteps = place_timesteps(self.scheduler, steps).to(clean.device)
 
             def begin(i: int, t: Tensor, latents: Tensor) -> Tensor:
                 if i + 1 == steps:

@@ -131,10 +131,10 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
         small = F.adaptive_avg_pool2d(known, size)
         hole = F.adaptive_max_pool2d(mask, size)  # a pixel that is to be repainted in part is repainted
         scheduler, steps = self._ddim(clip=True), call.settings["decoder_num_inference_steps"]
-        timesteps = [*place_timesteps(scheduler, steps, small.device).tolist(), None]
+        timesteps = [*place_timesteps(scheduler, steps).tolist(), None]
 
         def level(t: int | None) -> Tensor:
-            return scheduler.alphas_cumprod[t].to(small) if t is not None else torch.ones((), dtype=small.dtype)
+            return scheduler.alphas_cumprod[t].to(small.dtype) if t is not None else torch.ones((), dtype=small.dtype)
 
         def fresh() -> Tensor:
             return noise((len(embedding), *small.shape[1:]), call.generator, small.device, small.dtype)
