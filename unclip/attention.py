@@ -43,7 +43,7 @@ def attention(
             try:
                 return _xformers(query, key, value, mask, op)
             except (ImportError, NotImplementedError, ValueError) as error:
-                _refused["xformers"] = str(error).splitlines()[0]
+                _refused["xformers"] = why_not("xformers") or str(error).splitlines()[0]
                 logger.info("attention: sdpa, because xformers cannot be used here: %s", _refused["xformers"])
         backend = "math" if _products_are_faster(query, key) else "sdpa"
         compiling = torch.compiler.is_compiling()
@@ -152,6 +152,10 @@ def why_not(backend: str) -> str | None:
         return "it has no kernel for a CPU, and no CUDA device is available"
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed; install it with: pip install 'unclip[cuda]'"
+    from xformers import _cpp_lib  # without its kernels its front end loads all the same, and refuses every call at length
+
+    if torch.version.hip is None and not _cpp_lib._built_with_cuda:
+        return f"its kernels were not built for torch {torch.__version__}; install the xformers that was made for this torch"
     return None
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prior import DiffusionPrior
 from prior.blocks import sdpa
 from unclip import attention as module
-from unclip.attention import aligned_bias, attention, install
+from unclip.attention import aligned_bias, attention, install, why_not
 
 
 @settings(max_examples=25)
@@ -178,27 +178,38 @@ def test_xformers_front_end_agrees_with_the_reference(run):
     assert result.stdout.count("equal") == 48 + 5
 
 
+def test_kernels_that_were_built_for_another_torch_are_told_of_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("xformers._cpp_lib._built_with_cuda", True)
+    assert why_not("xformers") is None
+    monkeypatch.setattr("xformers._cpp_lib._built_with_cuda", False)
+    with pytest.raises(ValueError, match=r"'xformers' cannot be used: its kernels were not built for torch .*; install the"):
+        install(DiffusionPrior(embedding_dim=32, num_embeddings=4, width=32, layers=1, head_dim=16), "xformers")
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["xformers", "sdpa", "math"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_real_kernels_agree_and_tell_their_speed(dtype):
+def test_real_kernels_agree_and_tell_their_speed(dtype, backend):
+    if reason := why_not(backend):
+        pytest.skip(reason)
     g = torch.Generator("cuda").manual_seed(0)
     for queries, keys in ((81, 81), (1024, 1109), (256, 341), (64, 149)):
         shapes = ((8, queries, 12, 64), (8, keys, 12, 64), (8, keys, 12, 64))
         query, key, value = (torch.randn(s, generator=g, device="cuda", dtype=dtype) for s in shapes)
         mask = torch.arange(keys, device="cuda")[None, None, None] < torch.randint(1, keys, (8, 1, 1, 1), device="cuda")
         expected = attention(query.double(), key.double(), value.double(), mask, "math")
-        for backend in ("xformers", "sdpa", "math"):
-            out = attention(query, key, value, mask, backend)
-            tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 3e-3}[dtype]
-            torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            for _ in range(20):
-                attention(query, key, value, mask, backend)
-            torch.cuda.synchronize()
-            took, peak = (time.perf_counter() - start) / 20, torch.cuda.max_memory_allocated() / 2**20
-            print(f"{backend} {dtype} {queries} to {keys}: {1e3 * took:.3f} ms, peak {peak:.0f} MiB")
+        out = attention(query, key, value, mask, backend)
+        tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 3e-3}[dtype]
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        for _ in range(20):
+            attention(query, key, value, mask, backend)
+        torch.cuda.synchronize()
+        took, peak = (time.perf_counter() - start) / 20, torch.cuda.max_memory_allocated() / 2**20
+        print(f"{backend} {dtype} {queries} to {keys}: {1e3 * took:.3f} ms, peak {peak:.0f} MiB")
 
 
 def test_xformers_is_left_alone_where_there_is_no_gpu(run):
