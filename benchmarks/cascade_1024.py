@@ -1,6 +1,6 @@
 """The shipped model, text to 1024 px, beside the cascade that a user would build from stock diffusers classes.
 
-    python benchmarks/cascade_1024.py [--rounds 5] [--timed 1 | --timed 0]
+    python benchmarks/cascade_1024.py [--rounds 5] [--timed 1 | --timed 0] [--device cuda]
 
 Each in a process of its own, in turn. The stock cascade has random weights in as many parameters (PriorTransformer, and Karlo's
 layout for UNet2DConditionModel and UNet2DModel), sees pixels as they are, runs in float32 as it comes, guided where ours is,
@@ -11,9 +11,8 @@ layout for UNet2DConditionModel and UNet2DModel), sees pixels as they are, runs 
 import argparse
 import statistics
 import sys
-import time
 
-from turns import in_turn, machine, serve, spread
+from turns import in_turn, machine, now, serve, spread
 
 STEPS = {"prior": 25, "decoder": 25, "upsampler_256": 27, "upsampler_1024": 15}
 PROMPT = "a hamburger"
@@ -23,42 +22,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--timed", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--worker", choices=["ours", "stock"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work = ours() if options.worker == "ours" else stock(options.timed)
+        work = ours(options.device) if options.worker == "ours" else stock(options.timed, options.device)
         serve(*work)
         return
-    command = [sys.executable, __file__, "--timed", str(options.timed), "--worker"]
+    command = [sys.executable, __file__, "--timed", str(options.timed), "--device", options.device, "--worker"]
     answers = in_turn({name: [*command, name] for name in ("ours", "stock")}, options.rounds)
     seconds = {name: [answer["seconds"] for answer in said[:-1]] for name, said in answers.items()}
-    print(f"{machine()}; {options.rounds} rounds; parameters, in millions: {answers['ours'][-1]} and {answers['stock'][-1]}\n")
+    print(f"{machine(options.device)}; {options.rounds} rounds")
+    print(f"parameters, in millions: {answers['ours'][-1]} and {answers['stock'][-1]}\n")
     print("| | s | its time / ours, least to largest |\n|---|---|---|")
     for name, taken in seconds.items():
-        print(f"| {name} | {statistics.median(taken):.2f} | {spread(taken, seconds['ours'])} |")
+        print(f"| {name} | {statistics.median(taken):.3g} | {spread(taken, seconds['ours'])} |")
     stages = {stage: statistics.median(answer["stages"][stage] for answer in answers["stock"][:-1]) for stage in STEPS}
-    print(f"\nof the stock cascade's seconds: {', '.join(f'{stage} {taken:.1f}' for stage, taken in stages.items())}")
+    print(f"\nof the stock cascade's seconds: {', '.join(f'{stage} {taken:.3g}' for stage, taken in stages.items())}")
 
 
-def ours() -> tuple:
+def ours(device: str) -> tuple:
     import torch
 
     from unclip import UnCLIPPipeline
 
-    pipe = UnCLIPPipeline.from_pretrained("emoji")
+    pipe = UnCLIPPipeline.from_pretrained("emoji").to(device)
     pipe.set_progress_bar_config(disable=True)
 
     def work() -> dict:
-        start = time.perf_counter()
+        start = now(device)
         pipe(PROMPT, generator=torch.Generator().manual_seed(0))
-        return {"seconds": time.perf_counter() - start}
+        return {"seconds": now(device) - start}
 
     networks = {"prior": pipe.prior, "decoder": pipe.decoder, "text_proj": pipe.text_proj}
     networks |= {"upsampler_256": pipe.super_res_first, "upsampler_1024": pipe.upsampler_1024}
     return work, lambda: counts(networks)
 
 
-def stock(timed: int) -> tuple:
+def stock(timed: int, device: str) -> tuple:
     import torch
     from diffusers import DDPMScheduler, PriorTransformer, UNet2DConditionModel, UNet2DModel
     from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
@@ -89,11 +90,12 @@ def stock(timed: int) -> tuple:
     last = UNet2DModel(sample_size=1024, block_out_channels=(16, 24, 32, 40), **shared)
     networks = {"prior": prior, "decoder": decoder, "text_proj": project, "upsampler_256": first, "upsampler_1024": last}
     for network in networks.values():
-        network.eval().requires_grad_(False)
+        network.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
     def work() -> dict:
-        text, encodings, mask = torch.randn(2, dim), torch.randn(2, tokens, dim), torch.ones(2, tokens, dtype=torch.bool)
+        text, encodings = torch.randn(2, dim, device=device), torch.randn(2, tokens, dim, device=device)
+        mask = torch.ones(2, tokens, dtype=torch.bool, device=device)
         stages: dict[str, float] = {}
 
         def loop(stage: str, x: torch.Tensor, predict) -> torch.Tensor:
@@ -101,10 +103,10 @@ def stock(timed: int) -> tuple:
             scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind)
             scheduler.set_timesteps(STEPS[stage])
             taken = timed or STEPS[stage]
-            start = time.perf_counter()
+            start = now(device)
             for t in scheduler.timesteps[:taken]:
                 x = scheduler.step(predict(x, t), t, x).prev_sample
-            stages[stage] = (time.perf_counter() - start) * STEPS[stage] / taken
+            stages[stage] = (now(device) - start) * STEPS[stage] / taken
             return x.clamp(-1, 1)
 
         def guided(both: torch.Tensor) -> torch.Tensor:
@@ -114,7 +116,7 @@ def stock(timed: int) -> tuple:
         def of_prior(x, t):
             return guided(prior(torch.cat([x, x]), t, text, encodings, mask).predicted_image_embedding)
 
-        embedding = loop("prior", torch.randn(1, dim), of_prior)
+        embedding = loop("prior", torch.randn(1, dim, device=device), of_prior)
         context, added = project(
             image_embeddings=embedding,
             prompt_embeds=text,
@@ -126,7 +128,7 @@ def stock(timed: int) -> tuple:
         def of_decoder(x, t):
             return guided(decoder(torch.cat([x, x]), t, context, class_labels=added, attention_mask=seen).sample)
 
-        picture = loop("decoder", torch.randn(1, 3, 64, 64), of_decoder)
+        picture = loop("decoder", torch.randn(1, 3, 64, 64, device=device), of_decoder)
         for stage, network, size in (("upsampler_256", first, 256), ("upsampler_1024", last, 1024)):
             low = torch.nn.functional.interpolate(picture, (size, size), mode="bicubic", antialias=True)
             picture = loop(stage, torch.randn_like(low), lambda x, t: network(torch.cat([x, low], 1), t).sample)  # noqa: B023

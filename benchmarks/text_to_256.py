@@ -1,10 +1,11 @@
 """Text to 256 px through Karlo's layout at a quarter of its width: this package beside diffusers' deprecated pipeline.
 
-    python benchmarks/text_to_256.py [--rounds 5] [--steps 25 25 7]
+    python benchmarks/text_to_256.py [--rounds 5] [--steps 25 25 7] [--device cuda] [--compile]
 
 The same random checkpoint, each way in a process of its own, drawing in turn (A B C A B C ...) after a warm-up: the deprecated
 pipeline as it ships (float32), the same given bfloat16 and channels_last by hand, ours as `from_pretrained` gives it, and ours
-with low_memory (once, for its memory). Prints medians, the ratios' spread, and each process's peak memory above its imports.
+with low_memory (once, for its memory). Prints medians, the ratios' spread, and each process's peak memory above its imports, on
+a GPU that of the GPU. `--compile` adds ours compiled, which takes minutes first.
 """
 
 import argparse
@@ -15,16 +16,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from turns import in_turn, machine, serve, spread
+from turns import in_turn, machine, now, serve, spread
 
 WAYS = {
     "as it ships": "deprecated, float32",
     "by hand": "deprecated, bfloat16 and channels_last by hand",
     "ours": "ours",
     "ours, low memory": "ours, low_memory",
+    "ours, compiled": "ours, compiled",
 }
 IMPORTED = {
     "diffusers": ("PriorTransformer", "UNet2DConditionModel", "UNet2DModel"),
@@ -37,35 +38,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs=3, default=[25, 25, 7], metavar=("PRIOR", "DECODER", "UPSAMPLER"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--worker", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--write", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
         write(Path(options.write))
     elif options.worker:
-        work(*options.worker, options.steps)
+        work(*options.worker, options.steps, options.device)
     else:
-        compare(options.rounds, options.steps)
+        compare(options.rounds, options.steps, options.device, options.compile)
 
 
-def compare(rounds: int, steps: list[int]) -> None:
+def compare(rounds: int, steps: list[int], device: str, compiled: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--write", folder], check=True)
-        command = [sys.executable, __file__, "--steps", *map(str, steps), "--worker"]
+        command = [sys.executable, __file__, "--steps", *map(str, steps), "--device", device, "--worker"]
+        ways = {way: name for way, name in WAYS.items() if compiled or way != "ours, compiled"}
         once = ["ours, low memory"]  # its time is no question
-        answers = in_turn({way: [*command, way, folder] for way in WAYS}, rounds, once)
+        answers = in_turn({way: [*command, way, folder] for way in ways}, rounds, once)
     memory = {way: said[-1]["memory"] for way, said in answers.items()}
     taken = {way: [answer["seconds"] for answer in said[:-1]] for way, said in answers.items()}
-    print(f"{machine()}; {'/'.join(map(str, steps))} steps, {rounds} rounds\n")
-    print("| way | s | its time / ours, least to largest | peak above imports, MB | of as it ships |")
+    print(f"{machine(device)}; {'/'.join(map(str, steps))} steps, {rounds} rounds\n")
+    print("| way | s | its time / ours, least to largest | peak memory, MB | of as it ships |")
     print("|---|---|---|---|---|")
-    for way, name in WAYS.items():
-        times = f"{statistics.median(taken[way]):.2f} | {spread(taken[way], taken['ours'])}" if taken[way] else "- | -"
+    for way, name in ways.items():
+        times = f"{statistics.median(taken[way]):.3g} | {spread(taken[way], taken['ours'])}" if taken[way] else "- | -"
         share = memory[way] / memory["as it ships"]
         print(f"| {name} | {times} | {memory[way] / 1e6:.0f} | {share:.2f} |")
 
 
-def work(way: str, folder: str, steps: list[int]) -> None:
+def work(way: str, folder: str, steps: list[int], device: str) -> None:
     """Draw a picture at each turn, and say what that took; at the end, the peak of memory above the bare imports."""
     import torch
 
@@ -78,15 +82,20 @@ def work(way: str, folder: str, steps: list[int]) -> None:
     pipes = []
 
     def draw() -> dict:
-        pipes[:] = pipes or [load(way, Path(folder))]
-        start = time.perf_counter()
+        pipes[:] = pipes or [load(way, Path(folder), device)]
+        start = now(device)
         pipes[0](PROMPT, generator=torch.Generator().manual_seed(0), **dict(zip(names, steps, strict=True)))
-        return {"seconds": time.perf_counter() - start}
+        return {"seconds": now(device) - start}
 
-    serve(draw, lambda: {"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) * 1024})
+    def memory() -> int:
+        if device != "cpu":
+            return torch.cuda.max_memory_allocated()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) * 1024
+
+    serve(draw, lambda: {"memory": memory()})
 
 
-def load(way: str, folder: Path):
+def load(way: str, folder: Path, device: str):
     import torch
     from diffusers.utils import logging
 
@@ -94,9 +103,11 @@ def load(way: str, folder: Path):
     if way.startswith("ours"):
         from unclip import UnCLIPPipeline
 
-        pipe = UnCLIPPipeline.from_pretrained(folder, low_memory=way == "ours, low memory")
+        pipe = UnCLIPPipeline.from_pretrained(folder, low_memory=way == "ours, low memory").to(device)
+        if way == "ours, compiled":
+            pipe.compile()
     else:
-        pipe = deprecated(folder)
+        pipe = deprecated(folder).to(device)
         if way == "by hand":
             by_hand(pipe)
     pipe.set_progress_bar_config(disable=True)

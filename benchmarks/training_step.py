@@ -1,6 +1,6 @@
 """A training step of the decoder beside DALLE2-pytorch 1.15.6: as many parameters, 64 px, the same batch.
 
-    python benchmarks/training_step.py [--batch 32] [--rounds 5] [--compile] [--peer FOLDER]
+    python benchmarks/training_step.py [--batch 32] [--rounds 5] [--compile] [--peer FOLDER] [--device cuda]
 
 The peer is installed into a virtual environment of its own, once, at --peer (default: ~/.cache/unclip/dalle2-pytorch). Both run
 in processes of their own, in turn, on random pictures, embeddings and token encodings: loss, backward pass, clipped gradient
@@ -12,11 +12,10 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
-from turns import in_turn, machine, serve, spread
+from turns import in_turn, machine, now, serve, spread
 
 PEER = ("DALLE2-pytorch==1.15.6", "torch==2.14.1", "torchvision==0.29.1")
 DIM, TOKENS = 384, 32
@@ -28,16 +27,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peer", type=Path, default=Path.home() / ".cache" / "unclip" / "dalle2-pytorch")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--worker", choices=["ours", "peer"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        serve(*(ours(options.batch, options.compile) if options.worker == "ours" else peer(options.batch)))
+        shared = options.batch, options.device
+        serve(*(ours(*shared, options.compile) if options.worker == "ours" else peer(*shared)))
         return
     python = {"ours": sys.executable, "peer": str(installed(options.peer))}
-    command = [__file__, "--batch", str(options.batch), *["--compile"] * options.compile, "--worker"]
+    command = [
+        __file__,
+        "--batch",
+        str(options.batch),
+        "--device",
+        options.device,
+        *["--compile"] * options.compile,
+        "--worker",
+    ]
     answers = in_turn({name: [python[name], *command, name] for name in ("ours", "peer")}, options.rounds)
     seconds = {name: [answer["seconds"] for answer in said[:-1]] for name, said in answers.items()}
-    print(f"{machine()}; batch {options.batch}, {options.rounds} rounds\n")
+    print(f"{machine(options.device)}; batch {options.batch}, {options.rounds} rounds\n")
     print("| | parameters | dtype | images/s | its time / ours, least to largest |\n|---|---|---|---|---|")
     for name, taken in seconds.items():
         facts, rate = answers[name][-1], options.batch / statistics.median(taken)
@@ -56,7 +65,7 @@ def installed(folder: Path) -> Path:
     return python
 
 
-def ours(batch: int, compiled: bool) -> tuple:
+def ours(batch: int, device: str, compiled: bool) -> tuple:
     import torch
 
     from decoder import of_context
@@ -69,18 +78,18 @@ def ours(batch: int, compiled: bool) -> tuple:
     config = load_config(Path(__file__).parent.parent / "configs" / "emoji" / "decoder.yaml")
     trained = networks.decoder(config["model"], DIM)
     for network in trained.values():
-        network.to(memory_format=torch.channels_last)
+        network.to(device, memory_format=torch.channels_last)
     if compiled:
         trained["decoder"].compile()
-    dtype, levels = fast_dtype("cpu"), schedule("v_prediction")
-    clean, noise = torch.randn(2, batch, 3, 64, 64)
-    embeds, encodings = torch.randn(batch, DIM), torch.randn(batch, TOKENS, DIM)
-    heard = torch.ones(batch, TOKENS, dtype=torch.bool)
+    dtype, levels = fast_dtype(device), schedule("v_prediction")
+    clean, noise = torch.randn(2, batch, 3, 64, 64, device=device)
+    embeds, encodings = torch.randn(batch, DIM, device=device), torch.randn(batch, TOKENS, DIM, device=device)
+    heard = torch.ones(batch, TOKENS, dtype=torch.bool, device=device)
     mask = of_context(trained["text_proj"], heard, True)
 
     def loss() -> torch.Tensor:
-        t = torch.randint(0, 1000, (batch,))
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        t = torch.randint(0, 1000, (batch,), device=device)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             context, added = trained["text_proj"](
                 image_embeddings=embeds, prompt_embeds=embeds, text_encoder_hidden_states=encodings, text_mask=heard
             )
@@ -88,10 +97,10 @@ def ours(batch: int, compiled: bool) -> tuple:
             answer = trained["decoder"](noised, t, context, class_labels=added, attention_mask=mask).sample.float()
         return (answer - target(levels, clean, noise, t)).square().mean()
 
-    return stepping(trained, loss, str(dtype).removeprefix("torch."), fused=True)
+    return stepping(trained, loss, device, str(dtype).removeprefix("torch."), fused=True)
 
 
-def peer(batch: int) -> tuple:
+def peer(batch: int, device: str) -> tuple:
     import torch
     from dalle2_pytorch import Decoder, Unet
 
@@ -106,26 +115,27 @@ def peer(batch: int) -> tuple:
         max_text_len=TOKENS,
         cond_on_text_encodings=True,
     )
-    decoder = Decoder(unet, image_size=64, timesteps=1000, learned_variance=False)
-    images = torch.rand(batch, 3, 64, 64)
-    embeds, encodings = torch.randn(batch, DIM), torch.randn(batch, TOKENS, DIM)
+    decoder = Decoder(unet, image_size=64, timesteps=1000, learned_variance=False).to(device)
+    images = torch.rand(batch, 3, 64, 64, device=device)
+    embeds, encodings = torch.randn(batch, DIM, device=device), torch.randn(batch, TOKENS, DIM, device=device)
     unet = decoder.unets[0]  # another one than was given: it takes the image embeddings too
-    return stepping(unet, lambda: decoder(images, image_embed=embeds, text_encodings=encodings, unet_number=1), "float32")
+    told = {"image_embed": embeds, "text_encodings": encodings, "unet_number": 1}
+    return stepping(unet, lambda: decoder(images, **told), device, "float32")
 
 
-def stepping(trained, loss, dtype: str, **options) -> tuple:
+def stepping(trained, loss, device: str, dtype: str, **options) -> tuple:
     """A worker that takes a step of AdamW at each turn."""
     import torch
 
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4, **options)
 
     def work() -> dict:
-        start = time.perf_counter()
+        start = now(device)
         loss().backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return {"seconds": time.perf_counter() - start}
+        return {"seconds": now(device) - start}
 
     millions = round(sum(p.numel() for p in trained.parameters()) / 1e6, 1)
     return work, lambda: {"millions": millions, "dtype": dtype}

@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -53,8 +54,22 @@ def spread(slow: Sequence[float], fast: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
-def machine() -> str:
-    """This machine in a line: processor, cores, memory, what it multiplies quickly."""
+def now(device: str) -> float:
+    """Seconds, once `device` has done all that it was given."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def machine(device: str = "cpu") -> str:
+    """This machine in a line: its GPU, if that is the device; processor, cores, memory, what it multiplies quickly."""
+    gpu = ""
+    if device != "cpu":
+        import torch
+
+        gpu = f"{torch.cuda.get_device_name()}, torch {torch.__version__}; "
     cpu, flags = platform.processor(), ""
     if Path("/proc/cpuinfo").is_file():
         facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
@@ -63,7 +78,7 @@ def machine() -> str:
     fast = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return f"{cpu}, {cores} cores ({' '.join(fast)}), {memory:.0f} GB, Python {platform.python_version()}"
+    return f"{gpu}{cpu}, {cores} cores ({' '.join(fast)}), {memory:.0f} GB, Python {platform.python_version()}"
 
 
 def _ask(worker: subprocess.Popen, what: str) -> dict:
