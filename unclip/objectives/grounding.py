@@ -15,9 +15,11 @@ from prior.blocks import Attention, AttentionFunction
 from ..data.scenes import IconSet
 from .frozen_clip import FrozenCLIP
 
+TOGETHER = 8  # icons
+
 
 class IconEmbeddings(nn.Module):
-    """CLIP's embeddings of single icons, each asked for once and by itself, so that it depends on nothing else."""
+    """CLIP's embeddings of single icons, asked for once, with the same `TOGETHER` every time: they depend on nothing else."""
 
     def __init__(self, icons: IconSet, frozen: FrozenCLIP):
         super().__init__()
@@ -29,9 +31,10 @@ class IconEmbeddings(nn.Module):
         """Embeddings [..., D] of the icons `rows`; of none, -1, whatever it may be."""
         self.embeds = self.embeds.to(rows.device)
         wanted = rows.unique()
-        for row in wanted[(wanted >= 0) & self.embeds[wanted].isnan().any(1)].tolist():
-            picture = self.icons.on_white([row]).to(rows.device)
-            self.embeds[row] = self.frozen.image(picture * 2 - 1)[0]
+        missing = wanted[(wanted >= 0) & self.embeds[wanted].isnan().any(1)]
+        for start in (missing // TOGETHER * TOGETHER).unique().tolist():
+            pictures = self.icons.on_white(range(start, min(start + TOGETHER, len(self.icons)))).to(rows.device)
+            self.embeds[start : start + TOGETHER] = self.frozen.image(pictures * 2 - 1)
         return self.embeds[rows]
 
 
