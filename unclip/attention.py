@@ -175,6 +175,7 @@ def install(network: nn.Module, backend: str = "auto") -> nn.Module:
         return attention(query, key, value, mask, backend)
 
     network.set_attn_processor(Processor(chosen) if is_stock(network) else chosen)
+    network.attention_backend = backend
     said = described(backend)
     if said not in _told:  # once, not for every network of every pipeline
         _told.add(said)

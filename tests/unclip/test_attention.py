@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from prior import DiffusionPrior
 from prior.blocks import sdpa
+from unclip import UnCLIPImageVariationPipeline
 from unclip import attention as module
 from unclip.attention import aligned_bias, attention, install, why_not
 
@@ -176,6 +177,15 @@ def test_xformers_front_end_agrees_with_the_reference(run):
     result = run("-c", "import xformers.ops, sys; sys.path.append('tests'); import xformers_on_cpu as x; x.main()")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("equal") == 48 + 5
+
+
+def test_a_sibling_leaves_the_kernel_that_was_chosen(tiny, monkeypatch):
+    tiny.set_attention("math")
+    UnCLIPImageVariationPipeline.from_pipe(tiny)
+    asked, real = set(), module.attention
+    monkeypatch.setattr(module, "attention", lambda *given: asked.add(given[4]) or real(*given))
+    tiny("a star", size=64, generator=torch.Generator().manual_seed(0))
+    assert asked == {"math"}
 
 
 def test_kernels_that_were_built_for_another_torch_are_told_of_in_one_line(monkeypatch):

@@ -179,7 +179,9 @@ class UnCLIPBase(Loading):
         self._callback: Callback | None = None
         self._callback_inputs: list[str] = []
         self._profile: Profile | None = None
-        self.set_attention("auto")
+        for network in self._networks("prior", "text_proj", "decoder"):
+            if not hasattr(network, "attention_backend"):  # a sibling of the pipeline that chose one shares its networks
+                attention.install(network)
 
     def set_attention(self, backend: str) -> None:
         """Run the prior's and the decoder's attention through "auto", "xformers", "sdpa" or "math".
