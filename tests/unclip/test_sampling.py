@@ -1,5 +1,6 @@
 """The denoising loop and the training targets, tested by what must hold for any network."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +8,21 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_device import DEVICE, Elsewhere, PretendDevice
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from unclip.diffusion import clean_from, logit_normal_timesteps, schedule, shifted, target, uniform_timesteps
+from unclip.diffusion import (
+    ancestral,
+    clean_from,
+    ddim,
+    dpm_solver,
+    logit_normal_timesteps,
+    schedule,
+    shifted,
+    target,
+    uniform_timesteps,
+)
 from unclip.sampling import denoise, guide, noise, place_timesteps, shifted_timesteps
 
 KINDS = ("epsilon", "sample", "v_prediction")
@@ -153,6 +166,34 @@ def test_a_step_reads_no_number_from_a_tensor():
     assert not read
     assert all(isinstance(t, torch.Tensor) for t in timesteps), "as schedulers are given them"
     assert sizes == [2 if 299 <= t <= 699 else 1 for t in timesteps] and set(sizes) == {1, 2}
+
+
+class Waits(PretendDevice):
+    """Counts how often Python waits for the device: it reads a number there, or copies to it or from it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found, name = super().__torch_dispatch__(function, types, args, kwargs), function.overloadpacket.__name__
+        came, went = (any(isinstance(v, Elsewhere) for v in tree_leaves(tensors)) for tensors in ((args, kwargs), found))
+        reads = came and name in ("_local_scalar_dense", "is_nonzero", "equal")
+        self.count += reads or (name == "_to_copy" and came != went)
+        return found
+
+
+@pytest.mark.parametrize("make", [ddim, dpm_solver, partial(dpm_solver, order=3), partial(dpm_solver, clip=True), ancestral])
+def test_no_step_waits_for_the_device(make):
+    """What a GPU would wait for at every step, with the schedulers that the pipelines draw by."""
+
+    def waits(steps: int) -> int:
+        plan = schedule("sample")
+        scheduler = make(plan if make in (ddim, ancestral) else plan.config)
+        with Waits() as device:
+            start = torch.randn(1, 3, 4, 4).to(DEVICE)
+            denoise(lambda x, t: torch.cat([x] * (2 if make is ancestral else 1), 1) * 0.5 + 0 * t, start, scheduler, steps)
+        return device.count
+
+    assert waits(12) == waits(4) > 0
 
 
 def test_each_generator_is_a_rows_own_in_every_dtype():
