@@ -45,6 +45,19 @@ class PretendDevice(TorchDispatchMode):
         return found
 
 
+class Waits(PretendDevice):
+    """Counts how often Python waits for the device: it reads a number there, or copies to it or from it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found, name = super().__torch_dispatch__(function, types, args, kwargs), function.overloadpacket.__name__
+        came, went = (any(isinstance(v, Elsewhere) for v in tree_leaves(tensors)) for tensors in ((args, kwargs), found))
+        reads = came and name in ("_local_scalar_dense", "is_nonzero", "equal")
+        self.count += reads or (name == "_to_copy" and came != went)
+        return found
+
+
 def _here(value):
     return value.data_here if isinstance(value, Elsewhere) else value
 

@@ -8,9 +8,8 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretend_device import DEVICE, Elsewhere, PretendDevice
+from pretend_device import DEVICE, Waits
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from unclip.diffusion import (
     ancestral,
@@ -166,19 +165,6 @@ def test_a_step_reads_no_number_from_a_tensor():
     assert not read
     assert all(isinstance(t, torch.Tensor) for t in timesteps), "as schedulers are given them"
     assert sizes == [2 if 299 <= t <= 699 else 1 for t in timesteps] and set(sizes) == {1, 2}
-
-
-class Waits(PretendDevice):
-    """Counts how often Python waits for the device: it reads a number there, or copies to it or from it."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found, name = super().__torch_dispatch__(function, types, args, kwargs), function.overloadpacket.__name__
-        came, went = (any(isinstance(v, Elsewhere) for v in tree_leaves(tensors)) for tensors in ((args, kwargs), found))
-        reads = came and name in ("_local_scalar_dense", "is_nonzero", "equal")
-        self.count += reads or (name == "_to_copy" and came != went)
-        return found
 
 
 @pytest.mark.parametrize("make", [ddim, dpm_solver, partial(dpm_solver, order=3), partial(dpm_solver, clip=True), ancestral])

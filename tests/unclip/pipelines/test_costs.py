@@ -4,8 +4,10 @@ import time
 
 import pytest
 import torch
+from conftest import TINY_DEFAULTS, tiny_networks
 from diffusers import DPMSolverMultistepScheduler
 from drawing import answer, close, draw
+from pretend_device import DEVICE, Waits
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
 from unclip.profiling import Profile, measured_peak, peak_memory, slowdown
@@ -230,3 +232,21 @@ def test_what_the_decoder_hears_is_projected_once(pipe, monkeypatch):
         assert len(rows) == 4 * len(layers) and rows[0][1] >= seen_once[0][1] + (count == 1)
     for handle in handles:
         handle.remove()
+
+
+def test_no_step_of_any_stage_waits_for_the_device(monkeypatch):
+    """On a GPU Python has to run ahead: what it waits for must not be more often when there are more steps."""
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # a module's parameters change kind
+
+    def waits(steps: int) -> int:
+        pipe = UnCLIPPipeline(**tiny_networks(), defaults=TINY_DEFAULTS)
+        pipe.set_progress_bar_config(disable=True)
+        names = ("prior_num_inference_steps", "decoder_num_inference_steps", "super_res_num_inference_steps")
+        with Waits() as device:
+            for network in networks(pipe).values():
+                torch.nn.Module.to(network, DEVICE)
+            moved = device.count
+            pipe("a star", output_type="pt", upsampler_1024_num_inference_steps=steps, **dict.fromkeys(names, steps))
+        return device.count - moved
+
+    assert waits(3) == waits(6)
