@@ -87,12 +87,12 @@ def work(way: str, folder: str, steps: list[int], device: str) -> None:
         pipes[0](PROMPT, generator=torch.Generator().manual_seed(0), **dict(zip(names, steps, strict=True)))
         return {"seconds": now(device) - start}
 
-    def memory() -> int:
+    def peak() -> dict:
         if device != "cpu":
-            return torch.cuda.max_memory_allocated()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) * 1024
+            return {"memory": torch.cuda.max_memory_allocated()}
+        return {"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) * 1024}
 
-    serve(draw, lambda: {"memory": memory()})
+    serve(draw, peak)
 
 
 def load(way: str, folder: Path, device: str):

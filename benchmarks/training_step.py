@@ -31,19 +31,12 @@ def main() -> None:
     parser.add_argument("--worker", choices=["ours", "peer"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        shared = options.batch, options.device
-        serve(*(ours(*shared, options.compile) if options.worker == "ours" else peer(*shared)))
+        asked = options.batch, options.device
+        serve(*(ours(*asked, options.compile) if options.worker == "ours" else peer(*asked)))
         return
     python = {"ours": sys.executable, "peer": str(installed(options.peer))}
-    command = [
-        __file__,
-        "--batch",
-        str(options.batch),
-        "--device",
-        options.device,
-        *["--compile"] * options.compile,
-        "--worker",
-    ]
+    shared = ["--batch", str(options.batch), "--device", options.device]
+    command = [__file__, *shared, *["--compile"] * options.compile, "--worker"]
     answers = in_turn({name: [python[name], *command, name] for name in ("ours", "peer")}, options.rounds)
     seconds = {name: [answer["seconds"] for answer in said[:-1]] for name, said in answers.items()}
     print(f"{machine(options.device)}; batch {options.batch}, {options.rounds} rounds\n")
