@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 
 import psutil
 import torch
@@ -122,27 +121,11 @@ def measured_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch
         (lambda: F.conv2d(x, kernel, padding=1), 2 * 9 * 256 * 256 * batch * 64 * 64),
         (lambda: matrix @ matrix, 2 * side**3),
     )
-    return max(flops / _fastest(work, device) for work, flops in works)
-
-
-@cache
-def slowdown(dtype: torch.dtype) -> float:
-    """How many times as long as in float32 a small convolution takes on this CPU in `dtype`; measured in a moment.
-
-    In channels_last, as the networks are run.
-    """
-
-    def taken(dtype: torch.dtype) -> float:
-        x, kernel = (
-            torch.ones(shape, dtype=dtype).to(memory_format=torch.channels_last) for shape in ((1, 64, 32, 32), (64, 64, 3, 3))
-        )
-        return _fastest(lambda: F.conv2d(x, kernel, padding=1), x.device)
-
-    return taken(dtype) / taken(torch.float32)
+    return max(flops / fastest(work, device) for work, flops in works)
 
 
 @torch.no_grad()
-def _fastest(work, device: torch.device, times: int = 5) -> float:
+def fastest(work, device: torch.device, times: int = 5) -> float:
     """Seconds of the fastest of `times` runs, after one that doesn't count."""
     taken = []
     for _ in range(times + 1):

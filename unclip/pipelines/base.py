@@ -38,8 +38,8 @@ from ..distilled import Distilled
 from ..images import on_white, towards_square
 from ..memory import at_hand, out_of_memory
 from ..networks import embedding_dim, told_of_noise
-from ..precision import fast_dtype, working_dtype
-from ..profiling import Profile, slowdown
+from ..precision import fast_dtype, slowdown, working_dtype
+from ..profiling import Profile
 from ..sampling import Generators, Predict, denoise, noise
 from ..scheduler import UnCLIPScheduler, own
 from ..tiling import tiled
