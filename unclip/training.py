@@ -29,6 +29,7 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_se
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
 from .checkpoints import (
@@ -500,7 +501,7 @@ class Loop:
         bar = tqdm(
             total=run.max_steps, initial=self.step, desc=run.stage, disable=not self.main, mininterval=5, file=sys.stderr
         )
-        with bar:  # closed before an error is told
+        with bar, _ended(batches):  # the bar is closed before an error is told
             while self.step < run.max_steps and not stopping:
                 for scalars in self._step(batches):
                     for key, value in scalars.items():
@@ -725,6 +726,20 @@ def _fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
     except RuntimeError as error:
         first = re.sub(r"\s+", " ", str(error).split("\n")[1]).strip()
         raise ConfigError(f"{where} does not fit this configuration: {first[:200]}") from None
+
+
+@contextmanager
+def _ended(batches: Iterator) -> Iterator[None]:
+    """End the data workers with what is in here.
+
+    torch does when nothing refers to them any more. An error's traceback does, and whoever leaves Python then waits for them
+    for ever: they hear no signal.
+    """
+    try:
+        yield
+    finally:
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
 
 
 def _leave_signals(worker: int) -> None:

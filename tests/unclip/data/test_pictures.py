@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import multiprocessing
 import pickle
 import tarfile
 
@@ -155,6 +156,7 @@ def test_what_a_data_worker_cannot_read_is_told_in_its_own_words(tmp_path, comma
     settings = (f"data.path={tmp_path}", "data.max_unreadable=2", "workers=1", f"output_dir={tmp_path / 'run'}")
     code, _, said = command("train", "tiny/decoder", "objective.clip=emoji", *settings)
     assert code == 2 and said.splitlines()[-1].startswith("error: 3 pictures could not be read, the last: ")
+    assert not multiprocessing.active_children(), "Python would wait for it for ever"
 
 
 def test_workers_that_are_not_forked_read_the_same(folder):
