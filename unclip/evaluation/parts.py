@@ -36,7 +36,7 @@ from .report import Part, Plot, Sheet, Table
 
 SCENES = 2000  # pictures on each side of a distance
 COMPARED = 1000  # of them, where several ways to draw are compared
-NAMED = 200  # recognition prompts, where several ways to draw are compared
+NAMED = 400  # recognition prompts, where several ways to draw are compared
 REPAINTED = 100
 SWEPT = 64
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -332,56 +332,56 @@ def prior(bench: Bench) -> Part:
     """The paper's section 5.1: the decoder after the prior, after the text embedding in its place, and after neither.
 
     And after the real picture's embedding: what a perfect prior would give this decoder. Distances are to real renders of the
-    same captions, as in the paper's table 2: beside those to other scenes, half as uncertain or less.
+    same captions, as in the paper's table 2: beside those to other ones, half as uncertain or less.
     """
-    named = bench.cut(ask.recognition(bench.icons, bench.split), NAMED)
-    count = bench.count(COMPARED)
-    prompts = ask.scenes(bench.icons, bench.split, count)
-    real = bench.judge.see(bench.truths(prompts))[1]
+    asked = {
+        "names": bench.cut(ask.recognition(bench.icons, bench.split), NAMED),
+        "scenes": ask.scenes(bench.icons, bench.split, bench.count(COMPARED)),
+    }
+    folders = {"names": "recognition", "scenes": "scenes"}
+    real = {kind: bench.judge.see(bench.truths(prompts))[1] for kind, prompts in asked.items()}
     bench.pipe._prepare()  # the dtype that the embeddings below shall have
     null = bench.pipe.text_proj.learned_classifier_free_guidance_embeddings.detach()
     results, rows, shown, firsts, features = {}, [], [], {}, {}
     for way in ("prior", "text embedding", "no prior", "true embedding"):
-        sets = []
-        for name, asked in (("recognition", named), ("scenes", prompts)):
+        drawn = {}
+        for kind, prompts in asked.items():
             embeds = None
             if way == "text embedding":
-                embeds = bench.clip.encode_text([p.text for p in asked])
+                embeds = bench.clip.encode_text([p.text for p in prompts])
             elif way == "no prior":
-                embeds = null.expand(len(asked), -1)
+                embeds = null.expand(len(prompts), -1)
             elif way == "true embedding":
-                embeds = bench.true_embeddings(asked)
-            folder = name if way == "prior" else f"{name}-{way.replace(' ', '-')}"
-            sets.append(bench.draw(folder, asked, embeds))
-        first, five = bench.named(sets[0], named)
-        firsts[way], features[way] = first, bench.judge.see(sets[1])[1]
-        distance = jackknife(frechet, features[way], real)
-        results[way] = {"r1": mean(first), "r5": mean(five), "frechet_distance": distance}
-        rows.append([way, *results[way].values()])
-        shown.append(Sheet(f"Drawn after: {way}", sets[0][:12], [p.text for p in named[:12]], first[:12].bool().tolist()))
+                embeds = bench.true_embeddings(prompts)
+            folder = folders[kind] if way == "prior" else f"{folders[kind]}-{way.replace(' ', '-')}"
+            drawn[kind] = bench.draw(folder, prompts, embeds)
+        first, five = bench.named(drawn["names"], asked["names"])
+        firsts[way], features[way] = first, {kind: bench.judge.see(pictures)[1] for kind, pictures in drawn.items()}
+        distances = {kind: jackknife(frechet, features[way][kind], real[kind]) for kind in asked}
+        results[way] = {"r1": mean(first), "r5": mean(five), "frechet_distance": distances}
+        rows.append([way, results[way]["r1"], results[way]["r5"], *distances.values()])
+        texts = [p.text for p in asked["names"][:12]]
+        shown.append(Sheet(f"Drawn after: {way}", drawn["names"][:12], texts, first[:12].bool().tolist()))
 
     def nearer(x: Tensor, y: Tensor) -> float:
         """How much nearer to `y` the second half of the columns of `x` is than the first."""
         other, ours = x.chunk(2, 1)
         return frechet(other, y) - frechet(ours, y)
 
-    ahead = {
-        way: {
-            "r1": mean(firsts["prior"] - firsts[way]),
-            "frechet_distance": jackknife(nearer, torch.cat([features[way], features["prior"]], 1), real),
-        }
-        for way in ("text embedding", "no prior")
-    }
-    cosines = _cosines(bench, prompts)
+    ahead = {}
+    for way in ("text embedding", "no prior"):
+        both = {kind: torch.cat([features[way][kind], features["prior"][kind]], 1) for kind in asked}
+        less = {kind: jackknife(nearer, both[kind], real[kind]) for kind in asked}
+        ahead[way] = {"r1": mean(firsts["prior"] - firsts[way]), "frechet_distance": less}
+    cosines = _cosines(bench, asked["scenes"])
     results |= {"ahead": ahead, "cosine": cosines}
-    note = (
-        f"R@k on {len(named)} names, Fréchet distance on {count} scenes to real renders of the same captions; the same prompts "
-        "and seeds for each."
-    )
-    first = Table("What stands for the image embedding", ["", "R@1", "R@5", "Fréchet distance"], rows, note)
-    gains = [[f"than {way}", *found.values()] for way, found in ahead.items()]
+    counts = f"{len(asked['names'])} names and {len(asked['scenes'])} scenes"
+    note = f"{counts}, the same prompts and seeds for each; Fréchet distances to real renders of the same captions."
+    columns = ["", "R@1", "R@5", "Fréchet distance, names", "Fréchet distance, scenes"]
+    first = Table("What stands for the image embedding", columns, rows, note)
+    gains = [[f"than {way}", found["r1"], *found["frechet_distance"].values()] for way, found in ahead.items()]
     note = "The prior's advantage, picture by picture of the same prompts and seeds: more names first, less distance."
-    gain = Table("How much better with the prior", ["", "R@1", "Fréchet distance"], gains, note)
+    gain = Table("How much better with the prior", [columns[0], columns[1], *columns[3:]], gains, note)
     second = Table("Cosine of image embeddings", ["", "cosine"], list(cosines.items()), "On the same scenes.")
     return Part("prior", results, [first, gain, second, *shown])
 

@@ -204,16 +204,21 @@ def _summary(settings: Settings, found: list[Part]) -> Table:
         add(f"upsampler {name}, dB over bicubic", gain, "at least 4", gain.value >= 4 if gain else None)
     prior, text = at("prior", "prior"), at("prior", "text embedding")
     if prior is not None:
-        ahead = {
-            "recognition": prior["r1"].low > text["r1"].high,
-            "Fréchet distance": prior["frechet_distance"].high < text["frechet_distance"].low,
-        }
-        where = ", ".join(name for name, yes in ahead.items() if yes) or "neither"
-        add("prior ahead of the text embedding in", where, "recognition and Fréchet, intervals apart", all(ahead.values()))
-    paired = at("prior", "ahead", "text embedding")
-    if paired is not None:
-        add("the same, R@1 more, prompt by prompt", paired["r1"], "", None)
-        add("the same, Fréchet distance less, prompt by prompt", paired["frechet_distance"], "", None)
+        paired = at("prior", "ahead", "text embedding")
+        for kind in ("names", "scenes"):
+            ours, other = (way["frechet_distance"][kind] for way in (prior, text))
+            apart = {"R@1": prior["r1"].low > text["r1"].high} if kind == "names" else {}
+            apart["Fréchet distance"] = ours.high < other.low
+            found = ", ".join(measure for measure, yes in apart.items() if yes) or "nothing"
+            add(
+                f"prior ahead of the text embedding, {kind}",
+                found,
+                f"{' and '.join(apart)}, intervals apart",
+                all(apart.values()),
+            )
+            if kind == "names":
+                add("the same, R@1 more, prompt by prompt", paired["r1"], "", None)
+            add("the same, Fréchet distance less, prompt by prompt", paired["frechet_distance"][kind], "", None)
     weights = sum(p.stat().st_size for p in resolve(settings.model).rglob("*.safetensors")) / 1e6
     add("weights, MB", weights, "at most 150", weights <= 150)
     note = f"split {settings.split}" + (

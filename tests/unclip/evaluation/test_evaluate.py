@@ -271,25 +271,36 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert {row["what"] for row in found["summary"]} >= {"weights, MB", "Fréchet distance, times the floor"}
     assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
     ways = found["results"]["prior"]
-    assert len({ways[w]["frechet_distance"]["value"] for w in ("prior", "text embedding", "no prior", "true embedding")}) == 4
+    for kind in ("names", "scenes"):
+        distances = {
+            w: ways[w]["frechet_distance"][kind]["value"] for w in ("prior", "text embedding", "no prior", "true embedding")
+        }
+        assert len(set(distances.values())) == 4
+        for way, ahead in ways["ahead"].items():
+            apart = distances[way] - distances["prior"]
+            assert ahead["frechet_distance"][kind]["value"] == pytest.approx(apart, abs=1e-5)
     for way, ahead in ways["ahead"].items():
-        for measure, sign in (("r1", 1), ("frechet_distance", -1)):
-            apart = sign * (ways["prior"][measure]["value"] - ways[way][measure]["value"])
-            assert ahead[measure]["value"] == pytest.approx(apart, abs=1e-5)
+        assert ahead["r1"]["value"] == pytest.approx(ways["prior"]["r1"]["value"] - ways[way]["r1"]["value"], abs=1e-5)
     assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 2
 
 
 def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_pictures_of_its_captions(evaluate, icons, tmp_path):
     out = tmp_path / "report"
-    assert evaluate(out, "--only", "fidelity")[0] == 0
-    real = bench(icons, tmp_path, prompts := ask.scenes(icons, "dev", 8))[0].truths(prompts)
-    for file, picture in zip(sorted((out / "pictures" / "scenes").glob("*.png")), real, strict=True):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    assert evaluate(out, "--only", "fidelity", "--only", "recognition")[0] == 0
+    asked = {"scenes": ask.scenes(icons, "dev", 8), "recognition": ask.recognition(icons, "dev")[:8]}
+    for folder, prompts in asked.items():
+        real = bench(icons, tmp_path, prompts)[0].truths(prompts)
+        for file, picture in zip(sorted((out / "pictures" / folder).glob("*.png")), real, strict=True):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
     assert evaluate(out, "--only", "prior")[0] == 0
-    ways = numbers(out)["results"]["prior"]
-    distances = {way: ways[way]["frechet_distance"]["value"] for way in ("prior", "text embedding", "no prior")}
-    assert distances["prior"] < 1e-6 < 1e-3 < min(distances["text embedding"], distances["no prior"]), distances
-    assert all(ahead["frechet_distance"]["low"] > 0 for ahead in ways["ahead"].values())
+    found = numbers(out)
+    ways = found["results"]["prior"]
+    for kind in ("names", "scenes"):
+        distances = {way: ways[way]["frechet_distance"][kind]["value"] for way in ("prior", "text embedding", "no prior")}
+        assert distances["prior"] < 1e-6 < 1e-3 < min(distances["text embedding"], distances["no prior"]), distances
+        assert all(ahead["frechet_distance"][kind]["low"] > 0 for ahead in ways["ahead"].values())
+    ahead = {row["what"]: row["found"] for row in found["summary"] if row["what"].startswith("prior ahead")}
+    assert all("Fréchet distance" in measures for measures in ahead.values()) and len(ahead) == 2, ahead
 
 
 def test_force_deletes_no_pictures_but_an_evaluations(tmp_path):
