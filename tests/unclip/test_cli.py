@@ -33,15 +33,15 @@ def test_generate_writes_pictures_and_prints_only_their_names(run, command, tiny
         assert image.tobytes() == before
 
 
-def test_several_prompts_and_seeds_go_to_a_folder(run, tiny_folder, tmp_path):
-    result = run(
-        *("-m", "unclip", "generate", "a ring", "Zwei  Sterne!", "--num-images", 2, "--size", 64, "--out", tmp_path),
+def test_several_prompts_and_seeds_go_to_a_folder(command, tiny_folder, tmp_path):
+    code, said, error = command(
+        *("generate", "a ring", "Zwei  Sterne!", "--num-images", 2, "--size", 64, "--out", tmp_path),
         *("--model", tiny_folder, "--dtype", "fp32", "--device", "cpu", "--steps", 2, "--guidance", 1.5),
         *("--prior-steps", 2, "--prior-guidance", 1.0, "--transparent"),
     )
-    assert result.returncode == 0, result.stderr
+    assert code == 0, error
     names = ["a-ring-0.png", "a-ring-1.png", "zwei-sterne-0.png", "zwei-sterne-1.png"]
-    assert result.stdout.splitlines() == [str(tmp_path / n) for n in names]
+    assert said.splitlines() == [str(tmp_path / n) for n in names]
     pixels = {Image.open(tmp_path / n).tobytes() for n in names}
     assert len(pixels) == 4
     assert {Image.open(tmp_path / n).mode for n in names} == {"RGBA"}
