@@ -210,7 +210,7 @@ class CLIP:
         wrong = next((t for t in texts if not isinstance(t, str)), None)
         if wrong is not None or not texts:
             raise ValueError(f"texts must be a non-empty list of str, got {wrong if texts else texts!r}")
-        tokens = self.tokenize(texts).to(self.text_encoder.device)
+        tokens = self.tokenize(texts, padding=True).to(self.text_encoder.device)
         output = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         return F.normalize(output.text_embeds.float(), dim=-1)
 
