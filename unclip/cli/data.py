@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Force
-from .pictures import need
+from .options import Device, Force
+from .pictures import load, need
 
 
 def emoji(
@@ -26,3 +26,27 @@ def emoji(
     counts = build(out, log=lambda text: print(text, file=sys.stderr), progress=progress, force=force)
     for split, kinds in counts.items():
         print(f"{split}: {sum(kinds.values())} pictures")
+
+
+def phrases(
+    model: Annotated[str, typer.Argument(help="A model's name or folder: its CLIP text encoder is asked.")] = "emoji",
+    data: Annotated[Path, typer.Option(help="Folder of the emoji dataset.")] = Path("data/emoji"),
+    device: Device = None,
+) -> None:
+    """Add to the emoji dataset the phrases of English that a model's text encoder hears as one of its concepts."""
+    import torch
+    from tqdm import tqdm
+
+    from ..data.emoji import hear_phrases
+
+    clip = load(model, device, "fp32").clip
+
+    @torch.inference_mode()
+    def encode(texts):
+        return torch.cat([clip.encode_text(texts[n : n + 256]).float().cpu() for n in range(0, len(texts), 256)])
+
+    def progress(items, total):
+        return tqdm(items, total=total, desc="phrases", file=sys.stderr)
+
+    heard, concepts = hear_phrases(data, encode, progress=progress)
+    print(f"{heard} phrases are heard as {concepts} concepts")

@@ -1,4 +1,4 @@
-"""`unclip data emoji`: a captioned vector dataset from five npm packages, deterministic for the pinned versions.
+"""`unclip data emoji`: a captioned vector dataset from seven npm packages, deterministic for the pinned versions.
 
 Each row is one picture as a self-contained SVG. Kept as vectors because they are the smaller and the truer source:
 3 KB against 40 KB for a flat icon as PNG at 1024 px, and any crop at any resolution renders from them.
@@ -12,14 +12,16 @@ import subprocess
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from .render import COLOURS, render_svg, turn_to
+from .words import KEYWORDS, WORDNET, Named, Vocabulary, english, hear, load_words, read_words, save_words, write_gzip
 
 # package, version, style word, licence (SPDX), attribution
 SOURCES = (
@@ -63,7 +65,7 @@ def fetch_sources(folder: Path, log: Callable[[str], None] = print) -> None:
     Raises RuntimeError when npm is missing or a package cannot be fetched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for package, version in [*((s[0], s[1]) for s in SOURCES), NAMES]:
+    for package, version in [*((s[0], s[1]) for s in SOURCES), NAMES, WORDNET, KEYWORDS]:
         target = folder / _folder_name(package, version)
         if (target / "package.json").exists():
             continue
@@ -98,14 +100,15 @@ def read_icons(folder: Path) -> Iterator[Icon]:
             base, tone = _split_tone(name, names)
             if base not in names:
                 continue
-            label, tags, group = names[base]
+            label, (_, tags, group) = names[base]
             width, height = icon.get("width", content["width"]), icon.get("height", content["height"])
             left, top = icon.get("left", 0), icon.get("top", 0)
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
             yield Icon(svg, label, tags, group, tone, style, f"{package}@{version}", licence)
 
 
-def _read_names(folder: Path) -> dict[str, tuple[str, list[str], str]]:
+def _read_names(folder: Path) -> dict[str, tuple[str, Named]]:
+    """Slug -> label, and the emoji with its tags and group."""
     groups = {g["order"]: g["key"] for g in json.loads((folder / "en" / "messages.json").read_text())["groups"]}
     names = {}
     for emoji in json.loads((folder / "en" / "data.json").read_text()):
@@ -115,8 +118,37 @@ def _read_names(folder: Path) -> dict[str, tuple[str, list[str], str]]:
         label = label.replace(": ", " ").replace(", ", " ")
         words = set(label.split())
         tags = [t.lower() for t in emoji.get("tags", []) if t.lower() not in words]
-        names[slug(emoji["label"])] = (label, tags, groups[emoji["group"]])
+        names[slug(emoji["label"])] = (label, Named(emoji["emoji"], tags, groups[emoji["group"]]))
     return names
+
+
+def hear_phrases(
+    out: Path, encode: Callable[[list[str]], Tensor], batch: int = 256, progress: Callable | None = None
+) -> tuple[int, int]:
+    """Add to the dataset at `out` the English phrases that a text encoder hears as one of its concepts (flags aside).
+
+    `encode` turns texts [N] into vectors [N, D]. Returns how many phrases and of how many concepts; those of an encoder before
+    are replaced. Raises FileNotFoundError when `out` holds no dataset, or one that was built without words.
+    """
+    if not (out / "words.json.gz").exists():
+        raise FileNotFoundError(f"no emoji dataset with words in {out}; build it with `unclip data emoji --out {out} --force`")
+    fetch_sources(out / "npm")
+    icons = json.loads(gzip.decompress((out / "icons.json.gz").read_bytes()))
+    tags = {i["concept"]: i["tags"] for i in icons if i["group"] != "flags"}
+    phrases = english(out / "npm" / _folder_name(*WORDNET))
+    batches = [phrases[n : n + batch] for n in range(0, len(phrases), batch)]
+    words = hear(load_words(out / "words.json.gz"), tags, progress(batches, len(batches)) if progress else batches, encode)
+    save_words(words, out / "words.json.gz")
+    heard = [len(said.heard) for said in words.of.values() if said.heard]
+    return sum(heard), len(heard)
+
+
+def read_other_words(folder: Path, concepts: Iterable[str]) -> Vocabulary:
+    """What people call these concepts, from the fetched packages."""
+    names = folder / _folder_name(*NAMES)
+    named = dict(_read_names(names).values())
+    kept = {concept: named[concept] for concept in sorted(set(concepts))}
+    return read_words(folder / _folder_name(*WORDNET), folder / _folder_name(*KEYWORDS), names, kept)
 
 
 def _split_tone(name: str, names: dict) -> tuple[str, str]:
@@ -160,7 +192,8 @@ def build(
 ) -> dict[str, dict[str, int]]:
     """Build the dataset at `out` and return its counts.
 
-    Writes `icons.json.gz` and `sprites-64.npy` (what training composes its scenes from), a `datasets.DatasetDict` with
+    Writes `icons.json.gz`, `sprites-64.npy` and `words.json.gz` (what training composes and names its scenes from), a
+    `datasets.DatasetDict` with
     the splits train, validation and test (every icon, and `scenes` composed pictures a split), and the card `README.md`.
     Raises FileExistsError when `out` holds a dataset already and `force` is not set, RuntimeError when a source cannot
     be fetched.
@@ -178,7 +211,9 @@ def build(
     drawn = sprites[..., 3].reshape(len(icons), -1).max(1) > 0
     icons, sprites = [i for i, d in zip(icons, drawn, strict=True) if d], sprites[drawn]
     colours = turnable(sprites)
-    _write_gzip(out / "icons.json.gz", [asdict(i) | {"colours": c} for i, c in zip(icons, colours, strict=True)])
+    write_gzip(out / "icons.json.gz", [asdict(i) | {"colours": c} for i, c in zip(icons, colours, strict=True)])
+    words = read_other_words(out / "npm", (i.concept for i in icons))
+    save_words(words, out / "words.json.gz")
     np.save(out / "sprites-64.npy", sprites)
 
     log("composing scenes")
@@ -210,11 +245,6 @@ def _row(svg: str, captions: list[str], icon: Icon, kind: str, split: str) -> di
     return {"svg": svg, "captions": captions, "kind": kind, "split": split} | facts
 
 
-def _write_gzip(path: Path, rows: list[dict]) -> None:
-    with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-        packed.write(json.dumps(rows, ensure_ascii=False).encode())
-
-
 def _card(icons: list[Icon], counts: dict[str, dict[str, int]]) -> str:
     kinds = sorted({k for c in counts.values() for k in c})
     lines = [
@@ -230,6 +260,8 @@ def _card(icons: list[Icon], counts: dict[str, dict[str, int]]) -> str:
         "Validation and test hold whole concepts out (5% each), and, for the others, combinations: colour x concept, pairs",
         "of concepts, count x concept, background x concept, and style x concept. Names and tags: emojibase-data "
         f"{NAMES[1]} (MIT).",
+        f"Other words for them: WordNet 3.1, Princeton University ({WORDNET[0]} {WORDNET[1]}, WordNet licence), and "
+        f"{KEYWORDS[0]} {KEYWORDS[1]} (MIT).",
         "",
         "| source | icons | licence | attribution |",
         "|---|---|---|---|",

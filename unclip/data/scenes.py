@@ -21,7 +21,8 @@ import yaml
 from torch import Tensor
 
 from .emoji import STYLES
-from .render import BACKGROUNDS, WHITE, Layer, colour_share, compose_sprites, compose_svg, turn_to
+from .render import BACKGROUNDS, COLOURS, WHITE, Layer, colour_share, compose_sprites, compose_svg, turn_to
+from .words import Vocabulary, Words, load_words
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 RELATIONS = ("left", "right", "above", "below", "on top")
@@ -167,6 +168,7 @@ class IconSet:
 
     icons: list[dict]
     sprites: np.ndarray = field(repr=False)  # [N, 64, 64, 4] uint8 RGBA, memory-mapped
+    words: Vocabulary = field(default_factory=Vocabulary, repr=False)
 
     @classmethod
     def load(cls, folder: str | Path) -> "IconSet":
@@ -182,7 +184,7 @@ class IconSet:
         if not (folder / "icons.json.gz").exists():
             raise FileNotFoundError(f"no emoji dataset in {folder}; build it with `unclip data emoji --out {folder}`")
         icons = json.loads(gzip.decompress((folder / "icons.json.gz").read_bytes()))
-        return cls(icons, np.load(folder / "sprites-64.npy", mmap_mode="r"))
+        return cls(icons, np.load(folder / "sprites-64.npy", mmap_mode="r"), _load_words(folder / "words.json.gz"))
 
     def __len__(self) -> int:
         return len(self.icons)
@@ -256,6 +258,20 @@ class IconSet:
         return compose_sprites(scene.layers, self.sprites, size, scene.background)
 
 
+def _load_words(path: Path) -> Vocabulary:
+    """What people call the concepts, without what the evaluation asks or a scene says; none in a dataset older than these."""
+    if not path.exists():
+        return Vocabulary()
+    found = load_words(path)
+    kept = {
+        c: Words(**{k: [w for w in words if not is_everyday(w)] for k, words in vars(of).items()}) for c, of in found.of.items()
+    }
+    of = {concept: words for concept, words in kept.items() if words != Words()}
+    telling = {*COLOURS, *BACKGROUNDS, *NUMBERS.values(), *(w for words in _SIZE_WORDS.values() for w in words)}
+    nouns, adjectives = ([w for w in kind if w not in telling] for kind in (found.nouns, found.adjectives))
+    return Vocabulary(of, nouns, adjectives)
+
+
 def _countable(concept: str) -> bool:
     words = concept.split()
     return len(words) <= 3 and concept.replace(" ", "").isalpha() and not set(words) & {"and", "no", "with", "of", "button"}
@@ -282,7 +298,8 @@ class SceneSampler:
     no concept is held out whole: of a tenth of them one style is. A number is how often these come in training as single icons,
     beside the others (True: as often), for networks that learned of them late. `loose` is the share of single icons that are
     named as people do: by tags alone ("amphibian, green"), or with words around them that change nothing ("please draw a
-    nice frog").
+    nice frog"). `words` is the share of those that have any which are named by other words for them (unclip/data/words.py):
+    synonyms, narrower kinds, and what a dictionary says that they are.
     """
 
     def __init__(
@@ -296,6 +313,7 @@ class SceneSampler:
         groups: dict[str, float] | None = None,
         all_concepts: bool | float = False,
         loose: float = 0.0,
+        words: float = 0.0,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -314,9 +332,13 @@ class SceneSampler:
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
         if not 0 <= loose <= 1:
             raise ValueError(f"loose must be in [0, 1], got {loose}")
+        if not 0 <= words <= 1:
+            raise ValueError(f"words must be in [0, 1], got {words}")
+        if words and not icons.words.of:
+            raise ValueError("these icons have no other words; build them again with `unclip data emoji`, or set words to 0")
         if not isinstance(all_concepts, int | float) or not 0 <= all_concepts < float("inf"):
             raise ValueError(f"all_concepts must be true, false or a number of at least 0, got {all_concepts!r}")
-        self.all_concepts, self.loose = bool(all_concepts), loose
+        self.all_concepts, self.loose, self.words = bool(all_concepts), loose, words
         self.kinds, self._kind_weights = list(of_kinds), _normalised(list(of_kinds.values()))
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
         every = split != "train" or all_concepts
@@ -441,7 +463,10 @@ class SceneSampler:
         first = _with_tone(names[0], tone)
         if plan.kind == "single":
             tags = self.icons.tags(plan.concepts[0])
-            if self.loose and rng.random() < self.loose:
+            said = self.icons.words.of.get(plan.concepts[0]) if self.words else None
+            if said and rng.random() < self.words:
+                text = self._in_other_words(first, said, tags, rng)
+            elif self.loose and rng.random() < self.loose:
                 text = self._loosely(first, tags, rng)
             elif tags and rng.random() < 0.15:
                 chosen = rng.permutation(tags)[: int(rng.integers(1, 4))]
@@ -467,6 +492,19 @@ class SceneSampler:
         thing = f"{_pick(rng, _PRAISE)} {name}" if rng.random() < 0.6 else name
         return _pick(rng, _ASKING).format(name=thing, a_name=_a(thing))
 
+    def _in_other_words(self, name: str, said: Words, tags: list[str], rng: np.random.Generator) -> str:
+        """By another name, a narrower kind, what it is, or what is heard as it; mostly among words that change nothing."""
+        of = _pick(rng, [words for words in ([name], said.names, said.narrower, said.sayings, said.heard, said.heard) if words])
+        thing, about = _pick(rng, of), self.icons.words
+        if rng.random() < 0.15:
+            other = _pick(rng, [name, *said.names, *said.sayings[:1], *tags])
+            return thing if other == thing else f"{thing}, {other}"
+        if about.adjectives and of is not said.sayings and of is not said.heard and rng.random() < 0.4:
+            thing = f"{_pick(rng, about.adjectives)} {thing}"
+        if about.nouns and rng.random() < 0.35:
+            return _pick(rng, _CONTEXTS).format(name=thing, a_name=_a(thing), noun=_pick(rng, about.nouns))
+        return _pick(rng, _ASKING if rng.random() < 0.5 else _PLAIN).format(name=thing, a_name=_a(thing))
+
     def _name(self, concept: str, kind: str, rng: np.random.Generator) -> str:
         synonyms = self.icons.synonyms[concept]
         if synonyms and rng.random() < (0.2 if kind == "single" else 0.1):
@@ -486,8 +524,7 @@ def wordings(plan: Plan, names: Sequence[str] | None = None) -> list[str]:
     if plan.kind == "background":
         return [f"{_a(first)} on {_a(f'{plan.background} background')}"]
     if plan.kind == "size":
-        words = {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}[plan.size]
-        return [_a(f"{word} {first}") for word in words]
+        return [_a(f"{word} {first}") for word in _SIZE_WORDS[plan.size]]
     if plan.kind == "relation":
         return [words.format(_a(first), _a(others[0])) for words in _RELATION_WORDS[plan.relation]]
     return [words.format(*map(_a, order)) for words in _PAIR_WORDS for order in ((first, *others), (*others, first))]
@@ -506,6 +543,13 @@ _ASKING = (
     *("i want {a_name}", "show me the {name}", "a picture of {a_name}", "a drawing of {a_name}", "an icon of {a_name}"),
     *("just {a_name}", "{a_name}, please", "{a_name} for my friend", "{a_name} at home", "{a_name} in front of me"),
     *("{name} today", "{a_name} and nothing else", "look at this {name}"),
+)
+_PLAIN = ("{name}", "{a_name}")
+_CONTEXTS = (
+    *("{a_name} in the {noun}", "{a_name} on the {noun}", "{a_name} at the {noun}", "{a_name} near the {noun}"),
+    *("{a_name} from the {noun}", "{a_name} of the {noun}", "the {name} of {noun}", "{a_name} for my {noun}"),
+    *("{name} for {noun}", "{name} with {noun}", "{name} and its {noun}", "{name}, the {noun}", "{name}: {noun}"),
+    *("{noun} {name}", "a {noun} {name}", "the {noun}'s {name}"),
 )
 _COUNT_SPOTS = {
     2: ((0.26, 0.5, 0.46), (0.74, 0.5, 0.46)),
@@ -530,6 +574,7 @@ _RELATION_WORDS = {
 }
 
 
+_SIZE_WORDS = {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}
 _PAIR_WORDS = ("{} and {}", "{} with {}", "{} next to {}")
 
 

@@ -5,17 +5,20 @@ import json
 import numpy as np
 import pytest
 from datasets import load_from_disk
+from wordnet import write_words
 
 from unclip.data import emoji
 from unclip.data.emoji import NAMES, SOURCES, build, read_icons, slug
+from unclip.data.scenes import IconSet
 from unclip.data.shapes import SHAPES
+from unclip.data.words import Vocabulary, Words
 
 COLOUR = {"noto": "#e2453c", "flat": "#3b7de0", "3d": "#2fae54", "twemoji": "#f0b429"}
 
 
 @pytest.fixture
 def packages(tmp_path):
-    """Five small packages: every shape in four styles, one with skin tones, one icon that no name knows."""
+    """Seven small packages: every shape in four styles, one with skin tones, one icon that no name knows, and words."""
     folder = tmp_path / "emoji"
     for package, version, style, *_ in SOURCES:
         root = folder / "npm" / f"{package.lstrip('@').replace('/', '-')}-{version}"
@@ -35,8 +38,15 @@ def packages(tmp_path):
     (names / "package.json").write_text("{}")
     (names / "en" / "messages.json").write_text(json.dumps({"groups": [{"order": 0, "key": "objects"}]}))
     labels = [*SHAPES, "empty"]
-    data = [{"label": n, "group": 0, "tags": ["figure", f"{n}let", n]} for n in labels]
+    data = [{"label": n, "emoji": chr(0x2600 + k), "group": 0, "tags": ["figure", f"{n}let", n]} for k, n in enumerate(labels)]
     (names / "en" / "data.json").write_text(json.dumps(data))
+    keywords = {chr(0x2600 + labels.index("ring")): ["hoop", "kitty"]}
+    write_words(
+        folder / "npm",
+        ['star 06 | a plane figure with points; "a star"; "ring of stars"'],
+        keywords,
+        used=["meadow%1 9", "red%3 9"],
+    )
     return folder
 
 
@@ -67,13 +77,35 @@ def test_build_is_deterministic_and_complete(packages, tmp_path):
     row = built["test"][0]
     assert row["svg"].startswith("<svg") and row["captions"] and row["split"] == "test"
 
-    files = {name: (packages / name).read_bytes() for name in ("icons.json.gz", "sprites-64.npy", "README.md")}
+    said = {"star": Words(sayings=["plane figure with points"]), "ring": Words(names=["hoop"])}
+    assert IconSet.load(packages).words == Vocabulary(said, ["meadow"], [])  # no word that the evaluation or a scene says
+    files = {name: (packages / name).read_bytes() for name in ("icons.json.gz", "words.json.gz", "sprites-64.npy", "README.md")}
     rows = {s: list(built[s]) for s in built}
     with pytest.raises(FileExistsError, match="--force"):
         build(packages, log=lambda _: None)
     build(packages, log=lambda _: None, scenes=12, force=True)
     assert files == {name: (packages / name).read_bytes() for name in files}
     assert rows == {s: list(load_from_disk(str(packages))[s]) for s in rows}
+
+
+def test_phrases_of_english_are_heard_as_concepts(packages, tiny_folder, command):
+    code, _, errors = command("data", "phrases", tiny_folder, "--data", packages)
+    assert code == 2 and errors.count("\n") == 1 and f"unclip data emoji --out {packages} --force" in errors
+    build(packages, log=lambda _: None, scenes=2)
+    code, said, errors = command("data", "phrases", tiny_folder, "--data", packages)
+    assert code == 0, errors
+    found = {concept: words.heard for concept, words in IconSet.load(packages).words.of.items() if words.heard}
+    assert sorted(p for heard in found.values() for p in heard) == [
+        "a star",
+        "plane figure with points",
+        "ring of stars",
+        "star",
+    ]
+    assert said == f"4 phrases are heard as {len(found)} concepts\n"
+    assert IconSet.load(packages).words.of["ring"].names == ["hoop"]  # as before
+    first = (packages / "words.json.gz").read_bytes()
+    assert command("data", "phrases", tiny_folder, "--data", packages)[0] == 0
+    assert (packages / "words.json.gz").read_bytes() == first
 
 
 def test_without_npm_one_line_says_what_to_install(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from unclip.data.scenes import (
     split_of_concept,
     split_of_icon,
 )
+from unclip.data.words import Vocabulary, Words
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="10" fill="#e23b3b"/></svg>'
 ROUND = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><circle cx="5" cy="5" r="4" fill="#3b7de0"/></svg>'
@@ -191,6 +192,29 @@ def test_loose_captions_still_mean_the_icon(icons):
         assert one.kind != "single" or (one.key.split("|")[0], one.style) == (other.key.split("|")[0], other.style)
     with pytest.raises(ValueError, match=r"loose must be in \[0, 1\], got 2"):
         SceneSampler(tagged, "train", loose=2)
+
+
+def test_other_words_take_a_name_s_place(icons):
+    said = {c: Words([f"{c} by name"], [f"kind of {c}"], [f"what {c} is"]) for c in icons.concepts[1:]}
+    called = dataclasses.replace(icons, words=Vocabulary(said, ["meadow"], ["fluffy"]))
+    scenes = [SceneSampler(called, "train", seed=3, words=1.0, kinds=("single",)).scene(n) for n in range(300)]
+    concepts = [called.icons[s.layers[0].icon]["concept"] for s in scenes]
+    told = [
+        any(w in s.caption for w in (f"{c} by name", f"kind of {c}", f"what {c} is"))
+        for s, c in zip(scenes, concepts, strict=True)
+    ]
+    assert all(t <= (c in said) for t, c in zip(told, concepts, strict=True)) and 0.6 < np.mean(told) < 0.95
+    assert all(t or c in s.caption for t, c, s in zip(told, concepts, scenes, strict=True))
+    assert all(any(part in s.caption for s in scenes) for part in (" by name", "kind of ", "what ", "fluffy ", "meadow"))
+    plain, same = (SceneSampler(called, "train", words=share) for share in (0.0, 1.0))
+    for n in range(60):
+        one, other = plain.scene(n), same.scene(n)
+        assert one.kind == "single" or one == other  # nothing but a single icon is said in other words
+        assert one.kind != "single" or (one.key.split("|")[0], one.style) == (other.key.split("|")[0], other.style)
+    with pytest.raises(ValueError, match=r"words must be in \[0, 1\], got 2"):
+        SceneSampler(called, "train", words=2)
+    with pytest.raises(ValueError, match="no other words; build them again with `unclip data emoji`"):
+        SceneSampler(icons, "train", words=0.5)
 
 
 def test_contrasting_neighbours_differ_in_one_attribute(icons):
