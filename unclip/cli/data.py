@@ -34,19 +34,14 @@ def phrases(
     device: Device = None,
 ) -> None:
     """Add to the emoji dataset the phrases of English that a model's text encoder hears as one of its concepts."""
-    import torch
     from tqdm import tqdm
 
     from ..data.emoji import hear_phrases
 
     clip = load(model, device, "fp32").clip
 
-    @torch.inference_mode()
-    def encode(texts):
-        return torch.cat([clip.encode_text(texts[n : n + 256]).float().cpu() for n in range(0, len(texts), 256)])
-
     def progress(items, total):
         return tqdm(items, total=total, desc="phrases", file=sys.stderr)
 
-    heard, concepts = hear_phrases(data, encode, progress=progress)
+    heard, concepts = hear_phrases(data, clip.encode_text, progress)
     print(f"{heard} phrases are heard as {concepts} concepts")

@@ -4,7 +4,6 @@ Each row is one picture as a self-contained SVG. Kept as vectors because they ar
 3 KB against 40 KB for a flat icon as PNG at 1024 px, and any crop at any resolution renders from them.
 """
 
-import gzip
 import json
 import re
 import shutil
@@ -122,21 +121,21 @@ def _read_names(folder: Path) -> dict[str, tuple[str, Named]]:
     return names
 
 
-def hear_phrases(
-    out: Path, encode: Callable[[list[str]], Tensor], batch: int = 256, progress: Callable | None = None
-) -> tuple[int, int]:
+def hear_phrases(out: Path, encode: Callable[[list[str]], Tensor], progress: Callable | None = None) -> tuple[int, int]:
     """Add to the dataset at `out` the English phrases that a text encoder hears as one of its concepts (flags aside).
 
     `encode` turns texts [N] into vectors [N, D]. Returns how many phrases and of how many concepts; those of an encoder before
     are replaced. Raises FileNotFoundError when `out` holds no dataset, or one that was built without words.
     """
+    from .scenes import IconSet
+
     if not (out / "words.json.gz").exists():
         raise FileNotFoundError(f"no emoji dataset with words in {out}; build it with `unclip data emoji --out {out} --force`")
     fetch_sources(out / "npm")
-    icons = json.loads(gzip.decompress((out / "icons.json.gz").read_bytes()))
-    tags = {i["concept"]: i["tags"] for i in icons if i["group"] != "flags"}
+    icons = IconSet.load(out)
+    tags = {c: icons.tags(c) for c in icons.concepts if icons.groups[c] != "flags"}
     phrases = english(out / "npm" / _folder_name(*WORDNET))
-    batches = [phrases[n : n + batch] for n in range(0, len(phrases), batch)]
+    batches = [phrases[n : n + 256] for n in range(0, len(phrases), 256)]
     words = hear(load_words(out / "words.json.gz"), tags, progress(batches, len(batches)) if progress else batches, encode)
     save_words(words, out / "words.json.gz")
     heard = [len(said.heard) for said in words.of.values() if said.heard]
@@ -193,10 +192,9 @@ def build(
     """Build the dataset at `out` and return its counts.
 
     Writes `icons.json.gz`, `sprites-64.npy` and `words.json.gz` (what training composes and names its scenes from), a
-    `datasets.DatasetDict` with
-    the splits train, validation and test (every icon, and `scenes` composed pictures a split), and the card `README.md`.
-    Raises FileExistsError when `out` holds a dataset already and `force` is not set, RuntimeError when a source cannot
-    be fetched.
+    `datasets.DatasetDict` with the splits train, validation and test (every icon, and `scenes` composed pictures a split),
+    and the card `README.md`. Raises FileExistsError when `out` holds a dataset already and `force` is not set, RuntimeError
+    when a source cannot be fetched.
     """
     from datasets import Dataset, DatasetDict, Features, List, Value
 

@@ -330,10 +330,9 @@ class SceneSampler:
             if wrong or not sum(weights.values()):
                 raise ValueError(f"weights of {name} must be numbers of at least 0, not all of them 0, got {given!r}")
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
-        if not 0 <= loose <= 1:
-            raise ValueError(f"loose must be in [0, 1], got {loose}")
-        if not 0 <= words <= 1:
-            raise ValueError(f"words must be in [0, 1], got {words}")
+        for name, share in (("loose", loose), ("words", words)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {share}")
         if words and not icons.words.of:
             raise ValueError("these icons have no other words; build them again with `unclip data emoji`, or set words to 0")
         if not isinstance(all_concepts, int | float) or not 0 <= all_concepts < float("inf"):

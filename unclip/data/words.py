@@ -106,7 +106,7 @@ def read_words(wordnet: Path, keywords: Path, names: Path, concepts: Mapping[str
     calling = {w for concept, words in found.items() for name in (concept, *words.names) for w in (name, *name.split())}
     common = _common(wordnet / "dict" / "index.sense")
     nouns, adjectives = ([w for w in common[kind] if w not in calling] for kind in ("noun", "adj"))
-    return Vocabulary({c: w for c, w in found.items() if w.names or w.narrower or w.sayings}, nouns, adjectives)
+    return Vocabulary({c: w for c, w in found.items() if w != Words()}, nouns, adjectives)
 
 
 def english(wordnet: Path) -> list[str]:
@@ -222,10 +222,11 @@ def _keywords(folder: Path, names: Path, concepts: Mapping[str, Named]) -> dict[
     codes = [json.loads((names / "en" / "shortcodes" / f"{k}.json").read_text()) for k in ("github", "iamcal", "joypixels")]
     found = {}
     for concept, (emoji, _, _) in concepts.items():
-        point = "-".join(f"{ord(c):04X}" for c in emoji if c != "\ufe0f")
-        words = [*of_emoji.get(emoji, of_emoji.get(emoji.replace("\ufe0f", ""), []))]
+        bare = emoji.replace("\ufe0f", "")  # some tables leave out the mark that says: in colour
+        full_point, bare_point = ("-".join(f"{ord(c):04X}" for c in spelt) for spelt in (emoji, bare))
+        words = [*of_emoji.get(emoji, of_emoji.get(bare, []))]
         for table in codes:
-            code = table.get("-".join(f"{ord(c):04X}" for c in emoji), table.get(point, []))
+            code = table.get(full_point, table.get(bare_point, []))
             words += [code] if isinstance(code, str) else code
         found[concept] = list(dict.fromkeys(re.sub("[_-]", " ", w.lower()) for w in words))
     shared = Counter(w for words in found.values() for w in words)
