@@ -22,6 +22,7 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many pictures of each kind, for a quick look.")] = None,
+    scenes: Annotated[int, typer.Option(help="Scenes by which the part prior compares ways of drawing.")] = 2000,
     data: Annotated[str, typer.Option(help="The dataset that `unclip data emoji` built, or shapes.")] = "data/emoji",
     judge: Annotated[str | None, typer.Option(help="A judge's training run or folder; default: the split's own.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first picture of each kind; the next ones count up.")] = 0,
@@ -46,7 +47,7 @@ def evaluate(
         "prior_guidance_scale": prior_guidance,
         "prior_num_inference_steps": prior_steps,
     }
-    settings = Settings(model, split, out, only or [], limit, data, judge, seed, sampling, force)
+    settings = Settings(model, split, out, only or [], limit, data, judge, seed, sampling, force, scenes)
     command = shlex.join(["unclip", *sys.argv[1:]])
     for path in run(settings, lambda name: load(name, device, dtype), command):
         print(path)

@@ -28,7 +28,10 @@ class Impossible(ValueError):
 
 @dataclass
 class Bench:
-    """What every part works with. `limit` caps the pictures of each kind, for a quick look."""
+    """What every part works with.
+
+    `limit` caps the pictures of each kind, for a quick look; `scenes` are as many as the part prior compares ways by.
+    """
 
     pipe: UnCLIPPipeline
     judge: Judge
@@ -37,6 +40,7 @@ class Bench:
     split: str
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    scenes: int = 2000
 
     def cut(self, items: Sequence, most: int | None = None) -> list:
         return list(items)[: min((n for n in (self.limit, most) if n is not None), default=None)]
@@ -49,7 +53,7 @@ class Bench:
         settings = self.settings | changes
 
         def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-            given = {} if embeds is None else {"image_embeds": embeds[list(chunk)]}
+            given = {} if embeds is None else {"image_embeds": torch.stack([embeds[n] for n in chunk])}
             texts = [prompts[n].text for n in chunk]
             return self.pipe(texts, generator=generators, size=self.pipe.sizes[0], output_type="pt", **settings, **given).images
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..checkpoints import write_beside
 
 BATCH = 16
+GPU_BATCH = 128
 
 # (prompts' numbers, their generators) -> pictures [B, 3, H, W] in [0, 1]
 Draw = Callable[[Sequence[int], list[torch.Generator]], Tensor]

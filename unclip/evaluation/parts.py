@@ -35,8 +35,7 @@ from .prompts import Prompt
 from .report import Part, Plot, Sheet, Table
 
 SCENES = 2000  # pictures on each side of a distance
-COMPARED = 1000  # of them, where several ways to draw are compared
-NAMED = 400  # recognition prompts, where several ways to draw are compared
+NAMED = 400  # recognition prompts, where several ways to draw are compared, beside `bench.scenes`
 REPAINTED = 100
 SWEPT = 64
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -223,7 +222,7 @@ def rectangle(bench: Bench) -> Part:
             )
         return torch.cat(drawn)
 
-    drawn = bench.drawn("rectangle", [p.text for p in prompts], batch)
+    drawn = bench.drawn("rectangle", [p.text for p in prompts], batch, batch=1)
     white = real.masked_fill(hole, 255)
     ours, floor, theirs = (bench.named(pictures, prompts) for pictures in (drawn, white, real))
     results: dict[str, Any] = {
@@ -336,7 +335,7 @@ def prior(bench: Bench) -> Part:
     """
     asked = {
         "names": bench.cut(ask.recognition(bench.icons, bench.split), NAMED),
-        "scenes": ask.scenes(bench.icons, bench.split, bench.count(COMPARED)),
+        "scenes": ask.scenes(bench.icons, bench.split, bench.count(bench.scenes)),
     }
     folders = {"names": "recognition", "scenes": "scenes"}
     real = {kind: bench.judge.see(bench.truths(prompts))[1] for kind, prompts in asked.items()}

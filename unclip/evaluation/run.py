@@ -19,7 +19,7 @@ from ..pipelines import UnCLIPPipeline
 from ..pipelines.base import DEFAULTS
 from . import parts
 from .bench import Bench, Impossible
-from .drawing import Gallery
+from .drawing import BATCH, GPU_BATCH, Gallery
 from .prompts import check_split
 from .report import Part, Table, write
 
@@ -42,7 +42,7 @@ UPSAMPLERS = ("super_res_first", "super_res_last", "super_res_scheduler", "upsam
 
 @dataclass
 class Settings:
-    """What is evaluated and how. `sampling` replaces the model's own settings; `limit` caps the pictures of each kind."""
+    """What is evaluated and how. `sampling` replaces the model's own settings; `limit` and `scenes` are `Bench`'s."""
 
     model: str = "emoji"
     split: str = "dev"
@@ -54,6 +54,7 @@ class Settings:
     seed: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
     force: bool = False
+    scenes: int = 2000
 
     def __post_init__(self):
         check_split(self.split)
@@ -62,6 +63,8 @@ class Settings:
                 raise ValueError(f"unknown part {name!r}{nearest(name, PARTS)}; choose from {', '.join(PARTS)}")
         if self.limit is not None and self.limit < 8:
             raise ValueError(f"limit must be at least 8, got {self.limit}")
+        if self.scenes < 100:
+            raise ValueError(f"scenes must be at least 100, got {self.scenes}")
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"seed must be from 0 to 2^62, got {self.seed}")
         self.sampling = {k: v for k, v in self.sampling.items() if v is not None}
@@ -80,9 +83,11 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
     pipe = load(settings.model)
     pipe.set_progress_bar_config(disable=True)
     pipe._prepare()
+    device = pipe._execution_device
+    judge.to(device)
     drawn = _drawn_with(settings, pipe)
-    gallery = _open(settings, drawn)
-    bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling)
+    gallery = _open(settings, drawn, GPU_BATCH if device.type == "cuda" else BATCH)
+    bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling, settings.scenes)
     chosen = [name for name in PARTS if name in settings.only or not settings.only]
     found: list[Part] = []
     left_out: dict[str, str] = {}
@@ -99,6 +104,7 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
         "model": settings.model,
         "judge": {"is": str(settings.judge or settings.split), "fingerprint": judge.fingerprint},
         "limit": settings.limit,
+        "scenes": settings.scenes,
         "left_out": left_out,
         "seeds": f"picture n of each kind has the seed {settings.seed} + n",
         "resize": "the judge sees 64 px pictures as drawn, in 8 bits; low-resolution renders are area means of larger ones",
@@ -144,9 +150,9 @@ def _check_folder(settings: Settings) -> None:
         raise ValueError(f"{out} exists and is no evaluation; choose another folder{hint}")
 
 
-def _open(settings: Settings, drawn: dict[str, Any]) -> Gallery:
+def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gallery:
     """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for another one."""
-    out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed)
+    out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed, batch)
     noted = out / DRAWN_WITH
     if settings.force and noted.is_file():  # an evaluation's own pictures, and nobody else's
         gallery.forget()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 from PIL import Image
+from pretend_device import DEVICE, PretendDevice
 from safetensors.torch import load_file, save_file
 
 from unclip.checkpoints import save_components
@@ -22,7 +23,10 @@ from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
 from unclip.evaluation.parts import COPY, answered, nearest_render, training_renders
 from unclip.evaluation.run import Settings, _open
+from unclip.evaluation.run import evaluate as run
+from unclip.judge import Judge
 from unclip.objectives import create
+from unclip.pipelines import UnCLIPPipeline
 
 
 class Oracle:
@@ -249,6 +253,7 @@ def test_bad_input_is_one_line(evaluate, command, tiny_folder, tmp_path):
         (evaluate(tmp_path / "a", "--only", "recogniton"), "unknown part 'recogniton' (did you mean 'recognition'?)"),
         (evaluate(tmp_path / "a", "--split", "train"), "split must be dev or test, got 'train'"),
         (evaluate(tmp_path / "a", "--limit", 3), "limit must be at least 8, got 3"),
+        (evaluate(tmp_path / "a", "--scenes", 3), "scenes must be at least 100, got 3"),
         (evaluate(tmp_path / "a", model="nonsense"), "unknown model 'nonsense'"),
         (evaluate(tmp_path / "a", "--judge", tmp_path / "none"), "no judge at"),
         (evaluate(tmp_path / "a", "--data", tmp_path), "unclip data emoji"),
@@ -313,3 +318,19 @@ def test_force_deletes_no_pictures_but_an_evaluations(tmp_path):
     photo.parent.with_name("recognition").mkdir()
     _open(settings, {"seed": 1})
     assert not photo.parent.with_name("recognition").exists(), "what an evaluation left"
+
+
+def test_pictures_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # a module's parameters change kind
+    pipe, judge = UnCLIPPipeline.from_pretrained(tiny_folder, dtype=torch.float32), Judge.load(tiny_judge)
+    monkeypatch.setattr(Judge, "load", lambda _: judge)
+    found = []
+    for device in ("cpu", DEVICE):
+        settings = Settings(str(tiny_folder), "dev", tmp_path / str(device), ["prior"], 8, "shapes", str(tiny_judge))
+        with PretendDevice(), torch.no_grad():
+            found.append(run(settings, lambda _, device=device: pipe.to(device), "here")[0])
+    one, other = (json.loads(path.read_text())["results"]["prior"] for path in found)
+    for way in ("prior", "text embedding", "no prior", "true embedding"):
+        assert one[way]["r1"] == other[way]["r1"]
+        for distance, same in zip(*(r[way]["frechet_distance"].values() for r in (one, other)), strict=True):
+            assert distance["value"] == pytest.approx(same["value"], rel=0.02)  # of pictures rounded to 8 bits
