@@ -186,6 +186,25 @@ def test_it_resumes_exports_and_is_drawn_with(clip, base, tmp_path):
     assert not (again / FILE).exists() and (export_pipeline([folder], tmp_path / "copy") / FILE).exists()
 
 
+def test_it_goes_on_from_another_adapter(clip, base, tmp_path):
+    common = (f"objective.clip={clip}", f"init_from={base}", "objective.resolution=16", "batch_size=2", "warmup_steps=0")
+    common += ("objective.lora={rank: 2}",)
+    one = run_here("decoder_distill", tmp_path / "one", *common, "max_steps=2", "learning_rate=1e-2") / "final" / FILE
+    for adapter in (one, one.parent.parent):
+        kept = (f"objective.adapter={adapter}", "max_steps=1", "learning_rate=0", "objective.lora={rank: 2, alpha: 6}")
+        other = run_here("decoder_distill", tmp_path / f"from_{adapter.name}", *common, *kept) / "final" / FILE
+        one_is, other_is = Distilled.load(one), Distilled.load(other)
+        assert one_is.factors.keys() == other_is.factors.keys()
+        for layer, (down, up) in one_is.factors.items():
+            assert torch.equal(down, other_is.factors[layer][0]) and down.any() and up.any()
+            change, same = one_is.scale * up, other_is.scale * other_is.factors[layer][1]
+            torch.testing.assert_close(change, same, rtol=2e-3, atol=1e-6)
+    with pytest.raises(ConfigError, match="objective.adapter: it changes .* layers at rank 2, and this run .* at rank 3"):
+        run_here("decoder_distill", tmp_path / "wide", *common, f"objective.adapter={one}", "objective.lora={rank: 3}")
+    with pytest.raises(ConfigError, match="holds no decoder_distilled.safetensors"):
+        run_here("decoder_distill", tmp_path / "none", *common, f"objective.adapter={base}")
+
+
 @pytest.fixture
 def few(tiny_folder, tmp_path) -> UnCLIPPipeline:
     """The tiny pipeline with an adapter of random changes, made for 4 steps, through a folder."""

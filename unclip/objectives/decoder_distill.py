@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints import components_folder, resolve
 from ..config import ConfigError
 from ..data.examples import seeded_noise
 from ..diffusion import dpm_solver, levels, target
@@ -49,7 +50,8 @@ class DecoderDistillObjective(DecoderObjective):
     2210.03142, section 3.1) at once, at the noise levels alone that are drawn with. The error is of what the network predicts.
     A `timestep_shift` above 1 makes the parts at high noise shorter (`shifted_timesteps`); the adapter is drawn with it too.
 
-    `init_from` names the frozen decoder. The run leaves the adapter as the file that a pipeline's folder takes. A batch
+    `init_from` names the frozen decoder, `adapter` a file, run or pipeline's folder to take up an adapter from: that of a
+    decoder which has since gone on, say. The run leaves the adapter as the file that a pipeline's folder takes. A batch
     counts drawings, each of which is `evaluations` examples.
     """
 
@@ -69,6 +71,7 @@ class DecoderDistillObjective(DecoderObjective):
         prediction_type: str = "v_prediction",
         resolution: int | None = None,
         lora: dict | None = None,
+        adapter: str | None = None,
     ):
         super().__init__(
             model,
@@ -94,12 +97,32 @@ class DecoderDistillObjective(DecoderObjective):
         self.shift = float(timestep_shift)
         self.starts = torch.tensor(shifted_timesteps(evaluations, self.shift, self.schedule.config.num_train_timesteps))  # [E]
         self.of_frozen: str | None = None
+        self.begun = adapter and Distilled.load(_file(adapter))
 
     shardable = False  # parts would have to follow the adapter as it goes on and off
 
     def adapt(self) -> None:
         self.of_frozen = fingerprint(self.trained["decoder"])
         super().adapt()
+        if self.begun:
+            self._take_up(self.begun)
+
+    @torch.no_grad()
+    def _take_up(self, begun: Distilled) -> None:
+        """Start where another adapter ended."""
+        own = {n: p for n, p in self.trained["decoder"].named_parameters() if p.requires_grad}
+        settings = self.trained["decoder"].peft_config["default"]
+        factors = {f"{layer}.lora_A.default.weight": down for layer, (down, _) in begun.factors.items()}
+        scale = begun.scale * settings.r / settings.lora_alpha
+        factors |= {f"{layer}.lora_B.default.weight": scale * up for layer, (_, up) in begun.factors.items()}
+        if {n: p.shape for n, p in own.items()} != {n: f.shape for n, f in factors.items()}:
+            ranks = ", ".join(map(str, sorted({len(down) for down, _ in begun.factors.values()})))
+            raise ConfigError(
+                f"objective.adapter: it changes {len(begun.factors)} layers at rank {ranks}, and this run {len(own) // 2} at "
+                f"rank {settings.r}; take the same model and objective.lora"
+            )
+        for name, parameter in own.items():
+            parameter.copy_(factors[name])
 
     def compile_networks(self) -> None:
         raise ConfigError("compile=true does not go with the stage decoder_distill, which switches its adapter on and off")
@@ -205,6 +228,14 @@ class DecoderDistillObjective(DecoderObjective):
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.distilled().save(folder / FILE)
+
+
+def _file(adapter: str) -> Path:
+    """The file of an adapter that is named by itself, its run or a pipeline's folder."""
+    path = Path(adapter) if Path(adapter).is_file() else components_folder(resolve(adapter)) / FILE
+    if not path.is_file():
+        raise ConfigError(f"objective.adapter={adapter} holds no {FILE}")
+    return path
 
 
 def through(first: Tensor, first_level: Tensor, second: Tensor, second_level: Tensor) -> tuple[Tensor, Tensor]:
