@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import Device, Force
-from .pictures import load, need
+from .pictures import need, usable
 
 
 def emoji(
@@ -29,16 +29,19 @@ def emoji(
 
 
 def phrases(
-    model: Annotated[str, typer.Argument(help="A model's name or folder: its CLIP text encoder is asked.")] = "emoji",
+    model: Annotated[str, typer.Argument(help="A model, or the run of a CLIP: its text encoder is asked.")] = "emoji",
     data: Annotated[Path, typer.Option(help="Folder of the emoji dataset.")] = Path("data/emoji"),
     device: Device = None,
 ) -> None:
     """Add to the emoji dataset the phrases of English that a model's text encoder hears as one of its concepts."""
+    import torch
     from tqdm import tqdm
 
+    from ..checkpoints import components_folder
+    from ..clip import CLIP
     from ..data.emoji import hear_phrases
 
-    clip = load(model, device, "fp32").clip
+    clip = CLIP.from_pretrained(components_folder(model), dtype=torch.float32).to(usable(device))
 
     def progress(items, total):
         return tqdm(items, total=total, desc="phrases", file=sys.stderr)

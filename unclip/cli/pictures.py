@@ -17,18 +17,27 @@ def load(model: str, device: str | None, dtype: str, low_memory: bool = False):
     import torch
 
     from ..pipelines import UnCLIPPipeline
-    from ..precision import best_device
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
+    where = usable(device)
+    diffusers.utils.logging.disable_progress_bar()
+    kwargs = {} if dtype == "auto" else {"dtype": getattr(torch, DTYPES[dtype])}
+    return UnCLIPPipeline.from_pretrained(model, low_memory=low_memory, **kwargs).to(where)
+
+
+def usable(device: str | None):
+    """The device of that name, or the best one. Raises ValueError for one that is not there."""
+    import torch
+
+    from ..precision import best_device
+
     try:
         where = torch.device(device) if device else best_device()
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    diffusers.utils.logging.disable_progress_bar()
-    kwargs = {} if dtype == "auto" else {"dtype": getattr(torch, DTYPES[dtype])}
-    return UnCLIPPipeline.from_pretrained(model, low_memory=low_memory, **kwargs).to(where)
+    return where
 
 
 def need(*modules: str) -> None:

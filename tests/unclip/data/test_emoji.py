@@ -7,6 +7,7 @@ import pytest
 from datasets import load_from_disk
 from wordnet import write_words
 
+from unclip.clip import CLIP
 from unclip.data import emoji
 from unclip.data.emoji import NAMES, SOURCES, build, read_icons, slug
 from unclip.data.scenes import IconSet
@@ -104,8 +105,12 @@ def test_phrases_of_english_are_heard_as_concepts(packages, tiny_folder, command
     assert said == f"4 phrases are heard as {len(found)} concepts\n"
     assert IconSet.load(packages).words.of["ring"].names == ["hoop"]  # as before
     first = (packages / "words.json.gz").read_bytes()
-    assert command("data", "phrases", tiny_folder, "--data", packages)[0] == 0
-    assert (packages / "words.json.gz").read_bytes() == first
+    CLIP.from_pretrained(tiny_folder).save_pretrained(packages / "run" / "final")
+    for model in (tiny_folder, packages / "run"):
+        assert command("data", "phrases", model, "--data", packages)[0] == 0
+        assert (packages / "words.json.gz").read_bytes() == first
+    code, _, errors = command("data", "phrases", tiny_folder, "--data", packages, "--device", "nowhere")
+    assert code == 2 and errors.count("\n") == 1 and "device 'nowhere' cannot be used" in errors
 
 
 def test_without_npm_one_line_says_what_to_install(tmp_path, monkeypatch):
