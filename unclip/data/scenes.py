@@ -168,7 +168,7 @@ class IconSet:
 
     icons: list[dict]
     sprites: np.ndarray = field(repr=False)  # [N, 64, 64, 4] uint8 RGBA, memory-mapped
-    words: Vocabulary = field(default_factory=Vocabulary, repr=False)
+    words_file: Path | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, folder: str | Path) -> "IconSet":
@@ -184,10 +184,15 @@ class IconSet:
         if not (folder / "icons.json.gz").exists():
             raise FileNotFoundError(f"no emoji dataset in {folder}; build it with `unclip data emoji --out {folder}`")
         icons = json.loads(gzip.decompress((folder / "icons.json.gz").read_bytes()))
-        return cls(icons, np.load(folder / "sprites-64.npy", mmap_mode="r"), _load_words(folder / "words.json.gz"))
+        return cls(icons, np.load(folder / "sprites-64.npy", mmap_mode="r"), folder / "words.json.gz")
 
     def __len__(self) -> int:
         return len(self.icons)
+
+    @cached_property
+    def words(self) -> Vocabulary:
+        """What people call the concepts: read where captions are to use it alone."""
+        return _load_words(self.words_file) if self.words_file else Vocabulary()
 
     @cached_property
     def by_concept(self) -> dict[str, dict[str, list[int]]]:

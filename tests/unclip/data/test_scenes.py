@@ -196,7 +196,8 @@ def test_loose_captions_still_mean_the_icon(icons):
 
 def test_other_words_take_a_name_s_place(icons):
     said = {c: Words([f"{c} by name"], [f"kind of {c}"], [f"what {c} is"]) for c in icons.concepts[1:]}
-    called = dataclasses.replace(icons, words=Vocabulary(said, ["meadow"], ["fluffy"]))
+    called = dataclasses.replace(icons)
+    called.words = Vocabulary(said, ["meadow"], ["fluffy"])
     scenes = [SceneSampler(called, "train", seed=3, words=1.0, kinds=("single",)).scene(n) for n in range(300)]
     concepts = [called.icons[s.layers[0].icon]["concept"] for s in scenes]
     told = [
