@@ -21,6 +21,8 @@ from .drawing import Draw, Gallery
 from .metrics import recalled
 from .prompts import Prompt
 
+SCENES = 2000  # pictures on each side of a distance
+
 
 class Impossible(ValueError):
     """A part that this model or these icons do not allow."""
@@ -40,7 +42,7 @@ class Bench:
     split: str
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    scenes: int = 2000
+    scenes: int = SCENES
 
     def cut(self, items: Sequence, most: int | None = None) -> list:
         return list(items)[: min((n for n in (self.limit, most) if n is not None), default=None)]

@@ -18,7 +18,7 @@ from ..data.scenes import IconSet, split_of_concept, split_of_icon
 from ..objectives.upsampler import resize
 from ..pipelines import UnCLIPInpaintPipeline, UnCLIPPriorPipeline
 from . import prompts as ask
-from .bench import Bench, Impossible
+from .bench import SCENES, Bench, Impossible
 from .metrics import (
     Estimate,
     frechet,
@@ -34,7 +34,6 @@ from .metrics import (
 from .prompts import Prompt
 from .report import Part, Plot, Sheet, Table
 
-SCENES = 2000  # pictures on each side of a distance
 NAMED = 400  # recognition prompts, where several ways to draw are compared, beside `bench.scenes`
 REPAINTED = 100
 SWEPT = 64
@@ -214,13 +213,9 @@ def rectangle(bench: Bench) -> Part:
     settings = {k: v for k, v in bench.settings.items() if k != "sampler"}  # repainting has its own
 
     def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-        drawn = []
-        for n, generator in zip(chunk, generators, strict=True):
-            picture = Image.fromarray(real[n].permute(1, 2, 0).numpy())
-            drawn.append(
-                tool(prompts[n].text, picture, mask, generator=[generator], size=size, output_type="pt", **settings).images
-            )
-        return torch.cat(drawn)
+        (n,) = chunk  # one at a time
+        picture = Image.fromarray(real[n].permute(1, 2, 0).numpy())
+        return tool(prompts[n].text, picture, mask, generator=generators, size=size, output_type="pt", **settings).images
 
     drawn = bench.drawn("rectangle", [p.text for p in prompts], batch, batch=1)
     white = real.masked_fill(hole, 255)

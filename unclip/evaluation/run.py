@@ -18,7 +18,7 @@ from ..judge import Judge
 from ..pipelines import UnCLIPPipeline
 from ..pipelines.base import DEFAULTS
 from . import parts
-from .bench import Bench, Impossible
+from .bench import SCENES, Bench, Impossible
 from .drawing import BATCH, GPU_BATCH, Gallery
 from .prompts import check_split
 from .report import Part, Table, write
@@ -54,7 +54,7 @@ class Settings:
     seed: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
     force: bool = False
-    scenes: int = 2000
+    scenes: int = SCENES
 
     def __post_init__(self):
         check_split(self.split)
