@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -58,6 +59,7 @@ logger = logging.getLogger("unclip.training")
 
 OPTIMIZERS = ("adamw", "muon")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what they keep of a parameter
+PATIENCE = timedelta(hours=2)  # for a process that validates, draws or saves while the others wait; NCCL's own is ten minutes
 
 
 @dataclass
@@ -216,6 +218,7 @@ class Loop:
             gradient_accumulation_steps=run.gradient_accumulation,
             log_with=run.report_to or None,
             project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "trackers")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         self.main = self.accelerator.is_main_process
         if precision == "fp16" and self.accelerator.device.type == "cpu":

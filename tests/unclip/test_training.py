@@ -311,6 +311,26 @@ def test_two_processes_are_one_of_twice_the_batch_are_two_accumulated(tmp_path, 
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+LONG_VALIDATION = """
+import sys
+import time
+from datetime import timedelta
+import torch.distributed.distributed_c10d as c10d
+c10d.default_pg_timeout = timedelta(seconds=2)  # NCCL's own is ten minutes
+from unclip.objectives.upsampler import UpsamplerObjective
+from unclip.training import train
+UpsamplerObjective.validate = lambda self: time.sleep(5)
+train("configs/tiny/upsampler_256.yaml", sys.argv[1:])
+"""
+
+
+def test_the_others_wait_while_the_main_process_validates(tmp_path):
+    (tmp_path / "long.py").write_text(LONG_VALIDATION)
+    settings = ("max_steps=2", "validate_every=2")
+    finish(start(str(tmp_path / "long.py"), tmp_path / "x", *settings, processes=2))
+    assert (tmp_path / "x" / "final").is_dir()
+
+
 @pytest.mark.slow
 def test_accelerate_launches_the_same_script(tmp_path, run):
     launch = [
