@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ from .muon import Muon, hidden_matrices
 from .objectives import Objective, create
 from .objectives.base import to_device
 from .precision import best_device, fast_dtype
+from .processes import PATIENCE, settle
 from .sharding import STAGES as SHARDINGS
 from .sharding import Shards, launched, own_part, whole
 
@@ -59,7 +59,6 @@ logger = logging.getLogger("unclip.training")
 
 OPTIMIZERS = ("adamw", "muon")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what they keep of a parameter
-PATIENCE = timedelta(hours=2)  # for a process that validates, draws or saves while the others wait; NCCL's own is ten minutes
 
 
 @dataclass
@@ -486,11 +485,7 @@ class Loop:
             if reason is None:
                 raise
             raise DiskFull(f"step {self.step}: {reason}; last checkpoint: {self._last()}") from None
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.num_processes > 1:
-            # gloo's threads need Python to let go of the barrier's tensors; whoever drops the process group before that, waits
-            # for them while it holds Python, for ever
-            time.sleep(0.5)
+        settle(self.accelerator.state)
         self.accelerator.end_training()
 
     def _train(self) -> None:

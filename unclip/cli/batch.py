@@ -39,18 +39,17 @@ def draw_all(
     draws them. Under `accelerate launch` or `torchrun` each process draws every n-th job. Raises ValueError, unless `force`
     allows to replace it, for a picture of another job in a job's place.
     """
-    from accelerate import PartialState
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from ..precision import best_device
+    from ..processes import leave, together
 
     rows = [
         {"file": f"{number:06d}-{slug(prompt)}.png", "prompt": prompt, "seed": str(seed)}
         for number, (prompt, seed) in enumerate(jobs)
     ]
     check_free([out / MANIFEST], force=True)
-    state = PartialState(cpu=best_device().type == "cpu")  # it would not look for other processes on a CPU by itself
+    state = together()
     numbers = range(state.process_index, len(jobs), state.num_processes)
     mine = [n for n in numbers if not _is_there(out / rows[n]["file"], rows[n] | facts, force)]
     kept = sum(gather_object([len(numbers) - len(mine)]))
@@ -73,7 +72,7 @@ def draw_all(
         write(out / MANIFEST, lambda path: path.write_text(lines, encoding="utf-8"))
         for row in rows:
             print(out / row["file"])
-    state.destroy_process_group()
+    leave(state)
 
 
 def _metadata(row: dict[str, str]) -> dict[str, str]:

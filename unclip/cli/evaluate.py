@@ -35,10 +35,14 @@ def evaluate(
     dtype: Dtype = "auto",
     force: Annotated[bool, typer.Option(help="Draw anew what the report's folder holds.")] = False,
 ) -> None:
-    """Measure a model by what it draws: a JSON and a one-page HTML report with pictures, protocol and intervals."""
+    """Measure a model by what it draws: a JSON and a one-page HTML report with pictures, protocol and intervals.
+
+    Under `accelerate launch -m unclip evaluate ...` several processes share the drawing.
+    """
     need("inflect", "resvg_py")
     from ..evaluation import Settings
     from ..evaluation import evaluate as run
+    from ..processes import leave, together
 
     sampling = {
         "decoder_guidance_scale": guidance,
@@ -49,5 +53,8 @@ def evaluate(
     }
     settings = Settings(model, split, out, only or [], limit, data, judge, seed, sampling, force, scenes)
     command = shlex.join(["unclip", *sys.argv[1:]])
-    for path in run(settings, lambda name: load(name, device, dtype), command):
+    state = together()
+    place = device or (str(state.device) if state.num_processes > 1 else None)
+    for path in run(settings, lambda name: load(name, place, dtype), command):
         print(path)
+    leave(state)

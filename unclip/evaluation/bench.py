@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints import write_beside
 from ..clip import CLIP
 from ..data.scenes import IconSet
 from ..judge import Judge
@@ -68,7 +69,9 @@ class Bench:
         if any(old != new for old, new in zip(before, texts, strict=False)):
             raise ValueError(f"{listed.parent} holds pictures of other prompts; choose another folder or pass --force")
         listed.parent.mkdir(parents=True, exist_ok=True)
-        listed.write_text(json.dumps(max(before, texts, key=len), indent=0, ensure_ascii=False))
+        if self.gallery.state.is_main_process:
+            said = json.dumps(max(before, texts, key=len), indent=0, ensure_ascii=False)
+            write_beside(listed, lambda partial: partial.write_text(said))
         return self.gallery.pictures(name, len(texts), draw, batch)
 
     def truths(self, prompts: list[Prompt]) -> Tensor:

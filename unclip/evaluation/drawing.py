@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints import write_beside
+from ..processes import together
 
 BATCH = 16
 GPU_BATCH = 128
@@ -25,19 +26,23 @@ class Gallery:
 
     Batches begin at multiples of `batch`, so that a picture's neighbours, and with them its last bits, are the same in an
     evaluation that was interrupted. Pictures are read back from their files in either case.
+
+    Of several processes that were started together each draws every n-th batch, and all of them read what all have drawn.
     """
 
     def __init__(self, folder: Path, seed: int = 0, batch: int = BATCH):
-        self.folder, self.seed, self.batch = folder, seed, batch
+        self.folder, self.seed, self.batch, self.state = folder, seed, batch, together()
 
     def pictures(self, name: str, count: int, draw: Draw, batch: int | None = None) -> Tensor:
         """`count` pictures called `name`, uint8 [N, 3, H, W]; picture n has the seed `seed + n`."""
         folder, size = self.folder / name, batch or self.batch
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{n:05d}.png" for n in range(count)]
-        bar = tqdm(total=count, desc=name, unit="picture", file=sys.stderr, disable=all(f.is_file() for f in files))
-        for start in range(0, count, size):
-            chunk = range(start, min(start + size, count))
+        chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        mine = chunks[self.state.process_index :: self.state.num_processes]
+        quiet = not self.state.is_main_process or all(f.is_file() for f in files)
+        bar = tqdm(total=sum(map(len, mine)), desc=name, unit="picture", file=sys.stderr, disable=quiet)
+        for chunk in mine:
             if not all(files[n].is_file() for n in chunk):
                 generators = [torch.Generator().manual_seed(self.seed + n) for n in chunk]
                 drawn = (draw(chunk, generators).float().cpu().clamp(0, 1) * 255).round().byte()
@@ -45,6 +50,7 @@ class Gallery:
                     _write(files[n], picture)
             bar.update(len(chunk))
         bar.close()
+        self.state.wait_for_everyone()
         return read(files)
 
     def forget(self, names: str = "*") -> None:

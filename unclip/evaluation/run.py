@@ -70,11 +70,12 @@ class Settings:
         self.sampling = {k: v for k, v in self.sampling.items() if v is not None}
 
 
-def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command: str) -> tuple[Path, Path]:
+def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command: str) -> tuple[Path, ...]:
     """Run the parts asked for and write the report; -> its JSON and its page.
 
     Pictures are kept in `out/pictures`: run again, also with other parts, another judge, a larger limit or other upsamplers,
-    only what is missing is drawn. Raises ValueError where `out` holds something else, FileNotFoundError without the data.
+    only what is missing is drawn. Processes that were started together share the drawing, and the main one writes the report
+    (of the others it is ()). Raises ValueError where `out` holds something else, FileNotFoundError without the data.
     """
     began = time.monotonic()
     _check_folder(settings)
@@ -88,18 +89,23 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
     drawn = _drawn_with(settings, pipe)
     gallery = _open(settings, drawn, GPU_BATCH if device.type == "cuda" else BATCH)
     bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling, settings.scenes)
+    main = gallery.state.is_main_process
     chosen = [name for name in PARTS if name in settings.only or not settings.only]
     found: list[Part] = []
     left_out: dict[str, str] = {}
     for number, name in enumerate(chosen, 1):
-        print(f"part {number} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
+        if main:
+            print(f"part {number} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
         try:
             found.append(PARTS[name](bench))
         except Impossible as reason:
             if name in settings.only:
                 raise
             left_out[name] = str(reason)
-            print(f"left out: {reason}", file=sys.stderr)
+            if main:
+                print(f"left out: {reason}", file=sys.stderr)
+    if not main:
+        return ()
     protocol = drawn | {
         "model": settings.model,
         "judge": {"is": str(settings.judge or settings.split), "fingerprint": judge.fingerprint},
@@ -153,9 +159,9 @@ def _check_folder(settings: Settings) -> None:
 def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gallery:
     """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for another one."""
     out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed, batch)
-    noted = out / DRAWN_WITH
+    noted, state, stale = out / DRAWN_WITH, gallery.state, None
     if settings.force and noted.is_file():  # an evaluation's own pictures, and nobody else's
-        gallery.forget()
+        stale = "*"
     elif noted.is_file():
         before = json.loads(noted.read_text())
         for key, value in drawn.items():
@@ -164,14 +170,19 @@ def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gall
                     f"{out} holds an evaluation with another {key} ({before.get(key)}, now {value}); choose another folder, "
                     "or pass --force to draw anew"
                 )
-        if before.get("upsamplers") != drawn["upsamplers"]:
+        stale = "upsampled-*" if before.get("upsamplers") != drawn["upsamplers"] else None
+    state.wait_for_everyone()  # until all have looked
+    if state.is_main_process:
+        if stale:
+            gallery.forget(stale)
+        if stale == "upsampled-*":
             print("other upsamplers than before: what they enlarge is drawn anew", file=sys.stderr)
-            gallery.forget("upsampled-*")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        noted.write_text(json.dumps(drawn, indent=1) + "\n")
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            noted.write_text(json.dumps(drawn, indent=1) + "\n")
+        except OSError as error:
+            raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+    state.wait_for_everyone()
     return gallery
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,6 +200,25 @@ def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, 
     assert {p: p.read_bytes() for p in sorted(out.rglob("*.png"))} == drawn
     assert evaluate(out, "--only", "recognition", "--seed", 1, "--force")[0] == 0
     assert numbers(out)["protocol"]["seed"] == 1 and len(list(out.rglob("*.png"))) == 8
+
+
+def test_two_processes_share_the_drawing_and_find_the_same(evaluate, tiny_folder, tiny_judge, tmp_path):
+    """Eight pictures are one batch of the main process; rectangles are drawn one by one, four by each."""
+    alone, out, parts = tmp_path / "alone", tmp_path / "two", ("--only", "recognition", "--only", "rectangle")
+    assert evaluate(alone, *parts)[0] == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unclip"]
+    words = ["evaluate", tiny_folder, "--out", out, "--data", "shapes", "--judge", tiny_judge, "--limit", 8, *parts]
+    done = subprocess.run([*launch, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(out / name) for name in ("report.json", "report.html")]
+    assert "recognition: 100%" in done.stderr and "8/8" in done.stderr, done.stderr
+    assert "rectangle: 100%" in done.stderr and "4/4" in done.stderr, done.stderr
+    assert done.stderr.count("part 1 of 2: recognition") == 1
+    ours, whole = numbers(out), numbers(alone)
+    assert ours["protocol"] == whole["protocol"] and ours["results"] == whole["results"]
+    drawn = {p.relative_to(alone): np.array(Image.open(p), dtype=int) for p in alone.rglob("*.png")}
+    assert len(drawn) == 16 and len(list(out.rglob("*.png"))) == 16
+    assert all(abs(np.array(Image.open(out / name)) - picture).max() <= 1 for name, picture in drawn.items())
 
 
 def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, tiny_folder, tmp_path):
