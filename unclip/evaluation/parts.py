@@ -407,7 +407,7 @@ def sweeps(bench: Bench) -> Part:
     if bench.settings.get("sampler") == "distilled":
         raise Impossible("a distilled decoder has neither guidance nor steps to sweep over")
     prompts = bench.cut(ask.recognition(bench.icons, bench.split), SWEPT)
-    wanted = bench.judge.read([p.text for p in prompts])
+    wanted, own = bench.judge.read([p.text for p in prompts]), bench.pipe.sampling_settings(bench.settings)
     results, shown = {}, []
     for name, setting, values in (
         ("guidance", "decoder_guidance_scale", GUIDANCE),
@@ -415,7 +415,8 @@ def sweeps(bench: Bench) -> Part:
     ):
         lines: dict[str, list[tuple[float, Estimate]]] = {"R@1": [], "R@5": [], "cosine": []}
         for value in values:
-            pictures = bench.draw(f"sweep-{name}-{value:g}", prompts, **{setting: value})
+            folder = "recognition" if value == own[setting] else f"sweep-{name}-{value:g}"
+            pictures = bench.draw(folder, prompts, **{setting: value})
             found = (*bench.named(pictures, prompts), (bench.judge.see(pictures)[0] * wanted).sum(1))
             for line, numbers in zip(lines.values(), found, strict=True):
                 line.append((value, mean(numbers)))

@@ -16,7 +16,6 @@ from ..data.scenes import IconSet
 from ..distilled import FILE as DISTILLED
 from ..judge import Judge
 from ..pipelines import UnCLIPPipeline
-from ..pipelines.base import DEFAULTS
 from . import parts
 from .bench import SCENES, Bench, Impossible
 from .drawing import BATCH, GPU_BATCH, Gallery
@@ -134,7 +133,7 @@ def _drawn_with(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
         "data": _hash([data]) if data.is_file() else str(settings.data),
         "split": settings.split,
         "seed": settings.seed,
-        "sampling": DEFAULTS | (pipe.config.defaults or {}) | settings.sampling,
+        "sampling": pipe.sampling_settings(settings.sampling),
         "dtype": str(pipe.decoder.dtype).removeprefix("torch."),
     }
 

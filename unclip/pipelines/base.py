@@ -315,6 +315,10 @@ class UnCLIPBase(Loading):
         """
         return self._interrupt
 
+    def sampling_settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What pictures are drawn with: a setting that is given and not None, else the checkpoint's own, else the package's."""
+        return DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
+
     def _begin(
         self,
         count: int,
@@ -332,7 +336,7 @@ class UnCLIPBase(Loading):
         """Check what every pipeline is asked for, and get ready to run. Raises ValueError naming the value."""
         if sampler == DISTILLED:
             given = self._few_steps(given)
-        settings = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
+        settings = self.sampling_settings(given)
         settings = {k: v for k, v in settings.items() if k in given or k in _OF_EVERY_CALL}
         if not isinstance(num_images, int) or num_images < 1 or count * num_images > MAX_IMAGES:
             raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count} prompts x {num_images!r}")

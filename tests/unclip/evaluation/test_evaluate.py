@@ -295,6 +295,9 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert list(found["results"]) == expected and "everyday" in found["protocol"]["left_out"]
     assert {row["what"] for row in found["summary"]} >= {"weights, MB", "Fréchet distance, times the floor"}
     assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
+    own, pictures = found["protocol"]["sampling"]["decoder_guidance_scale"], tmp_path / "report" / "pictures"
+    assert f"{own:g}" in found["results"]["sweeps"]["guidance"]["R@1"]
+    assert (pictures / "sweep-guidance-5").exists() and not (pictures / f"sweep-guidance-{own:g}").exists(), "drawn already"
     ways = found["results"]["prior"]
     for kind in ("names", "scenes"):
         distances = {
