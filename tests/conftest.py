@@ -75,6 +75,8 @@ def tiny_networks() -> dict:
     }
 
 
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")  # what Python is told before a command
+
 TINY_DEFAULTS = {
     "prior_num_inference_steps": 3,
     "decoder_num_inference_steps": 3,

@@ -15,6 +15,11 @@ def together() -> PartialState:
     return PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE)  # it would not look for others on a CPU by itself
 
 
+def own_device(state: PartialState) -> str | None:
+    """Where one of several works; None for one that was started alone, which is free to choose."""
+    return str(state.device) if state.num_processes > 1 else None
+
+
 def settle(state: PartialState) -> None:
     """Wait until every process is here and may drop its process group."""
     state.wait_for_everyone()

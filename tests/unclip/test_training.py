@@ -13,7 +13,7 @@ import torch
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import ComputeEnvironment
-from conftest import ROOT
+from conftest import ROOT, TWO_PROCESSES
 from running import QUIET, finish, run_here, start, state
 from safetensors.torch import load_file
 
@@ -286,14 +286,13 @@ def test_the_average_has_the_width_it_claims():
 @pytest.mark.parametrize(
     "stage", [s if s in ("clip", "upsampler_256") else pytest.param(s, marks=pytest.mark.slow) for s in STAGES]
 )
-def test_two_processes_are_one_of_twice_the_batch_are_two_accumulated(tmp_path, runs, stage):
+def test_two_processes_are_one_of_twice_the_batch_are_two_accumulated(tmp_path, run, runs, stage):
     common = ["max_steps=4", *parts(stage, runs)]
     common.append("eps=1e-4")  # Adam divides by a gradient's size: with 1e-8 it would enlarge the rounding of those near zero
     run_here(stage, tmp_path / "alone", *common, "batch_size=8")
     if stage == "clip":  # once as people start them
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
         settings = [f"configs/tiny/{stage}.yaml", *QUIET, *common, f"output_dir={tmp_path / 'two'}", "batch_size=4"]
-        result = subprocess.run([*launch, *settings], cwd=ROOT, capture_output=True, text=True, check=False)
+        result = run(*TWO_PROCESSES, "train.py", *settings)
         assert result.returncode == 0, result.stderr
         said = result.stderr
     else:

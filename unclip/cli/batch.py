@@ -42,7 +42,7 @@ def draw_all(
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from ..processes import leave, together
+    from ..processes import leave, own_device, together
 
     rows = [
         {"file": f"{number:06d}-{slug(prompt)}.png", "prompt": prompt, "seed": str(seed)}
@@ -56,7 +56,7 @@ def draw_all(
     if state.is_main_process and kept:
         print(f"{kept} of {len(jobs)} pictures are there already", file=sys.stderr)
     if mine:
-        pipe, batch = prepare(str(state.device) if state.num_processes > 1 else None)
+        pipe, batch = prepare(own_device(state))
         bar = tqdm(total=len(mine), desc="pictures", file=sys.stderr, disable=not state.is_main_process)
         for chunk in (mine[n : n + batch] for n in range(0, len(mine), batch)):
             for number, image in zip(chunk, draw([jobs[n] for n in chunk], pipe), strict=True):

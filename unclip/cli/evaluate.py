@@ -42,7 +42,7 @@ def evaluate(
     need("inflect", "resvg_py")
     from ..evaluation import Settings
     from ..evaluation import evaluate as run
-    from ..processes import leave, together
+    from ..processes import leave, own_device, together
 
     sampling = {
         "decoder_guidance_scale": guidance,
@@ -54,7 +54,6 @@ def evaluate(
     settings = Settings(model, split, out, only or [], limit, data, judge, seed, sampling, force, scenes)
     command = shlex.join(["unclip", *sys.argv[1:]])
     state = together()
-    place = device or (str(state.device) if state.num_processes > 1 else None)
-    for path in run(settings, lambda name: load(name, place, dtype), command):
+    for path in run(settings, lambda name: load(name, device or own_device(state), dtype), command):
         print(path)
     leave(state)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,20 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
     drawn = _drawn_with(settings, pipe)
     gallery = _open(settings, drawn, GPU_BATCH if device.type == "cuda" else BATCH)
     bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling, settings.scenes)
-    main = gallery.state.is_main_process
+    say = gallery.state.on_main_process(partial(print, file=sys.stderr, flush=True))
     chosen = [name for name in PARTS if name in settings.only or not settings.only]
     found: list[Part] = []
     left_out: dict[str, str] = {}
     for number, name in enumerate(chosen, 1):
-        if main:
-            print(f"part {number} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
+        say(f"part {number} of {len(chosen)}: {name}")
         try:
             found.append(PARTS[name](bench))
         except Impossible as reason:
             if name in settings.only:
                 raise
             left_out[name] = str(reason)
-            if main:
-                print(f"left out: {reason}", file=sys.stderr)
-    if not main:
+            say(f"left out: {reason}")
+    if not gallery.state.is_main_process:
         return ()
     protocol = drawn | {
         "model": settings.model,

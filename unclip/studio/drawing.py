@@ -22,7 +22,7 @@ from ..pipelines import (
     UnCLIPPriorPipeline,
     UnCLIPTextDiffPipeline,
 )
-from ..pipelines.base import DEFAULTS, SAMPLERS
+from ..pipelines.base import SAMPLERS
 from ..worker import Calling, Worker
 
 OWN = "the model's own"
@@ -81,7 +81,7 @@ class Studio:
 
     def default(self, name: str) -> Any:
         """A setting's value where nothing else is said: the checkpoint's, else the package's."""
-        return (self.pipe.config.defaults or {}).get(name, DEFAULTS[name])
+        return self.pipe.sampling_settings({})[name]
 
     # ------------------------------------------------------------------------------------------ what is drawn
 

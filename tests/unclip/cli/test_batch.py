@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TWO_PROCESSES
 from PIL import Image
 
 PROMPTS = ["a ring", "two stars", "", "a red moon", "a ring"]
@@ -59,7 +59,7 @@ def test_a_file_of_prompts(command, words, tmp_path):
     assert command(*words, "--out", out, "--force")[0] == 0 and same(pixels(out), drawn)
 
 
-def test_killed_and_on_two_processes(words, tmp_path, command):
+def test_killed_and_on_two_processes(words, tmp_path, command, run):
     assert command(*words, "--out", tmp_path / "whole")[0] == 0
     for attempt in range(10):  # the eight pictures are written within milliseconds: now and then the signal comes too late
         out = tmp_path / f"out{attempt}"
@@ -74,9 +74,7 @@ def test_killed_and_on_two_processes(words, tmp_path, command):
         if len(kept) < 8:
             break
     assert 0 < len(kept) < 8 and not (out / "manifest.jsonl").exists()
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unclip"]
-    command_line = [sys.executable, *launch, *arguments[3:]]
-    second = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    second = run(*TWO_PROCESSES, *arguments[1:], timeout=240)
     assert second.returncode == 0, second.stderr
     left = [n for n in range(8) if not any(name.startswith(f"{n:06d}") for name in kept)]
     drawn_by_the_first = sum(n % 2 == 0 for n in left)

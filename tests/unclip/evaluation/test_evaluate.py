@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, TWO_PROCESSES
 from PIL import Image
 from pretend_device import DEVICE, PretendDevice
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,7 @@ from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
 from unclip.evaluation.parts import COPY, answered, nearest_render, training_renders
 from unclip.evaluation.run import Settings, _open
-from unclip.evaluation.run import evaluate as run
+from unclip.evaluation.run import evaluate as run_evaluation
 from unclip.judge import Judge
 from unclip.objectives import create
 from unclip.pipelines import UnCLIPPipeline
@@ -202,13 +202,12 @@ def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, 
     assert numbers(out)["protocol"]["seed"] == 1 and len(list(out.rglob("*.png"))) == 8
 
 
-def test_two_processes_share_the_drawing_and_find_the_same(evaluate, tiny_folder, tiny_judge, tmp_path):
+def test_two_processes_share_the_drawing_and_find_the_same(evaluate, run, tiny_folder, tiny_judge, tmp_path):
     """Eight pictures are one batch of the main process; rectangles are drawn one by one, four by each."""
     alone, out, parts = tmp_path / "alone", tmp_path / "two", ("--only", "recognition", "--only", "rectangle")
     assert evaluate(alone, *parts)[0] == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unclip"]
     words = ["evaluate", tiny_folder, "--out", out, "--data", "shapes", "--judge", tiny_judge, "--limit", 8, *parts]
-    done = subprocess.run([*launch, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(*TWO_PROCESSES, "-m", "unclip", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(out / name) for name in ("report.json", "report.html")]
     assert "recognition: 100%" in done.stderr and "8/8" in done.stderr, done.stderr
@@ -351,7 +350,7 @@ def test_pictures_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judg
     for device in ("cpu", DEVICE):
         settings = Settings(str(tiny_folder), "dev", tmp_path / str(device), ["prior"], 8, "shapes", str(tiny_judge))
         with PretendDevice(), torch.no_grad():
-            found.append(run(settings, lambda _, device=device: pipe.to(device), "here")[0])
+            found.append(run_evaluation(settings, lambda _, device=device: pipe.to(device), "here")[0])
     one, other = (json.loads(path.read_text())["results"]["prior"] for path in found)
     for way in ("prior", "text embedding", "no prior", "true embedding"):
         assert one[way]["r1"] == other[way]["r1"]
