@@ -33,7 +33,8 @@ class Impossible(ValueError):
 class Bench:
     """What every part works with.
 
-    `limit` caps the pictures of each kind, for a quick look; `scenes` are as many as the part prior compares ways by.
+    `limit` caps the pictures of each kind, for a quick look; `scenes` are as many as the part prior compares ways by, and with
+    `two_ways` it draws them after the prior and after the text embedding alone.
     """
 
     pipe: UnCLIPPipeline
@@ -44,6 +45,7 @@ class Bench:
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     scenes: int = SCENES
+    two_ways: bool = False
 
     def cut(self, items: Sequence, most: int | None = None) -> list:
         return list(items)[: min((n for n in (self.limit, most) if n is not None), default=None)]
