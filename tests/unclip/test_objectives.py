@@ -291,6 +291,7 @@ def test_a_grounded_decoder_attends_to_what_is_there(clip, tmp_path):
     model += "cross_attention_dim: 32, time_embed_dim: 32, text_proj: {text_layers: 1, text_head_dim: 16, text_images: true}}"
     common = (f"objective.clip={clip}", f"model={model}", "data.kinds=[relation]", "batch_size=8", "learning_rate=6e-3")
     common += ("max_steps=140", "warmup_steps=0", "log_every=20", "objective.drop_both=0", "objective.drop_text=0")
+    common += ("objective.resolution=32",)
     run_here("decoder", tmp_path / "run", *common, "objective.grounding=1")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     where, what = ([line[k] for line in lines if line["kind"] == "train"] for k in ("where", "what"))

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
-import inflect
 import numpy as np
 import torch
+import typeguard
 import yaml
 from torch import Tensor
 
@@ -53,7 +53,19 @@ MAX_TRIES = 10_000
 SPLITS = ("train", "validation", "test", "all")
 _LETTERS = re.compile(r"\bbutton\b|^keycap|^input |^(circled m|copyright|registered|trade mark|atm sign|information)$")
 _STYLE_WORDS = re.compile(r"\b(in )?(noto|flat|3d|twemoji) style\b")
-_INFLECT = inflect.engine()
+
+
+def _inflect():
+    """inflect, without the checks of its arguments that typeguard would write into every function of it, for seconds."""
+    checked, typeguard.typechecked = typeguard.typechecked, lambda function: function
+    try:
+        import inflect
+    finally:
+        typeguard.typechecked = checked
+    return inflect.engine()
+
+
+_INFLECT = _inflect()
 
 
 # ---------------------------------------------------------------------------------------------- held out

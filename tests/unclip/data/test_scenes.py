@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import inflect
 import numpy as np
 import pytest
 import torch
+import typeguard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -322,3 +324,16 @@ def test_crops_of_one_rendering_are_windows_of_it_whatever_was_asked_before(monk
         assert (windows == found).all((1, 2, 3)).any()
     with pytest.raises(ValueError, match="crops_each must be at least 1, got 0"):
         EmojiCrops("shapes", crops_each=0)
+
+
+def test_the_types_of_inflects_arguments_alone_go_unchecked():
+    """typeguard takes seconds to write its checks into inflect's functions."""
+
+    @typeguard.typechecked
+    def double(number: int) -> int:
+        return 2 * number
+
+    with pytest.raises(typeguard.TypeCheckError):
+        double("2")
+    assert "typeguard" in double.__code__.co_names
+    assert "typeguard" not in inflect.engine.plural_noun.__code__.co_names
