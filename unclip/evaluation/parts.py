@@ -115,8 +115,7 @@ def _retrieval(
 def composition(bench: Bench) -> Part:
     """Held-out combinations: each object among a hundred, and what is said of it among all that could be said."""
     results, rows, sheets = {}, [], []
-    for kind, prompts in ask.composition(bench.icons, bench.split).items():
-        prompts = bench.cut(prompts)
+    for kind, prompts in ask.composition(bench.icons, bench.split, bench.count(ask.PER_KIND)).items():
         if not prompts:
             continue
         pictures = bench.draw(f"composition-{kind}", prompts)
