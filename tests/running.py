@@ -43,7 +43,11 @@ def run_here(stage: str, folder: Path, *settings: str, stop_at: int | None = Non
 def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[Process]:
     """The same, or a script in place of a stage, in processes of their own, that know of each other as torchrun's do."""
     script = [stage] if stage.endswith(".py") else ["train.py", f"configs/tiny/{stage}.yaml"]
-    command = [*script, *QUIET, *settings, f"output_dir={folder}"]
+    return launch([*script, *QUIET, *settings, f"output_dir={folder}"], processes)
+
+
+def launch(command: list[str], processes: int) -> list[Process]:
+    """A script or a module (`-m NAME`) with what it is told, in processes of their own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -324,7 +324,7 @@ def test_a_grounded_run_that_was_interrupted_is_the_unbroken_one(clip, tmp_path)
 def test_text_layers_learn_from_captions_what_is_named_and_where(clip, tmp_path, capsys):
     """And a decoder starts from them."""
     settings = (f"objective.clip={clip}", "data.kinds=[relation, single]", "batch_size=32", "learning_rate=3e-3")
-    run = run_here("text_proj", tmp_path / "text", *settings, "log_every=10", "max_steps=120", "validate_every=10")
+    run = run_here("text_proj", tmp_path / "text", *settings, "log_every=10", "max_steps=70", "validate_every=10")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for kind in ("train", "validation"):
         for name, factor in (("what", 0.85), ("where", 0.7)):

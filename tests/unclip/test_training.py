@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -39,10 +37,8 @@ def runs(tmp_path_factory) -> Path:
         settings += ["sample_every=2", "validate_every=2", "batch_size=4", "log_every=1"]
         settings += parts(stage, folder)
         if stage == STAGES[0]:
-            command = [sys.executable, "train.py", f"configs/tiny/{stage}.yaml", *settings]
-            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, result.stderr
-            assert result.stderr.splitlines()[0] == "processes: 1, device: cpu, dtype: no"
+            said = finish(start(stage, folder / stage, *settings))
+            assert said.splitlines()[0] == "processes: 1, device: cpu, dtype: no"
         else:
             train(ROOT / f"configs/tiny/{stage}.yaml", settings)
     return folder

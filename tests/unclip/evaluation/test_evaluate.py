@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TWO_PROCESSES
+from conftest import ROOT
 from PIL import Image
 from pretend_device import DEVICE, PretendDevice
+from running import finish, launch
 from safetensors.torch import load_file, save_file
 
 from unclip.checkpoints import save_components
@@ -202,17 +203,17 @@ def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, 
     assert numbers(out)["protocol"]["seed"] == 1 and len(list(out.rglob("*.png"))) == 8
 
 
-def test_two_processes_share_the_drawing_and_find_the_same(evaluate, run, tiny_folder, tiny_judge, tmp_path):
+def test_two_processes_share_the_drawing_and_find_the_same(evaluate, tiny_folder, tiny_judge, tmp_path):
     """Eight pictures are one batch of the main process; rectangles are drawn one by one, four by each."""
-    alone, out, parts = tmp_path / "alone", tmp_path / "two", ("--only", "recognition", "--only", "rectangle")
+    alone, out, parts = tmp_path / "alone", tmp_path / "two", ("--only", "recognition", "--only", "rectangle", "--steps", 1)
     assert evaluate(alone, *parts)[0] == 0
     words = ["evaluate", tiny_folder, "--out", out, "--data", "shapes", "--judge", tiny_judge, "--limit", 8, *parts]
-    done = run(*TWO_PROCESSES, "-m", "unclip", *words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(out / name) for name in ("report.json", "report.html")]
-    assert "recognition: 100%" in done.stderr and "8/8" in done.stderr, done.stderr
-    assert "rectangle: 100%" in done.stderr and "4/4" in done.stderr, done.stderr
-    assert done.stderr.count("part 1 of 2: recognition") == 1
+    first, second = launch(["-m", "unclip", *map(str, words)], 2)
+    said = finish([first, second])
+    assert first.answered().split() == [str(out / name) for name in ("report.json", "report.html")] and not second.answered()
+    assert "recognition: 100%" in said and "8/8" in said, said
+    assert "rectangle: 100%" in said and "4/4" in said, said
+    assert said.count("part 1 of 2: recognition") == 1 and "part 1 of 2" not in second.said()
     ours, whole = numbers(out), numbers(alone)
     assert ours["protocol"] == whole["protocol"] and ours["results"] == whole["results"]
     drawn = {p.relative_to(alone): np.array(Image.open(p), dtype=int) for p in alone.rglob("*.png")}
@@ -250,7 +251,7 @@ def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, tiny_folde
 
 def test_a_rectangle_is_drawn_anew_and_abilities_are_a_table_of_the_report(evaluate, tmp_path):
     out, sheet = tmp_path / "report", tmp_path / "abilities.png"
-    code, _, error = evaluate(out, "--only", "composition", "--only", "rectangle")
+    code, _, error = evaluate(out, "--only", "composition", "--only", "rectangle", "--steps", 1)
     assert code == 0, error
     found = numbers(out)["results"]
     assert found["rectangle"]["kept_exactly"]["value"] == 1
@@ -356,6 +357,7 @@ def test_pictures_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judg
     found = []
     for device in ("cpu", DEVICE):
         settings = Settings(str(tiny_folder), "dev", tmp_path / str(device), ["prior"], 8, "shapes", str(tiny_judge))
+        settings.sampling = {"prior_num_inference_steps": 1, "decoder_num_inference_steps": 1}
         with PretendDevice(), torch.no_grad():
             found.append(run_evaluation(settings, lambda _, device=device: pipe.to(device), "here")[0])
     one, other = (json.loads(path.read_text())["results"]["prior"] for path in found)
