@@ -1,15 +1,12 @@
 """`unclip generate --prompts`: killed and resumed, or divided over processes, it draws what one run draws."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TWO_PROCESSES
+from conftest import TWO_PROCESSES
 from PIL import Image
+from running import kill, launch
 
 PROMPTS = ["a ring", "two stars", "", "a red moon", "a ring"]
 SETTINGS = ["--size", "64", "--steps", "2", "--dtype", "fp32"]
@@ -63,18 +60,13 @@ def test_killed_and_on_two_processes(words, tmp_path, command, run):
     assert command(*words, "--out", tmp_path / "whole")[0] == 0
     for attempt in range(10):  # the eight pictures are written within milliseconds: now and then the signal comes too late
         out = tmp_path / f"out{attempt}"
-        arguments = [sys.executable, "-m", "unclip", *map(str, words), "--out", str(out)]
-        first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while not list(out.glob("*.png")) and time.monotonic() < deadline:
-            time.sleep(0.0002)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
+        arguments = ["-m", "unclip", *map(str, words), "--out", str(out)]
+        kill(launch(arguments, 1), lambda folder=out: any(folder.glob("*.png")))
         kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")}
         if len(kept) < 8:
             break
     assert 0 < len(kept) < 8 and not (out / "manifest.jsonl").exists()
-    second = run(*TWO_PROCESSES, *arguments[1:], timeout=240)
+    second = run(*TWO_PROCESSES, *arguments, timeout=240)
     assert second.returncode == 0, second.stderr
     left = [n for n in range(8) if not any(name.startswith(f"{n:06d}") for name in kept)]
     drawn_by_the_first = sum(n % 2 == 0 for n in left)
