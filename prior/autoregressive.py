@@ -27,6 +27,8 @@ class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixi
     travel with the weights. `clip_fingerprint` names the CLIP it was trained for.
     """
 
+    _skip_keys = ["past"]  # diffusers' offloading would copy what the blocks write into
+
     @register_to_config
     def __init__(
         self,
@@ -155,7 +157,7 @@ class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixi
         if mask is not None:
             causal = causal & F.pad(mask.bool(), (0, start + size - mask.shape[1]), value=True)[:, None, None, :]
         for number, block in enumerate(self.blocks):
-            x = self.run(block, x, causal) if past is None else block(x, causal, past[number])
+            x = self.run(block, x, causal) if past is None else block(x, causal, past=past[number])
         return self.head(self.norm_out(x[:, -last:]))
 
     # -- sampling

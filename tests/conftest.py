@@ -132,3 +132,9 @@ def command(monkeypatch, capsys):
         return ended.value.code or 0, said.out, said.err
 
     return call
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Convolutions in float32 proper, where cuDNN would take them in TF32, with ten bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

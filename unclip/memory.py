@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,15 +53,31 @@ class Residency:
 
 @contextmanager
 def at_hand(network: nn.Module) -> Iterator[None]:
-    """While this is open, a network's own parameters are where it runs; offloading would bring them for `forward` alone."""
-    hook = getattr(network, "_hf_hook", None)
+    """While this is open, a network's own parameters are where it runs; offloading would bring them for `forward` alone.
+
+    `forward` itself sends them away when it ends: it is not to be called in here.
+    """
+    hook, group = getattr(network, "_hf_hook", None), _own_group(network)
     if hook is not None:
         hook.pre_forward(network)
+    if group is not None:
+        group.onload_()
+        if group.stream is not None:
+            group.stream.synchronize()
     try:
         yield
     finally:
+        if group is not None:
+            group.offload_()
         if hook is not None:
             hook.post_forward(network, None)
+
+
+def _own_group(network: nn.Module) -> Any:
+    """What group offloading moves when a network's own `forward` is called, and when it ends; None without it."""
+    hooks = getattr(network, "_diffusers_hook", None)
+    hook = hooks.get_hook("group_offloading") if hooks is not None else None
+    return None if hook is None else hook.group
 
 
 def out_of_memory(error: Exception) -> str | None:

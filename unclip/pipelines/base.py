@@ -569,12 +569,14 @@ class UnCLIPBase(Loading):
         if isinstance(generator, list):
             generator = [g for g in generator for _ in range(candidates)]
         call = replace(call, generator=generator)
-        with self._working("prior", "prior"), at_hand(self.prior):
+        with self._working("prior", "prior"):
             if draws_itself(self.prior):
                 if latents is not None:
                     raise ValueError("prior_latents: an autoregressive prior starts from no noise")
                 conditions = [v.repeat_interleave(candidates, 0) for v in (embeds, encodings, mask)]
-                return self._nearest(self._draw_tokens(conditions, call, guidance), text, candidates)
+                with at_hand(self.prior):
+                    drawn = self._draw_tokens(conditions, call, guidance)
+                return self._nearest(drawn, text, candidates)
             answer = predictor(self.prior, embeds, encodings, mask, candidates)
             start = self._start((rows, dim), self.prior, generator, latents)
 
@@ -583,7 +585,9 @@ class UnCLIPBase(Loading):
 
             steps = call.settings["prior_num_inference_steps"]
             drawn = self._denoise(predict, start, self.prior_scheduler, steps, call, guidance)
-            return self._nearest(self.prior.post_process_latents(drawn), text, candidates)
+            with at_hand(self.prior):
+                embedding = self.prior.post_process_latents(drawn)
+            return self._nearest(embedding, text, candidates)
 
     def _draw_tokens(self, conditions: list[Tensor], call: Call, guidance: float) -> Tensor:
         """Image embeddings [B, D] of a prior that draws them itself; a callback sees its tokens as the latents.

@@ -10,6 +10,9 @@ from typing import Self
 import torch
 from diffusers import DiffusionPipeline
 
+from decoder import Decoder
+from upsamplers import Upsampler
+
 from ..checkpoints import check_folder, holds_network, import_own_modules, ready_to_share, resolve
 from ..distilled import FILE as DISTILLED
 from ..distilled import Distilled
@@ -203,3 +206,21 @@ class Loading(LoRAMixin, DiffusionPipeline):
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
         self._in_memory("sequential offload")
         super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def enable_group_offload(
+        self,
+        onload_device: torch.device,
+        offload_device: torch.device = torch.device("cpu"),  # noqa: B008
+        offload_type: str = "leaf_level",
+        *args,
+        **kwargs,
+    ) -> None:
+        """As `DiffusionPipeline.enable_group_offload`, by single layers unless told otherwise.
+
+        Raises ValueError for "block_level" where a U-Net is this package's own: it runs its blocks' parts, not the blocks.
+        """
+        self._in_memory("group offload")
+        nested = [n for n, c in self.components.items() if isinstance(c, Decoder | Upsampler)]
+        if offload_type != "leaf_level" and nested:
+            raise ValueError(f"offload_type {offload_type!r} does not fit {', '.join(nested)}: take 'leaf_level'")
+        super().enable_group_offload(onload_device, offload_device, offload_type, *args, **kwargs)

@@ -111,14 +111,14 @@ def test_weights_kept_in_eight_bits(every):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["model", "sequential", "group", "resident"])
-def test_offloaded_equals_resident(every, way):
+def test_offloaded_equals_resident(every, way, exact):
     expected = first(answer(every))
     if way == "group":
-        every.enable_group_offload("cuda", offload_type="leaf_level")
+        every.enable_group_offload(torch.device("cuda"))
+    elif way == "resident":
+        every.to("cuda")
     else:
-        {"model": every.enable_model_cpu_offload, "sequential": every.enable_sequential_cpu_offload, "resident": every.to}[way](
-            "cuda"
-        )
+        getattr(every, f"enable_{way}_cpu_offload")(device="cuda")
     close(first(answer(every)).cpu(), expected, 2e-2)
     if way == "model":
         assert {c.device.type for c in every.components.values() if isinstance(c, torch.nn.Module)} == {"cpu"}

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import TINY_DEFAULTS, randomise, tiny_networks
+from diffusers.hooks import apply_group_offloading
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from drawing import close, draw
 from pretend_device import DEVICE, PretendDevice
 
@@ -71,3 +73,30 @@ def test_sequential_offload_draws_the_same(kind):
     close(draw(pipe, size=64, prior=kind), expected, 1e-4)
     away = {n for n, c in networks(pipe).items() if all(p.is_meta for p in c.parameters())}
     assert away == set(networks(pipe)) - {"prior"}
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "none", "autoregressive"])
+def test_group_offload_draws_the_same(kind, tmp_path):
+    """With the CPU for a device and the disk for a place to be away in: what is there holds nothing in memory."""
+    pipe = with_autoregressive_prior() if kind == "autoregressive" else made(tiny_networks())
+    expected = draw(pipe, size=64, prior=kind)
+    for name, network in networks(pipe).items():
+        network.to(memory_format=torch.contiguous_format)  # as safetensors wants them
+        away = {"offload_type": "leaf_level", "offload_to_disk_path": str(tmp_path / name)}
+        apply_group_offloading(network, torch.device("cpu"), **away)
+        for tensor in [*network.parameters(), *network.buffers()]:
+            tensor.data.zero_()  # were it read as it is, the picture would be another
+    for _ in range(2):
+        close(draw(pipe, size=64, prior=kind), expected, 1e-5)
+
+
+def test_group_offload_goes_by_single_layers():
+    pipe = made(tiny_networks())
+    with pytest.raises(
+        ValueError, match="offload_type 'block_level' does not fit decoder, super_res_first, upsampler_1024: take"
+    ):
+        pipe.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
+    expected = draw(pipe)
+    pipe.enable_group_offload(torch.device("cpu"))
+    assert all(_is_group_offload_enabled(network) for network in networks(pipe).values())
+    close(draw(pipe), expected, 1e-5)
