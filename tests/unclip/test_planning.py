@@ -89,22 +89,21 @@ def test_strategies_share_what_they_should(tmp_path):
 def test_an_adapter_is_what_is_trained():
     """Its factors alone take gradients, moments and averages; distilling draws with the decoder before it asks the adapter."""
     whole, rank = plan(TINY / "decoder.yaml", [], gpus=0), 4
-    for name, more in (
-        ("decoder", [f"objective.lora.rank={rank}", f"objective.lora.targets={TARGETS}"]),
-        ("decoder_distill", ["objective.teacher_steps=3"]),
+    model = yaml.safe_load((TINY / "decoder.yaml").read_text())["model"]
+    factors = sum(
+        rank * (weight.shape[0] + weight[0].numel())
+        for layer, weight in networks.decoder(model, 32).named_parameters()
+        if weight.ndim > 1 and any(f".{layer}".endswith(f".{target}.weight") for target in TARGETS) and "decoder" in layer
+    )
+    lora = [f"objective.lora.rank={rank}", f"objective.lora.targets={TARGETS}"]
+    for name, more, parts, steps in (
+        ("decoder", lora, 1, 0),
+        ("decoder_distill", ["objective.evaluations=2", "objective.teacher_steps=3"], 2, 3),
     ):
         adapted = plan(TINY / f"{name}.yaml", more, gpus=0)
-        assert adapted.trained == sum(
-            rank * (weight.shape[0] + weight[0].numel())
-            for layer, weight in networks.decoder(
-                yaml.safe_load((TINY / "decoder.yaml").read_text())["model"], 32
-            ).named_parameters()
-            if weight.ndim > 1 and any(f".{layer}".endswith(f".{target}.weight") for target in TARGETS) and "decoder" in layer
-        )
+        assert adapted.trained == factors
         memory, before = adapted.strategies[0], whole.strategies[0]
         assert memory.optimiser == 8 * adapted.trained < before.optimiser / 2 and memory.weights > before.weights
-        told = yaml.safe_load((TINY / f"{name}.yaml").read_text())["objective"]
-        parts, steps = (told["evaluations"], 3) if name == "decoder_distill" else (1, 0)
         times = parts + 2 * steps
         assert times < adapted.forward_flops / whole.forward_flops < 1.5 * times
         backward = adapted.training_flops - adapted.forward_flops

@@ -209,8 +209,8 @@ class Loading(LoRAMixin, DiffusionPipeline):
 
     def enable_group_offload(
         self,
-        onload_device: torch.device,
-        offload_device: torch.device = torch.device("cpu"),  # noqa: B008
+        onload_device: torch.device | str,
+        offload_device: torch.device | str = "cpu",
         offload_type: str = "leaf_level",
         *args,
         **kwargs,

@@ -97,6 +97,6 @@ def test_group_offload_goes_by_single_layers():
     ):
         pipe.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
     expected = draw(pipe)
-    pipe.enable_group_offload(torch.device("cpu"))
+    pipe.enable_group_offload("cpu")
     assert all(_is_group_offload_enabled(network) for network in networks(pipe).values())
     close(draw(pipe), expected, 1e-5)
