@@ -46,11 +46,32 @@ def test_its_clip_knows_words_that_no_caption_held():
         assert (texts[0] @ texts[1:].T).argmax() == 0
 
 
-def test_it_draws_what_it_is_told(pipe):
-    """Six plain concepts: each picture is nearer to its own name than to the others', at least five times of six."""
-    names = ["pizza", "rocket", "rose", "banana", "octopus", "light bulb"]
-    generators = [torch.Generator().manual_seed(0) for _ in names]
-    images = pipe(names, generator=generators, size=64, output_type="pt").images
+NAMES = ["pizza", "rocket", "rose", "banana", "octopus", "light bulb"]
+
+
+@pytest.fixture(scope="module")
+def drawing(pipe) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Pictures of six plain concepts, and what a callback was given in the middle of the decoder's steps."""
+    middle = {}
+
+    def note(p, step, timestep, given):
+        if p.stage == "decoder" and step == p.num_timesteps // 2:
+            middle.update(given)
+        return {}
+
+    inputs = {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["latents", "pred_original_sample"]}
+    generators = [torch.Generator().manual_seed(0) for _ in NAMES]
+    return pipe(NAMES, generator=generators, size=64, output_type="pt", **inputs).images, middle
+
+
+def test_it_draws_what_it_is_told(drawing):
+    """Each picture is nearer to its own name than to the others', at least five times of six."""
     clip = CLIP.from_pretrained("emoji")
-    scores = clip.encode_image(images) @ clip.encode_text(names).T
+    scores = clip.encode_image(drawing[0]) @ clip.encode_text(NAMES).T
     assert (scores.argmax(1) == torch.arange(6)).sum() >= 5
+
+
+def test_the_picture_is_expected_long_before_it_is_clean(drawing):
+    pictures, middle = drawing
+    off = {name: (tensor / 2 + 0.5 - pictures).square().mean().sqrt() for name, tensor in middle.items()}
+    assert off["pred_original_sample"] < 0.15 and off["latents"] > 3 * off["pred_original_sample"], off

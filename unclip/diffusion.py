@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from .config import ConfigError, nearest
+from .sampling import clean_from
 from .scheduler import UnCLIPScheduler
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -43,18 +44,6 @@ def target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Te
     if kind == "v_prediction":
         return scheduler.get_velocity(clean, noise, timesteps)  # arXiv 2202.00512, appendix D
     raise ValueError(f"unknown prediction_type {kind!r}")
-
-
-def clean_from(scheduler: DDPMScheduler, prediction: Tensor, noised: Tensor, timesteps: Tensor) -> Tensor:
-    """The un-noised picture (x0) that a prediction stands for."""
-    shape = (-1,) + (1,) * (noised.ndim - 1)
-    alpha_bar = scheduler.alphas_cumprod.to(noised)[timesteps].view(shape)
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return prediction
-    if kind == "epsilon":
-        return (noised - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
-    return alpha_bar.sqrt() * noised - (1 - alpha_bar).sqrt() * prediction
 
 
 def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:

@@ -3,6 +3,8 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 Generators = torch.Generator | list[torch.Generator] | None
 # (latents, timestep) -> prediction; where it is guided the latents arrive doubled, unconditional half first
 Predict = Callable[[Tensor, Tensor], Tensor]
+# (step, timestep, latents after it, what the clean sample is expected to be) -> latents to go on with
+OnStep = Callable[[int, Tensor, Tensor, Callable[[], Tensor]], Tensor]
 
 
 def denoise(
@@ -24,7 +28,7 @@ def denoise(
     generator: Generators = None,
     eta: float = 0.0,
     progress: Callable[[Iterable], Iterable] = iter,
-    on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    on_step: OnStep | None = None,
     stopped: Callable[[], bool] = lambda: False,
     resample: int = 1,
     renoise: Callable[[int, Tensor], Tensor] | None = None,
@@ -36,8 +40,9 @@ def denoise(
     (classifier-free guidance, arXiv 2207.12598, equation 6); predictions with twice the channels carry a variance,
     which is taken from the conditional half. At timesteps outside `interval` there is no guidance, and `predict` is asked for
     the conditional half alone (arXiv 2404.07724). `eta` is DDIM's share of fresh noise (arXiv 2010.02502, equation 16), where
-    the scheduler knows of one. `generator` feeds schedulers that add noise. `on_step(i, t, latents)` may
-    replace the latents after a step; once `stopped()` is true the remaining steps are left out.
+    the scheduler knows of one. `generator` feeds schedulers that add noise. `on_step(i, t, latents, clean)` may
+    replace the latents after a step, and `clean()` is the sample [B, ...] that the step's prediction stands for; once
+    `stopped()` is true the remaining steps are left out.
     With `resample` above 1 every step but the last is taken that often, from `renoise(i, latents)` back at its own noise
     level each time (RePaint, arXiv 2201.09865, section 4.2). A `shift` other than 1 moves the timesteps of schedulers that
     can be told them (`shifted_timesteps`).
@@ -65,10 +70,32 @@ def denoise(
                 extra["prev_timestep"] = timesteps[i + 1] if i + 1 < len(timesteps) else None
             elif prediction.shape[1] == 2 * latents.shape[1]:
                 prediction = prediction[:, : latents.shape[1]]
-            latents = scheduler.step(prediction, t, latents, **extra).prev_sample
+            before, step = latents, scheduler.step(prediction, t, latents, **extra)
+            latents = step.prev_sample
             if on_step is not None:
-                latents = on_step(i, told[i], latents)
+                latents = on_step(i, told[i], latents, partial(_clean, scheduler, step, prediction, before, told[i]))
     return latents
+
+
+def clean_from(scheduler: Any, prediction: Tensor, noised: Tensor, timesteps: Tensor) -> Tensor:
+    """The un-noised picture (x0) that a prediction stands for."""
+    shape = (-1,) + (1,) * (noised.ndim - 1)
+    alpha_bar = scheduler.alphas_cumprod.to(noised)[timesteps].view(shape)
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return prediction
+    if kind == "epsilon":
+        return (noised - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+    return alpha_bar.sqrt() * noised - (1 - alpha_bar).sqrt() * prediction
+
+
+def _clean(scheduler: Any, step: Any, prediction: Tensor, noised: Tensor, t: Tensor) -> Tensor:
+    """The clean sample that the prediction of a scheduler's `step` stands for: in its own words, where it says it."""
+    told = getattr(step, "pred_original_sample", None)
+    if told is not None:
+        return told
+    finer = torch.promote_types(noised.dtype, torch.float32)
+    return clean_from(scheduler, prediction.to(finer), noised.to(finer), t.expand(len(noised))).to(noised.dtype)
 
 
 def place_timesteps(scheduler, steps: int, shift: float = 1.0) -> Tensor:

@@ -62,12 +62,12 @@ def slow_model(monkeypatch):
     gate.begun, gate.steps = begun, []
     on_step = UnCLIPBase._on_step
 
-    def waiting(self, i, t, latents):
-        answer = on_step(self, i, t, latents)
+    def waiting(self, i, t, latents, clean):
+        answer = on_step(self, i, t, latents, clean)
         gate.steps.append(len(latents))
         begun.set()
         while not gate.wait(0.005):
-            on_step(self, i, t, latents)
+            on_step(self, i, t, latents, clean)
             if self._interrupt:
                 break
         return answer

@@ -11,7 +11,6 @@ from torch.distributions import Normal, kl_divergence
 from unclip.config import ConfigError
 from unclip.diffusion import (
     ancestral,
-    clean_from,
     log_discrete_normal,
     logit_normal_timesteps,
     schedule,
@@ -21,6 +20,7 @@ from unclip.diffusion import (
     uniform_timesteps,
     variational_bound,
 )
+from unclip.sampling import clean_from
 
 KINDS = ("epsilon", "sample", "v_prediction")
 

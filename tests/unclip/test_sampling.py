@@ -1,6 +1,7 @@
 """The denoising loop and the training targets, tested by what must hold for any network."""
 
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unclip.diffusion import (
     ancestral,
-    clean_from,
     ddim,
     dpm_solver,
     logit_normal_timesteps,
@@ -22,7 +22,7 @@ from unclip.diffusion import (
     target,
     uniform_timesteps,
 )
-from unclip.sampling import denoise, guide, noise, place_timesteps, shifted_timesteps
+from unclip.sampling import clean_from, denoise, guide, noise, place_timesteps, shifted_timesteps
 
 KINDS = ("epsilon", "sample", "v_prediction")
 
@@ -114,6 +114,36 @@ def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
     assert torch.equal(denoise(perfect, start, ddim, 8, shift=3), denoise(perfect, start, ddim, 8))
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        *product([ddim, dpm_solver, partial(dpm_solver, order=3)], ["epsilon", "sample", "v_prediction"]),
+        *product([ancestral], ["epsilon", "sample"]),
+    ],
+)
+def test_every_step_says_what_sample_its_prediction_stands_for(make, kind, guidance):
+    plan = schedule(kind)
+    scheduler = make(plan if make in (ddim, ancestral) else plan.config)
+    clean, said = torch.rand(2, 3, 4, 4, dtype=torch.float64) * 2 - 1, []
+
+    def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sample = plan.alphas_cumprod.double()[int(t)], clean.repeat(len(x) // 2, 1, 1, 1)
+        noise = (x - alpha.sqrt() * sample) / (1 - alpha).sqrt()
+        answer = {"epsilon": noise, "sample": sample, "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * sample}
+        return torch.cat([answer[kind], torch.zeros_like(x)], 1) if make is ancestral else answer[kind]
+
+    def note(i, t, latents, expected):
+        said.append(expected())
+        return latents
+
+    start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    drawn = denoise(perfect, start, scheduler, 6, guidance=guidance, on_step=note)
+    assert len(said) == 6
+    for expected in (*said, drawn):
+        torch.testing.assert_close(expected, clean, rtol=0, atol=0.02)
+
+
 def test_guidance_of_one_is_no_guidance_and_equal_halves_are_fixed():
     prediction = torch.randn(4, 3, 2, 2)
     torch.testing.assert_close(guide(prediction, 3, 1.0), prediction[2:])
@@ -158,7 +188,7 @@ def test_a_step_reads_no_number_from_a_tensor():
             10,
             guidance=3.0,
             interval=(299.0, 699.0),
-            on_step=lambda i, t, x: x,
+            on_step=lambda i, t, x, clean: x,
             resample=2,
             renoise=lambda i, x: x,
         )

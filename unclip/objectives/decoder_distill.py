@@ -146,7 +146,7 @@ class DecoderDistillObjective(DecoderObjective):
             halves = len(x) // len(true)
             return self._predict(x, t.expand(len(x)), both if halves == 2 else alone, known.repeat(halves, 1, 1, 1))
 
-        def keep(number: int, t: Tensor, x: Tensor) -> Tensor:
+        def keep(number: int, t: Tensor, x: Tensor, *_: object) -> Tensor:
             if (number + 1) % part == 0:
                 ends.append(x)
             return x

@@ -78,7 +78,7 @@ class RedrawnEmbeddings(nn.Module):
             first = (batch["random"][:, 11] * steps).long()
             timesteps = place_timesteps(self.scheduler, steps).to(clean.device)
 
-            def begin(i: int, t: Tensor, latents: Tensor) -> Tensor:
+            def begin(i: int, t: Tensor, latents: Tensor, *_: object) -> Tensor:
                 if i + 1 == steps:
                     return latents
                 later = self.scheduler.add_noise(clean, noise, timesteps[i + 1].expand(len(clean)))

@@ -12,8 +12,8 @@ from upsamplers.degrade import corrupt, noise_labels
 from .. import networks
 from ..config import ConfigError
 from ..data.examples import Degraded, crop_examples, seeded_noise
-from ..diffusion import clean_from, ddim, schedule, target, uniform_timesteps
-from ..sampling import denoise
+from ..diffusion import ddim, schedule, target, uniform_timesteps
+from ..sampling import clean_from, denoise
 from .base import Objective, grid
 
 VALIDATION_EXAMPLES = 32

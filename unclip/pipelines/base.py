@@ -33,14 +33,14 @@ from .. import attention
 from ..clip import CLIP, PARTS
 from ..compiling import compiled, why_not
 from ..config import nearest
-from ..diffusion import clean_from, dpm_solver, shifted
+from ..diffusion import dpm_solver, shifted
 from ..distilled import Distilled
 from ..images import on_white, towards_square
 from ..memory import at_hand, out_of_memory
 from ..networks import embedding_dim, told_of_noise
 from ..precision import fast_dtype, slowdown, working_dtype
 from ..profiling import Profile
-from ..sampling import Generators, Predict, denoise, noise
+from ..sampling import Generators, OnStep, Predict, clean_from, denoise, noise
 from ..scheduler import UnCLIPScheduler, own
 from ..tiling import tiled
 from .loading import Loading, Shared
@@ -155,7 +155,7 @@ class UnCLIPBase(Loading):
     """Prompt -> text embedding -> image embedding -> 64 px -> 256 px -> 1024 px, with diffusers' conventions around it."""
 
     _exclude_from_cpu_offload = ["prior"]
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample"]
 
     def _register(self, defaults: dict | None, **components: Any) -> None:
         """Take the components in: schedulers of this package in place of retired ones, parts that fit each other."""
@@ -359,7 +359,7 @@ class UnCLIPBase(Loading):
         callback_inputs = getattr(callback, "tensor_inputs", callback_inputs)  # diffusers' callback objects say it themselves
         unknown = [n for n in callback_inputs or () if n not in self._callback_tensor_inputs]
         if unknown:
-            raise ValueError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {unknown[0]!r}")
+            raise ValueError(f"a callback can be given {' or '.join(self._callback_tensor_inputs)}, not {unknown[0]!r}")
         extent = self._extent(size, height, width) if self.sizes else (0, 0, 0)
         call = Call(settings, generator, *extent, self._distilled if sampler == DISTILLED else None)
         self._callback, self._callback_inputs = callback, callback_inputs or ["latents"]
@@ -429,11 +429,11 @@ class UnCLIPBase(Loading):
             raise ValueError(f"{narrow} to be drawn at about {size}x{size}; cut it, or choose a larger size")
         return height, width
 
-    def _on_step(self, i: int, t: Tensor, latents: Tensor) -> Tensor:
+    def _on_step(self, i: int, t: Tensor, latents: Tensor, clean: Callable[[], Tensor]) -> Tensor:
         if self._callback is None:
             return latents
-        given = {"latents": latents} if "latents" in self._callback_inputs else {}
-        answer = self._callback(self, i, t, given)
+        tensors = {"latents": lambda: latents, "pred_original_sample": clean}
+        answer = self._callback(self, i, t, {name: tensors[name]() for name in self._callback_inputs})
         return (answer or {}).get("latents", latents)
 
     def _denoise(
@@ -445,7 +445,7 @@ class UnCLIPBase(Loading):
         call: Call,
         guidance: float = 1.0,
         eta: float = 0.0,
-        on_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        on_step: OnStep | None = None,
         **more: Any,
     ) -> Tensor:
         """THE denoising loop, with this pipeline's progress bar, callback and interrupt."""
@@ -459,7 +459,7 @@ class UnCLIPBase(Loading):
             generator=call.generator,
             eta=eta,
             progress=self._bar(self._stage.replace("_", " ")),
-            on_step=self._on_step if on_step is None else lambda i, t, x: self._on_step(i, t, on_step(i, t, x)),
+            on_step=self._on_step if on_step is None else lambda i, t, x, z: self._on_step(i, t, on_step(i, t, x, z), z),
             stopped=lambda: self._interrupt,
             **more,
         )
@@ -590,7 +590,7 @@ class UnCLIPBase(Loading):
             return self._nearest(embedding, text, candidates)
 
     def _draw_tokens(self, conditions: list[Tensor], call: Call, guidance: float) -> Tensor:
-        """Image embeddings [B, D] of a prior that draws them itself; a callback sees its tokens as the latents.
+        """Image embeddings [B, D] of a prior that draws them itself; a callback sees its tokens, as either tensor.
 
         `conditions` are text embeddings, encodings and mask, under guidance those without text first.
         """
@@ -599,7 +599,7 @@ class UnCLIPBase(Loading):
             guidance,
             call.generator,
             progress=self._bar("prior"),
-            on_token=lambda number, tokens: self._on_step(number, torch.tensor(number), tokens),
+            on_token=lambda number, tokens: self._on_step(number, torch.tensor(number), tokens, lambda: tokens),
             stopped=lambda: self._interrupt,
         )
 

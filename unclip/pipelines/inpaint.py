@@ -139,7 +139,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
         def fresh() -> Tensor:
             return noise((len(embedding), *small.shape[1:]), call.generator, small.device, small.dtype)
 
-        def keep(i: int, t: Tensor, x: Tensor) -> Tensor:
+        def keep(i: int, t: Tensor, x: Tensor, *_: object) -> Tensor:
             alpha = level(timesteps[i + 1])
             outside = small if timesteps[i + 1] is None else alpha.sqrt() * small + (1 - alpha).sqrt() * fresh()
             return hole * x + (1 - hole) * outside

@@ -144,6 +144,8 @@ class UnCLIPPipeline(UnCLIPBase):
             callback_on_step_end: called as (pipe, step, timestep, {"latents": ...}) after every step of every stage, which
                 `pipe.stage` names; may return {"latents": ...} to replace them, and set `pipe._interrupt` to end the call
                 (`interrupt` says with which answer).
+            callback_on_step_end_tensor_inputs: what it is given: "latents", which are noise but for the last step's, and
+                "pred_original_sample", of the same shape: the clean sample that the step expects; default: ["latents"].
 
         Raises:
             ValueError: for an argument out of range, naming its value.

@@ -55,7 +55,7 @@ class Step:
 
 @dataclass
 class Explored:
-    """How a picture formed: candidates with their cosine to the prompt, states of the 64 px picture, the stages' last ones.
+    """How a picture formed: candidates with their cosine to the prompt, what steps expected of the 64 px picture, stages' ends.
 
     `pictures` holds the finished one, nothing where the call was cancelled.
     """
@@ -146,11 +146,12 @@ class Studio:
             def record(pipe, i: int, t: Tensor, tensors: dict) -> dict:
                 last = pipe.num_timesteps - 1
                 if pipe.stage == "decoder" and i in {round(n * last / (FILM - 1)) for n in range(FILM)}:
-                    found.film += to_pictures(tensors["latents"])
+                    found.film += to_pictures(tensors["pred_original_sample"])
                 if i == last:
-                    found.stages += to_pictures(tensors["latents"])
+                    found.stages += to_pictures(tensors["pred_original_sample"])
                 return watch(pipe, i, t, tensors)
 
+            record.tensor_inputs = Watch.tensor_inputs
             best = embeddings[order[0]][None]
             pictures = drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record)).images
             return found if drawing.interrupt else replace(found, pictures=pictures)
@@ -201,8 +202,11 @@ class Studio:
 class Watch:
     """A step's callback that tells of it, and ends the call once nobody waits.
 
+    What is shown of an unfinished picture is what the step expects of the finished one, and not the noise it is still in.
     The seconds that are left are what was left at this step of the last drawing of this kind (`of`); of a first one, None.
     """
+
+    tensor_inputs = ["pred_original_sample"]
 
     def __init__(self, events: queue.SimpleQueue[Step | None], wanted: Callable[[], bool], took: dict[tuple, list[float]]):
         self._events, self._wanted, self._took = events, wanted, took
@@ -225,7 +229,7 @@ class Watch:
             self._ends.append(0.0)
         self._ends[-1] = time.monotonic() - self._began
         shown = stage == "decoder" or (stage.startswith("upsampler") and i + 1 == of)
-        pictures = to_pictures(tensors["latents"]) if shown else None
+        pictures = to_pictures(tensors["pred_original_sample"]) if shown else None
         self._events.put(Step(stage, i + 1, of, self._left((i + 1) / of), pictures))
         return {}
 
@@ -255,7 +259,7 @@ def _latest(events: queue.SimpleQueue) -> Iterator[Step]:
         yield Step(event.stage, event.done, event.of, event.left, pictures)
 
 
-def to_pictures(latents: Tensor) -> list[Image.Image]:
-    """Noised pictures [B, 3, H, W] around [-1, 1] as they look."""
-    pixels = ((latents.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+def to_pictures(expected: Tensor) -> list[Image.Image]:
+    """Pictures [B, 3, H, W] in [-1, 1] or a little beyond."""
+    pixels = ((expected.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

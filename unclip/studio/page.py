@@ -257,7 +257,7 @@ class Page:
                 say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
                 gr.Markdown(say)
                 self.candidates = gr.Gallery(label=say, columns=4, **kwargs)
-                say = "The 64 px picture as it denoises"
+                say = "The 64 px picture as it forms: what each step expects of it"
                 gr.Markdown(say)
                 self.film = gr.Gallery(label=say, columns=6, **kwargs)
                 say = " and ".join(filter(None, [", ".join(map(str, smaller)), f"{largest} px"]))

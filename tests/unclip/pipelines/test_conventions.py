@@ -117,8 +117,27 @@ def test_callback_sees_every_step_of_every_stage_and_may_replace_the_latents(pip
         return {"latents": torch.ones_like(given["latents"])} if p.stage == "upsampler_256" else None
 
     assert draw(pipe, callback_on_step_end=whiten).min() == 1
-    with pytest.raises(ValueError, match="latents, not 'prompt_embeds'"):
+    with pytest.raises(ValueError, match="latents or pred_original_sample, not 'prompt_embeds'"):
         draw(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_a_callback_may_see_what_a_step_expects_of_the_finished_sample(pipe):
+    """At a stage's last step that is what the stage answers, whatever its sampler."""
+    inputs, seen, ends = ["pred_original_sample", "latents"], set(), []
+
+    def note(p, step, timestep, given):
+        assert list(given) == inputs and given["pred_original_sample"].shape == given["latents"].shape
+        assert given["pred_original_sample"].dtype == given["latents"].dtype
+        if step + 1 == p.num_timesteps:
+            seen.add(p.stage)
+            torch.testing.assert_close(*given.values(), rtol=2e-3, atol=1e-5)
+        elif p.stage == "decoder":
+            ends.append(given)
+        return {}
+
+    draw(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=inputs)
+    assert seen >= {"decoder", "upsampler_256"} and ("prior" in seen) == isinstance(pipe, UnCLIPPipeline)
+    assert ends and not any(torch.equal(*end.values()) for end in ends)
 
 
 def test_interrupted_in_a_stage_the_call_ends_there(pipe):

@@ -41,7 +41,7 @@ def test_callbacks_name_the_stage_and_end_the_call(every):
 
     answer(every, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["latents"])
     assert [s[1:] for s in seen] == [(0, True), (1, True)] and seen[0][0] == seen[1][0] and every.stage is None
-    with pytest.raises(ValueError, match="latents, not 'prompt_embeds'"):
+    with pytest.raises(ValueError, match="latents or pred_original_sample, not 'prompt_embeds'"):
         answer(every, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["prompt_embeds"])
 
 

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from asking import ask
 from conftest import ROOT
 from gradio.components.image_editor import EditorData
@@ -33,7 +34,7 @@ from PIL import Image
 
 from unclip.images import png_facts
 from unclip.search import Index
-from unclip.studio.drawing import OWN, Explored, Step, Studio
+from unclip.studio.drawing import OWN, Explored, Step, Studio, to_pictures
 from unclip.studio.history import Histories
 from unclip.studio.page import MAX_SEED, RESTORED, Page, between, restored, to_repaint, whole
 
@@ -97,6 +98,23 @@ def test_steps_are_told_in_order_and_pictures_come_early(tiny):
     studio.worker.close(5)
 
 
+def test_what_comes_early_is_what_a_step_expects_of_the_picture(tiny, monkeypatch):
+    """And not the noise that it is still in."""
+    monkeypatch.setattr("unclip.studio.drawing._latest", lambda events: iter(events.get, None))  # every step, however late
+    studio, expected = Studio(tiny, "tiny"), []
+
+    def note(pipe, i, t, tensors):
+        if pipe.stage == "decoder":
+            expected.append(to_pictures(tensors["pred_original_sample"])[0])
+
+    given = {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["pred_original_sample"]}
+    (drawn,) = tiny(["a star"], generator=[torch.Generator().manual_seed(1)], size=64, **given).images
+    shown = [step.pictures[0] for step in studio.stream("me", studio.create("a star", "", [1], size=64)) if step.pictures]
+    assert [list(p.getdata()) for p in shown] == [list(p.getdata()) for p in expected]
+    assert np.abs(np.asarray(shown[-1]).astype(int) - np.asarray(drawn)).max() <= 1
+    studio.worker.close(5)
+
+
 RED, MASK = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64))
 MASK.paste(255, (0, 0, 20, 64))
 FEW = {"decoder_num_inference_steps": 3}
@@ -123,12 +141,12 @@ def timed(tiny, monkeypatch):
     now, times, on_step = [0.0], [], UnCLIPBase._on_step
 
     def call(kind: str, size: int, cancel: int | None = None) -> list[tuple[float | None, float]]:
-        def slowly(pipe, i, t, latents):
+        def slowly(pipe, i, t, latents, clean):
             now[0] += cost[pipe.stage]
             times.append(now[0])
             if len(times) - 1 == cancel:
                 assert studio.cancel("me")
-            return on_step(pipe, i, t, latents)
+            return on_step(pipe, i, t, latents, clean)
 
         times.clear()
         monkeypatch.setattr(UnCLIPBase, "_on_step", slowly)
