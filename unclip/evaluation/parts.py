@@ -34,7 +34,6 @@ from .metrics import (
 from .prompts import Prompt
 from .report import Part, Plot, Sheet, Table
 
-NAMED = 400  # recognition prompts, where several ways to draw are compared, beside `bench.scenes`
 REPAINTED = 100
 SWEPT = 64
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -329,7 +328,7 @@ def prior(bench: Bench) -> Part:
     are drawn by the first two alone.
     """
     asked = {
-        "names": bench.cut(ask.recognition(bench.icons, bench.split), NAMED),
+        "names": bench.cut(ask.recognition(bench.icons, bench.split)),
         "scenes": ask.scenes(bench.icons, bench.split, bench.count(bench.scenes)),
     }
     folders = {"names": "recognition", "scenes": "scenes"}

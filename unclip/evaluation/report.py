@@ -82,12 +82,13 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1a1a1a;background:#fff}
 h1{font-size:1.6em}h2{margin-top:2.2em;border-bottom:1px solid #ddd}h3{margin-bottom:.3em}
 table{border-collapse:collapse;margin:.4em 0}th,td{padding:.25em .8em;border-bottom:1px solid #eee;text-align:left}
-td.n{font-variant-numeric:tabular-nums;white-space:nowrap}.i{color:#777;font-size:.85em}
+td.n{font-variant-numeric:tabular-nums}.i{color:#777;font-size:.85em;white-space:nowrap}
 pre{background:#f5f5f5;padding:.8em;overflow-x:auto;white-space:pre-wrap}p.note{color:#555;margin:.2em 0}
 .sheet{display:flex;flex-wrap:wrap;gap:6px}figure{margin:0;font-size:11px;line-height:1.25}
 figure img{display:block;border:2px solid #ddd;image-rendering:auto}
 figure.yes img{border-color:#2a8a43}figure.no img{border-color:#c0392b}
-figcaption{overflow-wrap:anywhere;padding:2px 0}svg{background:#fff}svg text{font:11px system-ui,sans-serif;fill:#444}
+figcaption{overflow-wrap:anywhere;padding:2px 0}svg{background:#fff;max-width:100%}
+svg text{font:11px system-ui,sans-serif;fill:#444}
 """
 _COLOURS = ("#2563a8", "#c0392b", "#2a8a43", "#8a5a00", "#6d3fa0")
 
