@@ -130,8 +130,8 @@ def test_every_step_says_what_sample_its_prediction_stands_for(make, kind, guida
     def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         alpha, sample = plan.alphas_cumprod.double()[int(t)], clean.repeat(len(x) // 2, 1, 1, 1)
         noise = (x - alpha.sqrt() * sample) / (1 - alpha).sqrt()
-        answer = {"epsilon": noise, "sample": sample, "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * sample}
-        return torch.cat([answer[kind], torch.zeros_like(x)], 1) if make is ancestral else answer[kind]
+        answer = target(plan, sample, noise, t.expand(len(x)))
+        return torch.cat([answer, torch.zeros_like(x)], 1) if make is ancestral else answer
 
     def note(i, t, latents, expected):
         said.append(expected())

@@ -323,9 +323,9 @@ def _on_white(icons: IconSet, rows: Tensor) -> Tensor:
 def prior(bench: Bench) -> Part:
     """The paper's section 5.1: the decoder after the prior, after the text embedding in its place, and after neither.
 
-    And after the real picture's embedding: what a perfect prior would give this decoder. Distances are to real renders of the
-    same captions, as in the paper's table 2: beside those to other ones, half as uncertain or less. With `two_ways` the scenes
-    are drawn by the first two alone.
+    And after the real picture's embedding, which says more of it than its caption, and any prior, could. Distances are to
+    real renders of the same captions, as in the paper's table 2: beside those to other ones, half as uncertain or less. With
+    `two_ways` the scenes are drawn by the first two alone.
     """
     asked = {
         "names": bench.cut(ask.recognition(bench.icons, bench.split)),

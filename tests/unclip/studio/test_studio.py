@@ -98,9 +98,15 @@ def test_steps_are_told_in_order_and_pictures_come_early(tiny):
     studio.worker.close(5)
 
 
-def test_what_comes_early_is_what_a_step_expects_of_the_picture(tiny, monkeypatch):
+@pytest.fixture
+def every_step(monkeypatch):
+    """The studio tells of every step, however late it is heard."""
+    monkeypatch.setattr("unclip.studio.drawing._latest", lambda events: iter(events.get, None))
+
+
+@pytest.mark.usefixtures("every_step")
+def test_what_comes_early_is_what_a_step_expects_of_the_picture(tiny):
     """And not the noise that it is still in."""
-    monkeypatch.setattr("unclip.studio.drawing._latest", lambda events: iter(events.get, None))  # every step, however late
     studio, expected = Studio(tiny, "tiny"), []
 
     def note(pipe, i, t, tensors):
@@ -129,7 +135,7 @@ KINDS = {
 
 
 @pytest.fixture
-def timed(tiny, monkeypatch):
+def timed(tiny, monkeypatch, every_step):
     """call(kind, size, cancel=None) -> at each step, the seconds left that it told and those that were; by a clock of its own.
 
     It is cancelled at the step of this number.
@@ -156,7 +162,6 @@ def timed(tiny, monkeypatch):
         return [(left, times[-1] - at) for left, at in zip_longest(told, times)]
 
     monkeypatch.setattr("unclip.studio.drawing.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("unclip.studio.drawing._latest", lambda events: iter(events.get, None))  # every step, however late
     yield call
     studio.worker.close(5)
 
