@@ -446,9 +446,18 @@ class UnCLIPBase(Loading):
         guidance: float = 1.0,
         eta: float = 0.0,
         on_step: OnStep | None = None,
+        finished: Callable[[Tensor], Tensor] = lambda x: x,
         **more: Any,
     ) -> Tensor:
-        """THE denoising loop, with this pipeline's progress bar, callback and interrupt."""
+        """THE denoising loop, with this pipeline's progress bar, callback and interrupt.
+
+        `on_step` sees each step before the callback does; `finished` is what the stage makes of a clean sample.
+        """
+
+        def after(i: int, t: Tensor, latents: Tensor, clean: Callable[[], Tensor]) -> Tensor:
+            latents = latents if on_step is None else on_step(i, t, latents, clean)
+            return self._on_step(i, t, latents, lambda: finished(clean()))
+
         self._num_timesteps = steps
         return denoise(
             predict,
@@ -459,7 +468,7 @@ class UnCLIPBase(Loading):
             generator=call.generator,
             eta=eta,
             progress=self._bar(self._stage.replace("_", " ")),
-            on_step=self._on_step if on_step is None else lambda i, t, x, z: self._on_step(i, t, on_step(i, t, x, z), z),
+            on_step=after,
             stopped=lambda: self._interrupt,
             **more,
         )

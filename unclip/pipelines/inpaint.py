@@ -139,17 +139,19 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
         def fresh() -> Tensor:
             return noise((len(embedding), *small.shape[1:]), call.generator, small.device, small.dtype)
 
+        def around(x: Tensor, outside: Tensor = small) -> Tensor:
+            return hole * x + (1 - hole) * outside
+
         def keep(i: int, t: Tensor, x: Tensor, *_: object) -> Tensor:
             alpha = level(timesteps[i + 1])
-            outside = small if timesteps[i + 1] is None else alpha.sqrt() * small + (1 - alpha).sqrt() * fresh()
-            return hole * x + (1 - hole) * outside
+            return around(x) if timesteps[i + 1] is None else around(x, alpha.sqrt() * small + (1 - alpha).sqrt() * fresh())
 
         def renoise(i: int, x: Tensor) -> Tensor:
             step = level(timesteps[i]) / level(timesteps[i + 1])
             return step.sqrt() * x + (1 - step).sqrt() * fresh()
 
         guidance = call.guidance("decoder")
-        start, more = fresh(), {"on_step": keep, "resample": resample, "renoise": renoise}
+        start, more = fresh(), {"on_step": keep, "finished": around, "resample": resample, "renoise": renoise}
         more["interval"] = self._guided_timesteps(call, scheduler)
         with self._working("decoder", "text_proj", "decoder"):
             predict = self._decoder_prediction(text, embedding, guidance, torch.cat([small * (1 - hole), hole], 1))

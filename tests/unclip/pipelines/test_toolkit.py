@@ -190,6 +190,21 @@ def test_what_is_kept_is_kept_to_the_pixel(tiny, last):
     assert not np.array_equal(np.asarray(again)[white], np.asarray(drawn)[white])
 
 
+def test_what_a_step_expects_of_the_picture_has_the_kept_part_already(tiny):
+    pipe, seen = UnCLIPInpaintPipeline.from_pipe(tiny), []
+    image, mask = picture(size=(64, 64)), half((64, 64), (32, 0, 64, 64))
+    inputs = {"callback_on_step_end": lambda p, i, t, given: seen.append(given["pred_original_sample"])}
+    settings = smallest(pipe, decoder_num_inference_steps=3, resample=2, generator=seeds(0))
+    drawn = pipe(
+        "a star", image, mask, callback_on_step_end_tensor_inputs=["pred_original_sample"], **inputs, **settings
+    ).images
+    seen = [expected / 2 + 0.5 for expected in seen if expected.ndim == 4]
+    assert len(seen) == 5 and not torch.equal(seen[0], seen[-1])
+    for expected in seen:
+        torch.testing.assert_close(expected[..., :32], drawn[..., :32])
+    torch.testing.assert_close(seen[-1], drawn, atol=1e-2, rtol=0)
+
+
 def test_a_single_white_pixel_of_a_large_mask_is_repainted(tiny):
     pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
     image = picture(size=(330, 330))
