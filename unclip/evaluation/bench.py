@@ -23,6 +23,7 @@ from .metrics import recalled
 from .prompts import Prompt
 
 SCENES = 2000  # pictures on each side of a distance
+TURN = 100_000  # from the seeds of one turn through the same prompts to those of the next
 
 
 class Impossible(ValueError):
@@ -53,8 +54,11 @@ class Bench:
     def count(self, most: int) -> int:
         return most if self.limit is None else min(most, self.limit)
 
-    def draw(self, name: str, prompts: list[Prompt], embeds: Tensor | None = None, **changes: Any) -> Tensor:
-        """The prompts' pictures at the decoder's size, uint8 [N, 3, S, S]; `embeds` [N, D] in place of the prior's."""
+    def draw(self, name: str, prompts: list[Prompt], embeds: Tensor | None = None, turn: int = 0, **changes: Any) -> Tensor:
+        """The prompts' pictures at the decoder's size, uint8 [N, 3, S, S]; `embeds` [N, D] in place of the prior's.
+
+        Each `turn` draws them by other seeds.
+        """
         settings = self.settings | changes
 
         def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
@@ -62,9 +66,9 @@ class Bench:
             texts = [prompts[n].text for n in chunk]
             return self.pipe(texts, generator=generators, size=self.pipe.sizes[0], output_type="pt", **settings, **given).images
 
-        return self.drawn(name, [p.text for p in prompts], batch)
+        return self.drawn(f"{name}-turn-{turn}" if turn else name, [p.text for p in prompts], batch, first=turn * TURN)
 
-    def drawn(self, name: str, texts: list[str], draw: Draw, batch: int | None = None) -> Tensor:
+    def drawn(self, name: str, texts: list[str], draw: Draw, batch: int | None = None, first: int = 0) -> Tensor:
         """The gallery's pictures `name`, after a check that those there already are of these texts."""
         listed = self.gallery.folder / name / "prompts.json"
         before = json.loads(listed.read_text()) if listed.is_file() else []
@@ -74,7 +78,7 @@ class Bench:
         if self.gallery.state.is_main_process:
             said = json.dumps(max(before, texts, key=len), indent=0, ensure_ascii=False)
             write_beside(listed, lambda partial: partial.write_text(said))
-        return self.gallery.pictures(name, len(texts), draw, batch)
+        return self.gallery.pictures(name, len(texts), draw, batch, first)
 
     def truths(self, prompts: list[Prompt]) -> Tensor:
         """Real renders of the prompts, uint8 [N, 3, 64, 64]."""

@@ -33,8 +33,8 @@ class Gallery:
     def __init__(self, folder: Path, seed: int = 0, batch: int = BATCH):
         self.folder, self.seed, self.batch, self.state = folder, seed, batch, together()
 
-    def pictures(self, name: str, count: int, draw: Draw, batch: int | None = None) -> Tensor:
-        """`count` pictures called `name`, uint8 [N, 3, H, W]; picture n has the seed `seed + n`."""
+    def pictures(self, name: str, count: int, draw: Draw, batch: int | None = None, first: int = 0) -> Tensor:
+        """`count` pictures called `name`, uint8 [N, 3, H, W]; picture n has the seed `seed + first + n`."""
         folder, size = self.folder / name, batch or self.batch
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{n:05d}.png" for n in range(count)]
@@ -44,7 +44,7 @@ class Gallery:
         bar = tqdm(total=sum(map(len, mine)), desc=name, unit="picture", file=sys.stderr, disable=quiet)
         for chunk in mine:
             if not all(files[n].is_file() for n in chunk):
-                generators = [torch.Generator().manual_seed(self.seed + n) for n in chunk]
+                generators = [torch.Generator().manual_seed(self.seed + first + n) for n in chunk]
                 drawn = (draw(chunk, generators).float().cpu().clamp(0, 1) * 255).round().byte()
                 for n, picture in zip(chunk, drawn, strict=True):
                     _write(files[n], picture)
@@ -53,10 +53,11 @@ class Gallery:
         self.state.wait_for_everyone()
         return read(files)
 
-    def forget(self, names: str = "*") -> None:
-        """Delete all pictures, or those whose kind's name matches a pattern."""
-        for kind in self.folder.glob(names):
-            shutil.rmtree(kind, ignore_errors=True)
+    def forget(self, which: Callable[[str], bool] = lambda name: True) -> None:
+        """Delete all pictures, or those whose name is one of `which`."""
+        for folder in self.folder.glob("*"):
+            if which(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(path: Path, picture: Tensor) -> None:

@@ -50,14 +50,15 @@ def _resampled(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
-def jackknife(statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor) -> Estimate:
+def jackknife(statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, units: Tensor | None = None) -> Estimate:
     """`statistic` of two sets [N, D], [M, D], with 1.96 standard errors of the delete-a-group jackknife about it.
 
-    A bootstrap repeats rows, which a distance between sets takes for a lack of diversity; leaving rows out does not.
+    A bootstrap repeats rows, which a distance between sets takes for a lack of diversity; leaving rows out does not. Rows of
+    one of `units` [N], numbered from 0, are of one prompt, in both sets, and leave together: prompts are what was sampled.
     """
-    value, groups = statistic(x, y), min(GROUPS, len(x), len(y))
-    keep_x, keep_y = torch.arange(len(x)) % groups, torch.arange(len(y)) % groups
-    left = np.array([statistic(x[keep_x != g], y[keep_y != g]) for g in range(groups)])
+    of_x, of_y = (torch.arange(len(rows)) if units is None else units for rows in (x, y))
+    value, groups = statistic(x, y), min(GROUPS, int(of_x.max()) + 1, int(of_y.max()) + 1)
+    left = np.array([statistic(x[of_x % groups != g], y[of_y % groups != g]) for g in range(groups)])
     error = float(np.sqrt((groups - 1) / groups * ((left - left.mean()) ** 2).sum()))
     return Estimate(value, value - 1.96 * error, value + 1.96 * error, len(x))
 

@@ -52,14 +52,17 @@ def check_split(split: str) -> None:
         raise ValueError(f"split must be dev or test, got {split!r}")
 
 
-def recognition(icons: IconSet, split: str) -> list[Prompt]:
-    """Single concepts by their names, half of all in each split, in an order of no meaning."""
+def recognition(icons: IconSet, split: str, turn: int = 0) -> list[Prompt]:
+    """Single concepts by their names, half of all in each split, in an order of no meaning.
+
+    Each later `turn` shows the same names by other renders, while there are styles.
+    """
     check_split(split)
     sampler = SceneSampler(icons, "all", SEED, tones=0.0)
     chosen = [c for c in icons.recognisable if _digest("half", c) % 2 == list(SPLITS).index(split)]
     found = []
     for concept in sorted(chosen, key=lambda c: _digest("order", c)):
-        truth = _single(sampler, concept)
+        truth = _single(sampler, concept, turn)
         found.append(Prompt(concept, truth, (concept,), known=split_of_concept(concept) == "train"))
     return found
 
@@ -130,9 +133,9 @@ def _held_out(icons: IconSet, split: str, kind: str, count: int) -> Iterator[Pro
             return
 
 
-def _single(sampler: SceneSampler, concept: str) -> Scene:
+def _single(sampler: SceneSampler, concept: str, turn: int = 0) -> Scene:
     styles = list(sampler.icons.by_concept[concept])
-    number = _digest("style", concept)
+    number = _digest("style", concept) + turn
     plan = Plan("single", (concept,), styles[number % len(styles)])
     return sampler.lay_out(plan, np.random.default_rng([SEED, number % 2**32]))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..checkpoints import resolve
@@ -18,7 +18,7 @@ from ..distilled import FILE as DISTILLED
 from ..judge import Judge
 from ..pipelines import UnCLIPPipeline
 from . import parts
-from .bench import SCENES, Bench, Impossible
+from .bench import SCENES, TURN, Bench, Impossible
 from .drawing import BATCH, GPU_BATCH, Gallery
 from .prompts import check_split
 from .report import Part, Table, write
@@ -36,8 +36,26 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
 }
 
 DRAWN_WITH = "drawn_with.json"
-# What no picture of the decoder's size depends on.
-UPSAMPLERS = ("super_res_first", "super_res_last", "super_res_scheduler", "upsampler_1024", "upsampler_1024_scheduler")
+
+
+class Dependence(NamedTuple):
+    """Components that not every picture depends on, whether those of a name do, and what is said where they are others."""
+
+    components: tuple[str, ...]
+    of: Callable[[str], bool]
+    told: str
+
+
+DEPENDENCES = {
+    "prior": Dependence(
+        ("prior", "prior_scheduler"), parts.led_by_prior, "another prior than before: what it leads to is drawn anew"
+    ),
+    "upsamplers": Dependence(
+        ("super_res_first", "super_res_last", "super_res_scheduler", "upsampler_1024", "upsampler_1024_scheduler"),
+        lambda name: name.startswith("upsampled-"),
+        "other upsamplers than before: what they enlarge is drawn anew",
+    ),
+}
 
 
 @dataclass
@@ -74,9 +92,10 @@ class Settings:
 def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command: str) -> tuple[Path, ...]:
     """Run the parts asked for and write the report; -> its JSON and its page.
 
-    Pictures are kept in `out/pictures`: run again, also with other parts, another judge, a larger limit or other upsamplers,
-    only what is missing is drawn. Processes that were started together share the drawing, and the main one writes the report
-    (of the others it is ()). Raises ValueError where `out` holds something else, FileNotFoundError without the data.
+    Pictures are kept in `out/pictures`: run again, also with other parts, another judge or a larger limit, only what is missing
+    is drawn, and with another prior or other upsamplers only what depends on them. Processes that were started together share
+    the drawing, and the main one writes the report (of the others it is ()). Raises ValueError where `out` holds something
+    else, FileNotFoundError without the data.
     """
     began = time.monotonic()
     _check_folder(settings)
@@ -112,7 +131,7 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
         "limit": settings.limit,
         **scenes,
         "left_out": left_out,
-        "seeds": f"picture n of each kind has the seed {settings.seed} + n",
+        "seeds": f"picture n of each kind has the seed {settings.seed} + n, in its later turns {TURN} more each time",
         "resize": "the judge sees 64 px pictures as drawn, in 8 bits; low-resolution renders are area means of larger ones",
         "names": len(icons.recognisable),
         "intervals": "95%: percentile bootstrap over prompts, 1000 resamples; distances between sets: delete-a-group jackknife",
@@ -125,12 +144,14 @@ def _drawn_with(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
     folder, data = resolve(settings.model), Path(settings.data) / "icons.json.gz"
     distilled = settings.sampling.get("sampler") == "distilled"
     left_out = {"model_index.json"} if distilled else {"model_index.json", DISTILLED}  # what matters of the first is below
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name not in left_out)
-    enlarging = [path for path in files if path.relative_to(folder).parts[0] in UPSAMPLERS]
+    files: dict[str, list[Path]] = {"weights": [], **{key: [] for key in DEPENDENCES}}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name not in left_out):
+        component = path.relative_to(folder).parts[0]
+        key = next((key for key, found in DEPENDENCES.items() if component in found.components), "weights")
+        files[key].append(path)
     return {
         "version": __version__,
-        "weights": _hash([path for path in files if path not in enlarging]),
-        "upsamplers": _hash(enlarging),
+        **{key: _hash(paths) for key, paths in files.items()},
         "data": _hash([data]) if data.is_file() else str(settings.data),
         "split": settings.split,
         "seed": settings.seed,
@@ -159,24 +180,21 @@ def _check_folder(settings: Settings) -> None:
 def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gallery:
     """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for another one."""
     out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed, batch)
-    noted, state, stale = out / DRAWN_WITH, gallery.state, None
-    if settings.force and noted.is_file():  # an evaluation's own pictures, and nobody else's
-        stale = "*"
-    elif noted.is_file():
-        before = json.loads(noted.read_text())
-        for key, value in drawn.items():
-            if before.get(key) != value and key != "upsamplers":
-                raise ValueError(
-                    f"{out} holds an evaluation with another {key} ({before.get(key)}, now {value}); choose another folder, "
-                    "or pass --force to draw anew"
-                )
-        stale = "upsampled-*" if before.get("upsamplers") != drawn["upsamplers"] else None
+    noted, state = out / DRAWN_WITH, gallery.state
+    before = json.loads(noted.read_text()) if noted.is_file() else drawn
+    anew = settings.force and noted.is_file()  # an evaluation's own pictures, and nobody else's
+    changed = [key for key, value in drawn.items() if before.get(key) != value]
+    for key in changed:
+        if key not in DEPENDENCES and not anew:
+            found = f"{out} holds an evaluation with another {key} ({before.get(key)}, now {drawn[key]})"
+            raise ValueError(f"{found}; choose another folder, or pass --force to draw anew")
     state.wait_for_everyone()  # until all have looked
     if state.is_main_process:
-        if stale:
-            gallery.forget(stale)
-        if stale == "upsampled-*":
-            print("other upsamplers than before: what they enlarge is drawn anew", file=sys.stderr)
+        if anew:
+            gallery.forget()
+        for dependence in [] if anew else map(DEPENDENCES.get, changed):
+            gallery.forget(dependence.of)
+            print(dependence.told, file=sys.stderr)
         try:
             out.mkdir(parents=True, exist_ok=True)
             noted.write_text(json.dumps(drawn, indent=1) + "\n")

@@ -23,7 +23,7 @@ from unclip.data.scenes import IconSet
 from unclip.evaluation import prompts as ask
 from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
-from unclip.evaluation.parts import COPY, answered, nearest_render, training_renders
+from unclip.evaluation.parts import COPY, TURNS, WAYS, answered, nearest_render, training_renders
 from unclip.evaluation.run import Settings, _open
 from unclip.evaluation.run import evaluate as run_evaluation
 from unclip.judge import Judge
@@ -135,6 +135,7 @@ def test_a_gallery_draws_what_is_missing_and_nothing_else(tmp_path):
     (tmp_path / "a" / "00005.png").unlink()
     assert torch.equal(gallery.pictures("a", 10, draw), whole) and asked == [[4, 5, 6, 7]]
     assert torch.equal(Gallery(tmp_path, seed=3).pictures("a", 6, draw), whole[:6])
+    assert torch.equal(gallery.pictures("b", 4, draw, first=6), whole[6:])
     (tmp_path / "a" / "00002.png").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"00002.png is damaged .*delete it"):
         gallery.pictures("a", 10, draw)
@@ -249,6 +250,28 @@ def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, tiny_folde
     assert code == 2 and "another weights" in error and set(out.rglob("*.png")) == set(drawn)
 
 
+def test_another_prior_draws_anew_what_it_leads_to_alone(evaluate, tiny_folder, tmp_path):
+    out, parts = tmp_path / "report", ("--only", "recognition", "--only", "prior", "--only", "upsamplers", "--steps", 1)
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    index |= {"upsampler_1024": [None, None], "upsampler_1024_scheduler": [None, None]}  # which takes most of the time
+    (model / "model_index.json").write_text(json.dumps(index))
+    assert evaluate(out, *parts, model=model)[0] == 0
+    drawn, found = {p: p.read_bytes() for p in out.rglob("*.png")}, numbers(out)["results"]["prior"]
+    weights = model / "prior" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v + 0.1 for k, v in load_file(weights).items()}, weights)
+    code, _, error = evaluate(out, *parts, model=model)
+    assert code == 0 and "another prior than before" in error
+    assert evaluate(tmp_path / "fresh", *parts, model=model)[0] == 0
+    again = {p: p.read_bytes() for p in out.rglob("*.png")}
+    assert again == {out / p.relative_to(tmp_path / "fresh"): p.read_bytes() for p in (tmp_path / "fresh").rglob("*.png")}
+    assert numbers(out)["results"] == numbers(tmp_path / "fresh")["results"]
+    changed = {p.parent.name for p in drawn if again[p] != drawn[p]}
+    assert {"recognition", "recognition-turn-2", "scenes", "upsampled-drawn-64-256"} <= changed, changed
+    now = numbers(out)["results"]["prior"]
+    assert now["prior"] != found["prior"] and all(now[way] == found[way] for way in WAYS[1:])
+
+
 def test_a_rectangle_is_drawn_anew_and_abilities_are_a_table_of_the_report(evaluate, tmp_path):
     out, sheet = tmp_path / "report", tmp_path / "abilities.png"
     code, _, error = evaluate(out, "--only", "composition", "--only", "rectangle", "--steps", 1)
@@ -299,10 +322,10 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert f"{own:g}" in found["results"]["sweeps"]["guidance"]["R@1"]
     assert (pictures / "sweep-guidance-5").exists() and not (pictures / f"sweep-guidance-{own:g}").exists(), "drawn already"
     ways = found["results"]["prior"]
+    again = [p.read_bytes() for p in pictures.glob("recognition-text-embedding*/00000.png")]
+    assert len(again) == len(set(again)) == TURNS, "each turn has seeds of its own"
     for kind in ("names", "scenes"):
-        distances = {
-            w: ways[w]["frechet_distance"][kind]["value"] for w in ("prior", "text embedding", "no prior", "true embedding")
-        }
+        distances = {way: ways[way]["frechet_distance"][kind]["value"] for way in WAYS}
         assert len(set(distances.values())) == 4
         for way, ahead in ways["ahead"].items():
             apart = distances[way] - distances["prior"]
@@ -315,11 +338,13 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
 def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_pictures_of_its_captions(evaluate, icons, tmp_path):
     out = tmp_path / "report"
     assert evaluate(out, "--only", "fidelity", "--only", "recognition")[0] == 0
-    asked = {"scenes": ask.scenes(icons, "dev", 8), "recognition": ask.recognition(icons, "dev")[:8]}
+    asked = {f"recognition-turn-{turn}": ask.recognition(icons, "dev", turn)[:8] for turn in range(TURNS)}
+    asked |= {"scenes": ask.scenes(icons, "dev", 8), "recognition": asked.pop("recognition-turn-0")}
     for folder, prompts in asked.items():
         real = bench(icons, tmp_path, prompts)[0].truths(prompts)
-        for file, picture in zip(sorted((out / "pictures" / folder).glob("*.png")), real, strict=True):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+        (out / "pictures" / folder).mkdir(exist_ok=True)
+        for n, picture in enumerate(real):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(out / "pictures" / folder / f"{n:05d}.png")
     assert evaluate(out, "--only", "prior")[0] == 0
     found = numbers(out)
     ways = found["results"]["prior"]
@@ -327,6 +352,7 @@ def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_pictures_of_its_
         distances = {way: ways[way]["frechet_distance"][kind]["value"] for way in ("prior", "text embedding", "no prior")}
         assert distances["prior"] < 1e-6 < 1e-3 < min(distances["text embedding"], distances["no prior"]), distances
         assert all(ahead["frechet_distance"][kind]["low"] > 0 for ahead in ways["ahead"].values())
+    assert ways["prior"]["frechet_distance"]["names"]["n"] == TURNS * ways["prior"]["r1"]["n"] == TURNS * 8
     shutil.rmtree(out / "pictures" / "scenes-no-prior")
     assert evaluate(out, "--only", "prior", "--two-ways")[0] == 0
     two = numbers(out)["results"]["prior"]
@@ -361,7 +387,7 @@ def test_pictures_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judg
         with PretendDevice(), torch.no_grad():
             found.append(run_evaluation(settings, lambda _, device=device: pipe.to(device), "here")[0])
     one, other = (json.loads(path.read_text())["results"]["prior"] for path in found)
-    for way in ("prior", "text embedding", "no prior", "true embedding"):
+    for way in WAYS:
         assert one[way]["r1"] == other[way]["r1"]
         for distance, same in zip(*(r[way]["frechet_distance"].values() for r in (one, other)), strict=True):
             assert distance["value"] == pytest.approx(same["value"], rel=0.02)  # of pictures rounded to 8 bits

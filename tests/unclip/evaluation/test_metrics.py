@@ -97,6 +97,15 @@ def test_the_jackknife_finds_a_known_standard_error():
     assert found.low < 0 < found.high and found.n == 2000
 
 
+def test_the_jackknife_takes_rows_of_one_unit_for_one():
+    def statistic(a: torch.Tensor, b: torch.Tensor) -> float:
+        return (a.square().mean() - b[:, 0].mean()).item()
+
+    x, units = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), torch.arange(400)
+    once, thrice = jackknife(statistic, x, x), jackknife(statistic, x.repeat(3, 1), x.repeat(3, 1), units.repeat(3))
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=1e-5) and thrice.n == 1200
+
+
 def test_a_ratio_resamples_both_sides_together():
     values = (torch.arange(50) % 3 == 0).float()
     assert ratio(values, values) == Estimate(1.0, 1.0, 1.0, 50)

@@ -48,8 +48,17 @@ def test_combinations_are_held_out_and_their_parts_are_not(icons, compositions, 
 
 def test_prompts_are_the_same_on_every_call_and_a_limit_takes_the_first(icons, compositions):
     assert ask.recognition(icons, "dev") == ask.recognition(icons, "dev")
+    assert ask.recognition(icons, "dev", 0) == ask.recognition(icons, "dev")
     assert ask.composition(icons, "dev", 2)["pair"] == compositions["dev"]["pair"][:2]
     assert ask.scenes(icons, "test", 6)[4:] == ask.scenes(icons, "test", 2, first=4)
+
+
+def test_each_turn_shows_the_same_names_by_other_renders(icons):
+    turns = [ask.recognition(icons, "dev", turn) for turn in range(3)]
+    for again in zip(*turns, strict=True):
+        assert len({(p.text, p.right, p.known) for p in again}) == 1
+        assert len({p.truth.style for p in again}) == min(3, len(icons.by_concept[again[0].text]))
+        assert len({str(p.truth) for p in again}) == 3, "laid out anew too"
 
 
 def test_everyday_prompts_are_a_hundred_and_never_trained_on():
