@@ -162,6 +162,16 @@ def evaluate(command, tiny_folder, tiny_judge):
     return call
 
 
+@pytest.fixture
+def model(tiny_folder, tmp_path) -> Path:
+    """The tiny model, to be changed, without the last upsampler, which takes most of the time."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"upsampler_1024": [None, None], "upsampler_1024_scheduler": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 def numbers(out: Path) -> dict:
     return json.loads((out / "report.json").read_text())
 
@@ -222,12 +232,8 @@ def test_two_processes_share_the_drawing_and_find_the_same(evaluate, tiny_folder
     assert all(abs(np.array(Image.open(out / name)) - picture).max() <= 1 for name, picture in drawn.items())
 
 
-def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, tiny_folder, tmp_path):
+def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, model, tmp_path):
     out, other, parts = tmp_path / "report", tmp_path / "other", ("--only", "recognition", "--only", "upsamplers")
-    model = shutil.copytree(tiny_folder, tmp_path / "model")
-    index = json.loads((model / "model_index.json").read_text())
-    index |= {"upsampler_1024": [None, None], "upsampler_1024_scheduler": [None, None]}  # which takes most of the time
-    (model / "model_index.json").write_text(json.dumps(index))
     assert evaluate(out, *parts, model=model)[0] == 0
     drawn = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*.png")}
     enlarged = {p for p in drawn if p.parent.name.startswith("upsampled-")}
@@ -250,12 +256,8 @@ def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, tiny_folde
     assert code == 2 and "another weights" in error and set(out.rglob("*.png")) == set(drawn)
 
 
-def test_another_prior_draws_anew_what_it_leads_to_alone(evaluate, tiny_folder, tmp_path):
+def test_another_prior_draws_anew_what_it_leads_to_alone(evaluate, model, tmp_path):
     out, parts = tmp_path / "report", ("--only", "recognition", "--only", "prior", "--only", "upsamplers", "--steps", 1)
-    model = shutil.copytree(tiny_folder, tmp_path / "model")
-    index = json.loads((model / "model_index.json").read_text())
-    index |= {"upsampler_1024": [None, None], "upsampler_1024_scheduler": [None, None]}  # which takes most of the time
-    (model / "model_index.json").write_text(json.dumps(index))
     assert evaluate(out, *parts, model=model)[0] == 0
     drawn, found = {p: p.read_bytes() for p in out.rglob("*.png")}, numbers(out)["results"]["prior"]
     weights = model / "prior" / "diffusion_pytorch_model.safetensors"
