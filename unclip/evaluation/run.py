@@ -181,20 +181,20 @@ def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gall
     """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for another one."""
     out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed, batch)
     noted, state = out / DRAWN_WITH, gallery.state
-    before = json.loads(noted.read_text()) if noted.is_file() else drawn
     anew = settings.force and noted.is_file()  # an evaluation's own pictures, and nobody else's
+    before = json.loads(noted.read_text()) if noted.is_file() and not anew else drawn
     changed = [key for key, value in drawn.items() if before.get(key) != value]
     for key in changed:
-        if key not in DEPENDENCES and not anew:
+        if key not in DEPENDENCES:
             found = f"{out} holds an evaluation with another {key} ({before.get(key)}, now {drawn[key]})"
             raise ValueError(f"{found}; choose another folder, or pass --force to draw anew")
     state.wait_for_everyone()  # until all have looked
     if state.is_main_process:
         if anew:
             gallery.forget()
-        for dependence in [] if anew else map(DEPENDENCES.get, changed):
-            gallery.forget(dependence.of)
-            print(dependence.told, file=sys.stderr)
+        for key in changed:
+            gallery.forget(DEPENDENCES[key].of)
+            print(DEPENDENCES[key].told, file=sys.stderr)
         try:
             out.mkdir(parents=True, exist_ok=True)
             noted.write_text(json.dumps(drawn, indent=1) + "\n")

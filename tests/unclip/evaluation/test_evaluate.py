@@ -376,6 +376,9 @@ def test_force_deletes_no_pictures_but_an_evaluations(tmp_path):
     photo.parent.with_name("recognition").mkdir()
     _open(settings, {"seed": 1})
     assert not photo.parent.with_name("recognition").exists(), "what an evaluation left"
+    (settings.out / "drawn_with.json").write_text("{half")
+    _open(settings, {"seed": 1})
+    assert json.loads((settings.out / "drawn_with.json").read_text()) == {"seed": 1}, "what was there is not asked"
 
 
 def test_pictures_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judge, tmp_path, monkeypatch):
