@@ -1,11 +1,18 @@
 """What is asked: splits apart, combinations held out, everyday prompts never trained on."""
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import unclip.data
 from unclip.data.scenes import IconSet, SceneSampler, everyday_prompts, is_everyday, split_of_concept, split_of_icon
+from unclip.data.words import Vocabulary, Words
 from unclip.evaluation import prompts as ask
+
+DATA = Path(unclip.data.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +68,46 @@ def test_each_turn_shows_the_same_names_by_other_renders(icons):
         assert len({str(p.truth) for p in again}) == 3, "laid out anew too"
 
 
-def test_everyday_prompts_are_a_hundred_and_never_trained_on():
+def test_everyday_prompts_are_fixed():
+    """The list was committed before any weights were trained against it; half of it is dev, half test."""
+    content = (DATA / "everyday.yaml").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "a7be1d51f5904f31ce4d8a3b66f25d98b22066efcc695c1ae2b83e2cb4a00e53"
+    prompts = list(everyday_prompts())
+    lines = [line for line in content.decode().splitlines() if not line.startswith("#")]
+    assert len(prompts) == len(lines) == 300, "no prompt stands twice"
+    assert prompts[::100] == ["kitty", "happy face", "rubber ducky"]
+
+
+def test_everyday_prompts_accept_concepts_that_an_image_can_be_told_by():
+    """Every accepted concept is an emoji's name (of the dataset's own), and no such name is itself an everyday prompt."""
+    names = [line.split("\t")[0] for line in (DATA / "characters.tsv").read_text().splitlines()]
+    assert len(names) == 1911
+    icons = [
+        {"concept": name, "group": "flags" if "flag" in name else "objects", "style": "flat", "tone": ""} for name in names
+    ]
+    known = dataclasses.replace(IconSet.load("shapes"), icons=icons).recognisable
+    wrong = {prompt: set(right) - set(known) for prompt, right in everyday_prompts().items()}
+    assert not {prompt: concepts for prompt, concepts in wrong.items() if concepts}
+    assert all(right and len(set(right)) == len(right) for right in everyday_prompts().values())
+    assert not [name for name in names if is_everyday(name)]
+
+
+def test_no_sampled_caption_is_an_everyday_prompt():
+    """However tags and other words say them: 4,000 captions of icons that are called by nothing else."""
+    prompts = list(everyday_prompts())
+    plain = IconSet.load("shapes")
+    parts = np.array_split(prompts, len(plain.concepts))
+    tags = {c: [str(p) for p in part] for c, part in zip(plain.concepts, parts, strict=True)}
+    icons = dataclasses.replace(plain, icons=[icon | {"tags": tags[icon["concept"]]} for icon in plain.icons])
+    icons.words = Vocabulary({c: Words(names=tags[c], heard=tags[c]) for c in icons.concepts})
+    sampler = SceneSampler(icons, "train", loose=0.5, words=0.5)
+    said = [sampler.scene(n).caption for n in range(4000)]
+    assert not [caption for caption in said if is_everyday(caption)]
+    assert any(prompt in caption for caption in said for prompt in prompts), "they come among other words"
+
+
+def test_everyday_prompts_are_never_trained_on():
     """A dataset whose tags say "kitty" and "bike" never says them alone, and still says its other tags."""
-    assert len(everyday_prompts()) == 100 and all(everyday_prompts().values())
     plain = IconSet.load("shapes")
     tagged = [dict(i, tags=["kitty", "bike", "twinkle"]) if i["concept"] == "star" else i for i in plain.icons]
     icons = dataclasses.replace(plain, icons=tagged)
