@@ -1,0 +1,122 @@
+"""How a person says what a scene shows: articles, plurals, words around a name, and the everyday prompts never said."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import typeguard
+import yaml
+
+from .plans import NUMBERS, Plan, Scene
+
+_STYLE_WORDS = re.compile(r"\b(in )?(noto|flat|3d|twemoji) style\b")
+
+
+def _inflect():
+    """inflect, without the checks of its arguments that typeguard would write into every function of it, for seconds."""
+    checked, typeguard.typechecked = typeguard.typechecked, lambda function: function
+    try:
+        import inflect
+    finally:
+        typeguard.typechecked = checked
+    return inflect.engine()
+
+
+_INFLECT = _inflect()
+
+
+@cache
+def everyday_prompts() -> dict[str, tuple[str, ...]]:
+    """The everyday prompts of the evaluation with the concepts that answer each; no training caption says one of them."""
+    table = yaml.safe_load((Path(__file__).parent / "everyday.yaml").read_text())
+    return {prompt: tuple(concepts) for prompt, concepts in table.items()}
+
+
+@cache
+def _everyday_words() -> frozenset[str]:
+    return frozenset(map(_bare, everyday_prompts()))
+
+
+def is_everyday(caption: str) -> bool:
+    """Whether a caption says the same as an everyday prompt, up to case, articles, "emoji" and a style."""
+    return _bare(caption) in _everyday_words()
+
+
+def _bare(caption: str) -> str:
+    text = " ".join(_STYLE_WORDS.sub(" ", caption.lower()).replace(",", " ").replace("-", " ").split())
+    text = text.removeprefix("an emoji of ").removesuffix(" emoji")
+    return text.removeprefix("a ").removeprefix("an ").removeprefix("the ")
+
+
+def with_tone(concept: str, tone: str) -> str:
+    return f"{concept} with {tone.replace('-', ' ')} skin" if tone else concept
+
+
+def style_phrase(style: str) -> str:
+    return f"{style} style"
+
+
+def wordings(plan: Plan, names: Sequence[str] | None = None) -> list[str]:
+    """The ways to say what a plan shows, the plainest first, without its style; `names` replace those of its concepts."""
+    first, *others = names or plan.concepts
+    if plan.kind == "single":
+        return [first, with_article(first), f"an emoji of {with_article(first)}", f"{first} emoji"]
+    if plan.kind == "colour":
+        return [with_article(f"{plan.colour} {first}"), f"{plan.colour} {first}", f"{with_article(first)} in {plan.colour}"]
+    if plan.kind == "count":
+        return [f"{NUMBERS[plan.count]} {plural(first)}"]
+    if plan.kind == "background":
+        return [f"{with_article(first)} on {with_article(f'{plan.background} background')}"]
+    if plan.kind == "size":
+        return [with_article(f"{word} {first}") for word in SIZE_WORDS[plan.size]]
+    if plan.kind == "relation":
+        return [words.format(with_article(first), with_article(others[0])) for words in RELATION_WORDS[plan.relation]]
+    return [words.format(*map(with_article, order)) for words in PAIR_WORDS for order in ((first, *others), (*others, first))]
+
+
+def mentions_style(scene: Scene) -> bool:
+    return style_phrase(scene.style) in scene.caption
+
+
+PRAISE = (
+    *("nice", "pretty", "lovely", "beautiful", "wonderful", "funny", "simple", "great"),
+    *("favourite", "typical", "modern", "plain", "perfect", "amazing", "real"),
+)
+ASKING = (
+    *("{a_name}", "the {name}", "my {name}", "our {name}", "this {name}", "please draw {a_name}", "draw me {a_name}"),
+    *("i want {a_name}", "show me the {name}", "a picture of {a_name}", "a drawing of {a_name}", "an icon of {a_name}"),
+    *("just {a_name}", "{a_name}, please", "{a_name} for my friend", "{a_name} at home", "{a_name} in front of me"),
+    *("{name} today", "{a_name} and nothing else", "look at this {name}"),
+)
+PLAIN = ("{name}", "{a_name}")
+CONTEXTS = (
+    *("{a_name} in the {noun}", "{a_name} on the {noun}", "{a_name} at the {noun}", "{a_name} near the {noun}"),
+    *("{a_name} from the {noun}", "{a_name} of the {noun}", "the {name} of {noun}", "{a_name} for my {noun}"),
+    *("{name} for {noun}", "{name} with {noun}", "{name} and its {noun}", "{name}, the {noun}", "{name}: {noun}"),
+    *("{noun} {name}", "a {noun} {name}", "the {noun}'s {name}"),
+)
+RELATION_WORDS = {
+    "left": ["{} to the left of {}", "{} left of {}"],
+    "right": ["{} to the right of {}", "{} right of {}"],
+    "above": ["{} above {}", "{} over {}"],
+    "below": ["{} below {}", "{} under {}"],
+    "on top": ["{} on top of {}"],
+}
+
+
+SIZE_WORDS = {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}
+PAIR_WORDS = ("{} and {}", "{} with {}", "{} next to {}")
+
+
+@cache
+def with_article(noun: str) -> str:
+    """The noun with its article; plurals (scissors, cherries) take none."""
+    head = noun.split(" in ")[0].split(" with ")[0].split(" of ")[0]
+    plural = _INFLECT.singular_noun(head) and not head.endswith("ss")
+    return noun if plural else _INFLECT.a(noun)
+
+
+@cache
+def plural(noun: str) -> str:
+    return _INFLECT.plural_noun(noun) or noun

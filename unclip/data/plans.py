@@ -1,0 +1,100 @@
+"""What a scene shows before and after it is laid out, and to which split it belongs.
+
+What is held out is decided by hashes of names, never by a random state.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from .emoji import STYLES
+from .render import WHITE, Layer
+
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+RELATIONS = ("left", "right", "above", "below", "on top")
+KIND_WEIGHTS = {
+    "single": 0.50,
+    "colour": 0.12,
+    "count": 0.09,
+    "relation": 0.12,
+    "pair": 0.05,
+    "background": 0.09,
+    "size": 0.03,
+}
+SPLITS = ("train", "validation", "test", "all")
+
+
+def _fraction(*words: str) -> float:
+    digest = hashlib.sha256("|".join(words).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split(share: float, *words: str) -> str:
+    """ "validation" for the first half of the held-out `share`, "test" for the second, "train" for the rest."""
+    at = _fraction(*words)
+    return "validation" if at < share / 2 else "test" if at < share else "train"
+
+
+def split_of_concept(concept: str) -> str:
+    return _split(0.10, "concept", concept)
+
+
+def split_of_icon(concept: str, style: str, all_concepts: bool = False) -> str:
+    """Of a concept that is held out every style is, or one of the four where `all_concepts` are trained on."""
+    split = split_of_concept(concept)
+    if split == "train":
+        return _split(0.05, "style", style, concept)
+    if all_concepts and style != STYLES[int(_fraction("unseen style", concept) * len(STYLES))]:
+        return "train"
+    return split
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scene shows, before it is laid out: the meaning that its caption states."""
+
+    kind: str
+    concepts: tuple[str, ...]
+    style: str
+    colour: str | None = None
+    count: int = 1
+    relation: str | None = None
+    background: str | None = None
+    size: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for two plans exactly when one caption (without a style word) is true of both."""
+        concepts = sorted(self.concepts) if self.kind == "pair" else self.concepts
+        facts = (self.colour, self.count, self.relation, self.background, self.size)
+        return "|".join([*concepts, *(str(f) for f in facts)])
+
+    def split(self, all_concepts: bool = False) -> str:
+        """Where the plan belongs: a plan is in train only if no part and no combination in it is held out."""
+        combinations = [split_of_icon(c, self.style, all_concepts) for c in self.concepts]
+        first = self.concepts[0]
+        if self.colour:
+            combinations.append(_split(0.15, "colour", self.colour, first))
+        if len(self.concepts) == 2:
+            combinations.append(_split(0.20, "pair", *sorted(self.concepts)))
+        if self.count > 1:
+            combinations.append(_split(0.15, "count", str(self.count), first))
+        if self.background:
+            combinations.append(_split(0.15, "background", self.background, first))
+        held_out = [s for s in combinations if s != "train"]
+        return "train" if not held_out else "test" if "test" in held_out else "validation"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A laid-out picture: back-to-front `layers` over an RGB `background`, with one true `caption`.
+
+    `names` are the caption's words for each concept of the plan; layer n shows concept n modulo their number.
+    """
+
+    kind: str
+    key: str
+    style: str
+    caption: str
+    names: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    background: tuple[int, int, int] = WHITE
