@@ -2,6 +2,8 @@
 
 # B batch, N text tokens, M context tokens, D embedding dimension, K context width, T time-embedding width
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -9,6 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from prior.blocks import AttentionFunction, Block, Checkpointed, set_attention
+
+from .draft import DraftHead
 
 
 class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
@@ -23,6 +27,9 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
     With `text_images` every text token also speaks as an image embedding would: what it names is guessed as a unit vector in
     CLIP's space and becomes extra context tokens of its own, through the projection that the image embedding takes. One
     image embedding cannot say what stands where; these can, for each of several things, in a language that a decoder knows.
+    `styles` are the names of drawing styles; the one that is asked for is added to the time embedding (zero at the start).
+    `draft` holds the settings of a `DraftHead` (`size`, `width`, `layers`), whose images the decoder takes as further input
+    channels (`Decoder.draft_channels`).
     `clip_fingerprint` names the CLIP that the decoder was trained with.
     """
 
@@ -38,6 +45,8 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         text_layers: int = 0,
         text_head_dim: int = 64,
         text_images: bool = False,
+        styles: Sequence[str] = (),
+        draft: dict[str, int] | None = None,
         dropout: float = 0.0,
         clip_fingerprint: str | None = None,
     ):
@@ -59,6 +68,10 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
             self.text_to_image = nn.Sequential(*layers)
             self.text_image_places = nn.Linear(cross_attention_dim, cross_attention_dim, bias=False)
             nn.init.zeros_(self.text_image_places.weight)
+        self.style_embedding = nn.Embedding(len(styles) + 1, time_embed_dim) if styles else None
+        if styles:
+            nn.init.zeros_(self.style_embedding.weight)
+        self.draft_head = None if draft is None else DraftHead(dim, styles=len(styles), **draft)
 
     def set_attn_processor(self, function: AttentionFunction) -> None:
         """Use `function` for every attention of the text blocks."""
@@ -72,6 +85,7 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         text_encoder_hidden_states: Tensor,
         text_mask: Tensor | None = None,
         do_classifier_free_guidance: bool = False,
+        style: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """-> context tokens [B, M, K] and the addition to the time embedding [B, T].
 
@@ -80,17 +94,19 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         `image_embeddings` [B, D], `prompt_embeds` [B, D], `text_encoder_hidden_states` [B, N, D], `text_mask` [B, N] bool:
         True for what is no padding, which alone the text layers look at (None: all). Under guidance the
         texts are [2B, ...], unconditional first, and the image embeddings still [B, D]: the learned "no image"
-        embedding is put before them here.
+        embedding is put before them here. `style` int64 [B] has numbers into `styles`, their count for "not named" (None: for
+        all), which it always is in the unconditional half.
         """
         if do_classifier_free_guidance:
-            empty = self.learned_classifier_free_guidance_embeddings.expand(len(image_embeddings), -1)
-            image_embeddings = torch.cat([empty, image_embeddings])
+            image_embeddings, style = self._with_unconditional(image_embeddings, style)
         if len(image_embeddings) != len(prompt_embeds):
             raise ValueError(f"{len(image_embeddings)} image embeddings for {len(prompt_embeds)} prompt embeddings")
         image_embeddings = image_embeddings * self.embedding_scale
         prompt_embeds = prompt_embeds * self.embedding_scale
         added = self.clip_image_embeddings_project_to_time_embeddings(image_embeddings)
         added = added + self.embedding_proj(prompt_embeds)  # [B, T]
+        if self.style_embedding is not None:
+            added = added + self.style_embedding(self._unnamed(image_embeddings) if style is None else style)
         extra = self._extra(image_embeddings)
         text = self.read(text_encoder_hidden_states, text_mask)  # [B, N, K]
         if self.text_to_image is None:
@@ -98,6 +114,34 @@ class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
         meant = F.normalize(self.guess(text_encoder_hidden_states, text), dim=-1)  # [B, N, D]
         images = self._extra(meant * self.embedding_scale) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
         return torch.cat([extra, text, images.flatten(1, 2)], 1), added
+
+    def draft_image(
+        self, image_embeddings: Tensor, style: Tensor | None = None, do_classifier_free_guidance: bool = False
+    ) -> Tensor | None:
+        """The decoder's draft [B, 3, R, R] of image embeddings [B, D], under guidance [2B, ...] as in `forward`; None without
+        a draft head.
+
+        The learned "no image" embedding has no draft: zeros.
+        """
+        if self.draft_head is None:
+            return None
+        if do_classifier_free_guidance:
+            image_embeddings, style = self._with_unconditional(image_embeddings, style)
+        null = self.learned_classifier_free_guidance_embeddings.to(image_embeddings.dtype)
+        known = (image_embeddings != null).any(1)[:, None, None, None]
+        draft = self.draft_head(image_embeddings, style)
+        return torch.where(known, draft, torch.zeros_like(draft))
+
+    def _with_unconditional(self, image_embeddings: Tensor, style: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Image embeddings [2B, D] and styles [2B] with those of the unconditional half first."""
+        null = self.learned_classifier_free_guidance_embeddings.to(image_embeddings.dtype).expand_as(image_embeddings)
+        if style is not None:
+            style = torch.cat([self._unnamed(image_embeddings), style])
+        return torch.cat([null, image_embeddings]), style
+
+    def _unnamed(self, like: Tensor) -> Tensor:
+        """The number of "no style named" for each row of `like`."""
+        return torch.full((len(like),), len(self.config.styles), device=like.device)
 
     def read(self, text_encoder_hidden_states: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """What the text layers make of the text encodings, as context tokens [B, N, K]."""

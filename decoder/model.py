@@ -25,7 +25,9 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     The output starts at zero. Seven `in_channels` are the noised picture, the part of the picture that is kept and the mask
     of what is not; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
-    are multiples of `stride`.
+    are multiples of `stride`. With `draft_channels` a low-resolution draft of the image (`DraftHead`) enters beside the
+    pixel-unshuffled sample. With `position_maps` every level adds a learned map [C, H, W] to its input, zero at the start;
+    for other sizes than `sample_size` it is resized.
     """
 
     @register_to_config
@@ -42,6 +44,8 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         time_embed_dim: int = 512,
         dropout: float = 0.0,
         positions: bool = False,
+        draft_channels: int = 0,
+        position_maps: bool = False,
     ):
         super().__init__()
         if not len(channels) == len(blocks) == len(attention):
@@ -61,7 +65,10 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
                 parts["attention"] = SpatialAttention(channels_out, cross_attention_dim, head_dim, positions)
             return parts
 
-        self.conv_in = nn.Conv2d(4 * in_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(4 * in_channels + draft_channels, channels[0], 3, padding=1)
+        sides = [sample_size // 2 ** (level + 1) for level in range(len(channels))]
+        maps = [torch.zeros(1, c, s, s) for c, s in zip(channels, sides, strict=True)] if position_maps else []
+        self.position_embeddings = nn.ParameterList(maps)
         self.down, self.downsamplers = nn.ModuleList(), nn.ModuleList()
         skips, width = [], channels[0]
         for level, (count, attend) in enumerate(zip(blocks, attention, strict=True)):
@@ -95,10 +102,12 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
+        draft: Tensor | None = None,
     ):
         """`sample` [B, in_channels, H, W]; `timestep` a number or [B]; `encoder_hidden_states` [B, N, K]; `class_labels`
         [B, T], added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended;
-        `cross_attention_kwargs` may have `kept`, the context's keys and values by layer.
+        `cross_attention_kwargs` may have `kept`, the context's keys and values by layer; `draft` [B, draft_channels, R, R] is
+        resized to the first level, and left out (zeros) where it is None or the sample is not square.
         """
         if sample.shape[-1] % self.stride or sample.shape[-2] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {list(sample.shape[-2:])}")
@@ -116,11 +125,16 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x = self.run(parts["attention"], x, context, _with_pixels(attention_mask, x), kept)
             return x
 
-        x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))  # [B, C, H/2, W/2]
+        x = F.pixel_unshuffle(sample, 2)  # [B, 4 * in_channels, H/2, W/2]
+        if self.config.draft_channels:
+            x = torch.cat([x, self._draft(draft, x)], 1)
+        x = self.conv_in(_channels_last(x, self.conv_in))  # [B, C, H/2, W/2]
         skips = []
         for level, stages in enumerate(self.down):
             if level:
                 x = self.downsamplers[level - 1](x)
+            if self.config.position_maps:
+                x = x + _resized(self.position_embeddings[level], x)
             for parts in stages:
                 x = run(parts, x)
                 skips.append(x)
@@ -134,6 +148,19 @@ class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         x = self.conv_out(F.silu(self.norm_out(x)))  # [B, 12, H/2, W/2]
         x = F.pixel_shuffle(x, 2)  # [B, out_channels, H, W]
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+    def _draft(self, draft: Tensor | None, x: Tensor) -> Tensor:
+        """The draft at the size of `x` [B, C, H/2, W/2], or zeros."""
+        if draft is None or x.shape[2] != x.shape[3]:
+            return x.new_zeros(len(x), self.config.draft_channels, *x.shape[2:])
+        return _resized(draft, x)
+
+
+def _resized(image: Tensor, x: Tensor) -> Tensor:
+    """`image` [B, C, h, w] at the height and width of `x`, in its dtype."""
+    if image.shape[2:] != x.shape[2:]:
+        image = F.interpolate(image, x.shape[2:], mode="bilinear", align_corners=False)
+    return image.to(x.dtype)
 
 
 def _with_pixels(mask: Tensor | None, x: Tensor) -> Tensor | None:

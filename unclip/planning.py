@@ -45,7 +45,7 @@ USABLE = 0.92  # of a GPU's memory: the rest is CUDA's own context and the alloc
 JPEG_BYTES = 0.3  # of a stored picture per pixel, where there is no folder to measure
 FP32 = 4
 NORMS = (nn.GroupNorm, nn.LayerNorm, ChannelNorm)
-CONDITIONED = ("prior", "prior_autoregressive", "text_proj", "decoder", "decoder_distill")  # against a frozen CLIP
+CONDITIONED = ("prior", "prior_autoregressive", "text_proj", "draft", "decoder", "decoder_distill")  # against a frozen CLIP
 
 
 @dataclass
@@ -163,7 +163,7 @@ def plan(
         if frozen is not None and not sections["data"].get("embeddings"):
             with torch.no_grad():
                 asked = replace(frozen, loss=frozen.reading) if stage.reads_only else frozen
-                seen = measure(asked, 1, dtype, on_gpu=gpus > 0).flops
+                seen = 0 if stage.looks_up else measure(asked, 1, dtype, on_gpu=gpus > 0).flops
         elif run.stage in CONDITIONED and frozen is None:
             unknown = True
             notes.append(f"the CLIP {sections['objective'].get('clip')!r} is not here: neither its weights nor its work count")
@@ -237,6 +237,7 @@ class Stage:
     cached_bytes: int = 0  # of a sample in an embedding cache, fp16
     reading: Callable[[int], Tensor] | None = None  # of a CLIP: the work of its text tower alone
     reads_only: bool = False  # whether a frozen CLIP is asked for captions alone
+    looks_up: bool = False  # whether its answers are made once, before training
 
 
 def measure(stage: Stage, batch: int, dtype: torch.dtype | None, on_gpu: bool = False) -> Measured:
@@ -325,6 +326,7 @@ def _stage(name: str, sections: dict[str, dict], clip: "Stage | None") -> Stage:
         "prior": _prior_stage,
         "prior_autoregressive": _autoregressive_stage,
         "text_proj": _text_proj_stage,
+        "draft": _draft_stage,
         "decoder": _decoder_stage,
         "decoder_distill": _distill_stage,
         "upsampler_256": _upsampler_stage,
@@ -431,6 +433,20 @@ def _text_proj_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
         return places(text).float().mean() + project.guess(encodings, text).float().mean()
 
     return Stage(nn.ModuleDict({"text_proj": project, "places": places}), loss, 64, reads_only=True)
+
+
+def _draft_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
+    trained, dim, _ = _decoder(sections, clip)
+    project = trained["text_proj"]
+    if project.draft_head is None:
+        raise ConfigError("the stage draft needs model.text_proj.draft")
+    project.requires_grad_(False)
+    project.draft_head.requires_grad_(True)
+
+    def loss(batch: int) -> Tensor:
+        return project.draft_head(torch.zeros(batch, dim)).float().square().mean()
+
+    return Stage(nn.ModuleDict({"text_proj": project}), loss, 64, looks_up=True)
 
 
 def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:

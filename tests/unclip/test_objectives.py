@@ -79,9 +79,9 @@ def test_conditions_are_dropped_independently(clip):
     dropped: dict[str, torch.Tensor] = {}
     null = found.trained["text_proj"].learned_classifier_free_guidance_embeddings
 
-    def conditions(text, image_embeds):
+    def conditions(text, image_embeds, *more):
         dropped["image"] = (image_embeds == null).all(1)
-        return plain(text, image_embeds)
+        return plain(text, image_embeds, *more)
 
     def texts(captions):
         dropped["text"] = torch.tensor([c == "" for c in captions])

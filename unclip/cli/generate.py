@@ -47,6 +47,9 @@ def generate(
     clip_guidance: Annotated[
         float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")
     ] = 0.0,
+    style: Annotated[
+        str | None, typer.Option(help="Drawing style, where the model knows several (emoji: noto, flat, 3d or twemoji).")
+    ] = None,
     prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
     transparent: Transparent = False,
     low_memory: LowMemory = False,
@@ -93,6 +96,7 @@ def generate(
         "prior_guidance_scale": prior_guidance,
         "prior_num_inference_steps": prior_steps,
         "clip_guidance": clip_guidance,
+        "style": style,
     }
 
     def draw(chunk: list[tuple[str, int]], pipe) -> list:

@@ -29,7 +29,8 @@ class EmojiScenes(Dataset):
     Items: `index` int; `image` uint8 [3, 64, 64]; `caption` str; `key` int64, equal for scenes of the same meaning;
     `style` the style's number; `caption_style` the same if the caption names the style, else -1; `random` float32 [16],
     uniform in [0, 1): the example's own random numbers. `spans` int64 [2, 2] says where the caption names what it names, one
-    concept or two (first character, past the last; -1 for none), `rows` int64 [2] which icons these are (-1 for none), and of
+    concept or two (first character, past the last; -1 for none), `rows` int64 [2] which icons these are (-1 for none), `icon`
+    which icon is all that the image shows, on white and in its own colours (-1 for none), and of
     two `sides` int8 [PLACES, PLACES] says which of them covers a place alone: 1 the first, -1 the second, 0 neither or both.
     """
 
@@ -44,9 +45,10 @@ class EmojiScenes(Dataset):
         all_concepts: bool | float = False,
         loose: float = 0.0,
         words: float = 0.0,
+        single_pose: bool = False,
     ):
         self.icons, self.size = IconSet.load(path), SPRITE_SIZE
-        how = {"groups": groups, "all_concepts": all_concepts, "loose": loose, "words": words}
+        how = {"groups": groups, "all_concepts": all_concepts, "loose": loose, "words": words, "single_pose": single_pose}
         self.sampler = SceneSampler(self.icons, split, seed, kinds, contrast, **how)
         self.seed = seed
 
@@ -61,6 +63,7 @@ class EmojiScenes(Dataset):
             "key": zlib.crc32(scene.key.encode()),
             "style": style,
             "caption_style": style if mentions_style(scene) else -1,
+            "icon": scene.layers[0].icon if scene.kind == "single" else -1,
             "random": torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32)),
             **_grounds(scene),
         }
@@ -203,12 +206,12 @@ def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) ->
 
 
 # How emoji scenes are composed: nothing that one's own pictures have, though a configuration may say it.
-_COMPOSED = {"kinds", "groups", "contrast", "all_concepts", "loose", "words"}
+_COMPOSED = {"kinds", "groups", "contrast", "all_concepts", "loose", "words", "single_pose"}
 # What a held-out split takes from the training data's section: where it is, how it is cut and what is held out, not how it
 # is sampled.
 _SHARED = {
     *("path", "size", "crop", "caption_column", "image_column", "max_unreadable", "subset", "streaming", "embeddings"),
-    "all_concepts",
+    *("all_concepts", "single_pose"),
 }
 
 

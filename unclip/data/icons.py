@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .captions import SIZE_WORDS, is_everyday, style_phrase, with_tone
 from .plans import NUMBERS, Scene
-from .render import BACKGROUNDS, COLOURS, compose_sprites, compose_svg
+from .render import BACKGROUNDS, COLOURS, area_weights, compose_sprites, compose_svg
 from .words import Vocabulary, Words, load_words
 
+POSE_SIZE = 0.91  # of the side: how large a single icon is where all of them have one pose
 OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 _LETTERS = re.compile(r"\bbutton\b|^keycap|^input |^(circled m|copyright|registered|trade mark|atm sign|information)$")
 
@@ -69,6 +70,19 @@ class IconSet:
         """The drawings of these rows: [N, 3, 64, 64] in [0, 1]."""
         sprites = torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2).float() / 255
         return sprites[:, :3] * sprites[:, 3:] + 1 - sprites[:, 3:]
+
+    def in_pose(self, rows: Sequence[int], size: int = 64) -> Tensor:
+        """Single icons as they are trained on: POSE_SIZE of the side, centred on white. [N, 3, size, size] in [0, 1].
+
+        Equal to `pixels` of a scene of one such layer.
+        """
+        side = POSE_SIZE * size
+        start = (size - side) / 2
+        weights = torch.from_numpy(area_weights(self.sprites.shape[1], start, side, 0, size))  # [size, S]
+        sprites = torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2).float() / 255
+        colours = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)  # premultiplied
+        colours = weights @ colours @ weights.T
+        return (colours[:, :3] + 1 - colours[:, 3:]).clamp(0, 1)
 
     @cached_property
     def concepts(self) -> list[str]:

@@ -216,15 +216,15 @@ def _resample(sprite: np.ndarray, square: tuple[float, float, float], box: tuple
     """Area-resample a premultiplied sprite [S, S, 4], placed on `square` (left, top, side), at the pixels of `box`."""
     left, top, side = square
     x0, y0, x1, y1 = box
-    rows = _area_weights(sprite.shape[0], top, side, y0, y1)
-    columns = _area_weights(sprite.shape[1], left, side, x0, x1)
+    rows = area_weights(sprite.shape[0], top, side, y0, y1)
+    columns = area_weights(sprite.shape[1], left, side, x0, x1)
     # torch, because a data worker runs it on one thread; numpy's BLAS would take every core for these small products
     source = torch.from_numpy(sprite)  # [S, S, 4]
     down = (torch.from_numpy(rows) @ source.flatten(1)).unflatten(1, source.shape[1:])  # [Y, S, 4]
     return (torch.from_numpy(columns) @ down).numpy()  # [Y, X, 4]
 
 
-def _area_weights(source: int, start: float, side: float, first: int, last: int) -> np.ndarray:
+def area_weights(source: int, start: float, side: float, first: int, last: int) -> np.ndarray:
     """[last - first, source]: how much of each source cell falls on each output pixel, per unit of pixel."""
     step = side / source
     cells = start + step * np.arange(source, dtype=np.float64)

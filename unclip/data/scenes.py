@@ -24,7 +24,7 @@ from .captions import (
     with_tone,
     wordings,
 )
-from .icons import OBJECT_GROUPS, IconSet
+from .icons import OBJECT_GROUPS, POSE_SIZE, IconSet
 from .plans import KIND_WEIGHTS, NUMBERS, RELATIONS, SPLITS, Plan, Scene, split_of_concept, split_of_icon
 from .render import BACKGROUNDS, WHITE, Layer, colour_share, turn_to
 from .words import Words
@@ -90,7 +90,8 @@ class SceneSampler:
     beside the others (True: as often), for networks that learned of them late. `loose` is the share of single icons that are
     named as people do: by tags alone ("amphibian, green"), or with words around them that change nothing ("please draw a
     nice frog"). `words` is the share of those that have any which are named by other words for them (unclip/data/words.py):
-    synonyms, narrower kinds, and what a dictionary says that they are.
+    synonyms, narrower kinds, and what a dictionary says that they are. With `single_pose` a single icon whose caption names no
+    size always has the same size and place (POSE_SIZE, centred); scenes of several keep theirs.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class SceneSampler:
         all_concepts: bool | float = False,
         loose: float = 0.0,
         words: float = 0.0,
+        single_pose: bool = False,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -128,7 +130,7 @@ class SceneSampler:
             raise ValueError("these icons have no other words; build them again with `unclip data emoji`, or set words to 0")
         if not isinstance(all_concepts, int | float) or not 0 <= all_concepts < float("inf"):
             raise ValueError(f"all_concepts must be true, false or a number of at least 0, got {all_concepts!r}")
-        self.all_concepts, self.loose, self.words = bool(all_concepts), loose, words
+        self.all_concepts, self.loose, self.words, self.single_pose = bool(all_concepts), loose, words, single_pose
         self.kinds, self._kind_weights = list(of_kinds), _normalised(list(of_kinds.values()))
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
         every = split != "train" or all_concepts
@@ -223,7 +225,8 @@ class SceneSampler:
         elif len(rows) == 2:
             spots = _RELATION_SPOTS[_pick(rng, ["left", "right"])]
         else:
-            side = {"small": 0.42, "large": 1.0}.get(plan.size, rng.uniform(0.84, 0.98))
+            side = rng.uniform(0.84, 0.98)
+            side = {"small": 0.42, "large": 1.0}.get(plan.size, POSE_SIZE if self.single_pose else side)
             spots = ((0.5, 0.5, side),)
         matrix = None
         if plan.colour:
@@ -232,8 +235,9 @@ class SceneSampler:
                 matrix = turn_to(sprite, plan.colour)
         shrink = rng.uniform(0.9, 1.0) if len(rows) > 1 else 1.0
         layers = []
+        jitter = 0.0 if self.single_pose and len(rows) == 1 else 0.02
         for row, (x, y, size) in zip(rows, spots, strict=True):
-            dx, dy = rng.uniform(-0.02, 0.02, 2) * (1.0 if size < 0.95 else 0.3)
+            dx, dy = rng.uniform(-jitter, jitter, 2) * (1.0 if size < 0.95 else 0.3)
             layers.append(Layer(row, x + dx, y + dy, size * shrink, matrix))
         ground = WHITE
         if plan.background:

@@ -11,6 +11,7 @@ def create(stage: str, config: dict, seed: int) -> Objective:
     from .clip import ClipObjective
     from .decoder import DecoderObjective
     from .decoder_distill import DecoderDistillObjective
+    from .draft import DraftObjective
     from .judge import JudgeObjective
     from .prior import PriorObjective
     from .prior_autoregressive import AutoregressivePriorObjective
@@ -22,6 +23,7 @@ def create(stage: str, config: dict, seed: int) -> Objective:
         "prior": PriorObjective,
         "prior_autoregressive": AutoregressivePriorObjective,
         "text_proj": TextProjObjective,
+        "draft": DraftObjective,
         "decoder": DecoderObjective,
         "decoder_distill": DecoderDistillObjective,
         "upsampler_256": UpsamplerObjective,

@@ -21,7 +21,9 @@ LENGTHS = 4  # a text's length is a multiple of this: few lengths, for each is c
 # The layers that an adapter changes where its settings name none: attention, in our networks and in diffusers'.
 TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
 # What a decoder and its text projection may have that the weights they start from have not.
-GAINED = re.compile(r"^(text_blocks|text_to_image|text_image_places)\.|\.position\.weight$")
+GAINED = re.compile(
+    r"^(text_blocks|text_to_image|text_image_places|style_embedding|draft_head|position_embeddings)\.|\.position\.weight$"
+)
 
 
 @dataclass

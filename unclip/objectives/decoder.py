@@ -1,5 +1,6 @@
 """Training the 64 px decoder (paper, section 2.1): a picture from its own CLIP embedding and its caption."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..sampling import denoise
 from .base import grid
 from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range, unpadded
 from .grounding import Grounding, IconEmbeddings
+from .icon_bank import IconBank
 from .redrawn import Redraw, RedrawnEmbeddings
 
 SHOWN = 16
@@ -41,7 +43,13 @@ class DecoderObjective(ClipConditioned):
 
     `grounding` weighs a second loss, for examples that say what and where the things are that their captions name
     (`EmojiScenes`): of two names, a pixel shall attend to the one of the thing that covers it, and what a name is guessed to
-    look like (`text_images` of `text_proj`) shall be near to CLIP's embedding of the thing alone (`Grounding`).
+    look like (`text_images` of `text_proj`) shall be near to CLIP's embedding of the thing alone (`Grounding`). It is added in
+    every `grounding_every`th batch.
+
+    Where `text_proj` has a draft head and the decoder `draft_channels`, the draft of the image embedding is an input, left out
+    in `drop_draft` of the examples; the head itself is not trained here. Where it has `styles`, the style is not named in
+    `drop_style` of them. With `prior` (a training run's or a pipeline's) a share `sampled` of single icons in their pose has an
+    image embedding that the prior sampled for a caption of theirs, of `samples` for each icon.
     """
 
     network, anew = "decoder", ("decoder",)
@@ -66,9 +74,16 @@ class DecoderObjective(ClipConditioned):
         min_snr: float | None = None,
         vlb_weight: float = 1e-3,
         grounding: float = 0.0,
+        grounding_every: int = 1,
+        drop_draft: float = 0.1,
+        drop_style: float = 0.1,
+        prior: str | None = None,
+        sampled: float = 0.5,
+        samples: int = 4,
         lora: dict | None = None,
     ):
         check_shares(drop_image=drop_image, drop_text=drop_text, drop_both=drop_both)
+        check_shares(drop_draft=drop_draft, drop_style=drop_style, sampled=sampled)
         super().__init__(data, seed, clip, prediction_type, NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
         self.trained = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)
         decoder = self.trained["decoder"]
@@ -81,9 +96,20 @@ class DecoderObjective(ClipConditioned):
         self.redrawn = None
         if redraw is not None:
             self.redrawn = RedrawnEmbeddings(construct(Redraw, redraw, "objective.redraw"), self.frozen, seed + 2)
-        self.inpainting, self.learned_variance, self.grounding = inputs == 7, outputs == 6, grounding
-        if grounding < 0:
-            raise ConfigError(f"objective.grounding must be at least 0, got {grounding}")
+        self.inpainting, self.learned_variance = inputs == 7, outputs == 6
+        self.drop_draft, self.drop_style = drop_draft, drop_style
+        if self.trained["text_proj"].draft_head is not None:
+            self.trained["text_proj"].draft_head.requires_grad_(False)
+        self.icon_bank, self.sampled = None, sampled
+        if prior is not None:
+            if not isinstance(self.examples, EmojiScenes):
+                raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
+            self.icon_bank = IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, seed)
+        self.grounding, self.grounding_every = grounding, grounding_every
+        if grounding < 0 or grounding_every < 1:
+            raise ConfigError(
+                f"objective.grounding must be at least 0 and grounding_every at least 1, got {grounding} and {grounding_every}"
+            )
         if grounding:
             if not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
                 raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
@@ -122,7 +148,7 @@ class DecoderObjective(ClipConditioned):
             raise ConfigError(f"objective.grounding watches every attention and does not go together with {setting}")
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        if not self.grounding:
+        if not self.grounding or int(batch["index"][0]) // len(batch["index"]) % self.grounding_every:
             return super().forward(batch)
         names = self.frozen.tokens_of(batch["caption"], batch["spans"]).to(batch["sides"].device)
         names = names.masked_fill(self._dropped(batch["random"])[1][:, None], 0)
@@ -139,9 +165,9 @@ class DecoderObjective(ClipConditioned):
         noised, noise, timesteps = self._noised(clean, batch)
         if not self.compiled:  # for which every length would be another graph
             text = text[0], *unpadded(*text[1:])
-        context, added, mask = self._conditions(text, image_embeds)
+        conditions = self._conditions(text, image_embeds, self._style(batch), batch["random"][:, 12] < self.drop_draft)
         seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
-        predicted = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample.float()
+        predicted = self.trained["decoder"](seen, timesteps, **conditions).sample.float()
         predicted, share = predicted[:, :3], predicted[:, 3:]
         losses = self._squared_error(predicted, target(self.schedule, clean, noise, timesteps), timesteps)
         if self.learned_variance:
@@ -154,7 +180,7 @@ class DecoderObjective(ClipConditioned):
         """What the decoder hears of its pictures: text features and image embeddings [B, D], blurred or dropped by chance."""
         random = batch["random"]
         no_image, no_text = self._dropped(random)
-        blurred = image_embeds
+        blurred = image_embeds if self.icon_bank is None else self._sampled(batch, image_embeds)
         if self.embedding_noise:
             deviation = seeded_noise(self.seed + 1, batch["index"], image_embeds) / self.frozen.dim**0.5
             blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
@@ -164,6 +190,20 @@ class DecoderObjective(ClipConditioned):
             blurred = blurred.index_copy(0, rows, self.redrawn(image_embeds[rows], *told, few))
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
         return self._text(batch, no_text), torch.where(no_image[:, None], null, blurred)
+
+    def _sampled(self, batch: dict[str, Tensor], image_embeds: Tensor) -> Tensor:
+        """`image_embeds` [B, D] with those that the prior sampled in place of a share of the single icons'."""
+        random, icons = batch["random"], batch["icon"]
+        sampled = self.icon_bank.sampled(icons.clamp_min(0), random[:, 11])
+        return torch.where(((icons >= 0) & (random[:, 10] < self.sampled))[:, None], sampled, image_embeds)
+
+    def _style(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The styles [B] that the decoder is told, as `text_proj` numbers them; None where examples or networks have none."""
+        styles = self.trained["text_proj"].config.get("styles") or ()
+        if not styles or "style" not in batch:
+            return None
+        random = batch["random"]
+        return torch.where((random[:, 13] < self.drop_style) | (random[:, 0] < self.drops[0]), len(styles), batch["style"])
 
     def _dropped(self, random: Tensor) -> tuple[Tensor, Tensor]:
         """Which examples lose their image embedding, and which their text: [B] bool each, of `random` [B, 16]."""
@@ -182,20 +222,38 @@ class DecoderObjective(ClipConditioned):
         full = in_range(batch["image"])
         return F.avg_pool2d(full, full.shape[-1] // self.resolution), self._image(batch)
 
-    def _conditions(self, text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Context tokens [B, 4 + N, K], the addition to the time embedding [B, T] and the context's mask [B, 4 + N]."""
+    def _conditions(
+        self,
+        text: tuple[Tensor, Tensor, Tensor],
+        image_embeds: Tensor,
+        style: Tensor | None = None,
+        no_draft: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The decoder's arguments beside sample and timestep, all [B, ...]; `no_draft` [B] says which get no draft."""
         text_embeds, encodings, mask = text
         project = self.trained["text_proj"]
+        named = {} if style is None else {"style": style}
         context, added = project(
-            image_embeddings=image_embeds, prompt_embeds=text_embeds, text_encoder_hidden_states=encodings, text_mask=mask
+            image_embeddings=image_embeds,
+            prompt_embeds=text_embeds,
+            text_encoder_hidden_states=encodings,
+            text_mask=mask,
+            **named,
         )
-        return context, added, of_context(project, mask, True)
+        mask = of_context(project, mask, True)
+        conditions = {"encoder_hidden_states": context, "class_labels": added, "attention_mask": mask}
+        draft = project.draft_image(image_embeds, **named) if getattr(project, "draft_head", None) is not None else None
+        if draft is not None:
+            draft = draft.float()
+            conditions["draft"] = draft if no_draft is None else draft * ~no_draft[:, None, None, None]
+        return conditions
 
-    def _guided(self, alone: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _guided(self, alone: dict[str, Tensor]) -> dict[str, Tensor]:
         """`_conditions` with those of no text and no embedding before them: [2B, ...]."""
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(len(alone[0]), -1)
-        empty = self._conditions(self.frozen.text([""] * len(null)), null)
-        return tuple(torch.cat(pair) for pair in zip(empty, alone, strict=True))
+        rows = len(alone["class_labels"])
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(rows, -1)
+        empty = self._conditions(self.frozen.text([""] * rows), null)
+        return {name: torch.cat([empty[name], value]) for name, value in alone.items()}
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
@@ -208,11 +266,11 @@ class DecoderObjective(ClipConditioned):
         known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)
         rows = [clean]
         for image_embeds in (embeds, null):
-            context, added, mask = self._guided(self._conditions(text, image_embeds))
+            conditions = self._guided(self._conditions(text, image_embeds, batch.get("style")))
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
                 seen = torch.cat([x, known], 1)
-                return self.trained["decoder"](seen, t, context, class_labels=added, attention_mask=mask).sample.float()  # noqa: B023
+                return self.trained["decoder"](seen, t, **conditions).sample.float()  # noqa: B023
 
             rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, guidance=2.0))
         return grid(torch.cat(rows) / 2 + 0.5, SHOWN)

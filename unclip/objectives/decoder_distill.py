@@ -137,7 +137,7 @@ class DecoderDistillObjective(DecoderObjective):
         true, image_embeds = self._pictures(batch)
         known = self._known(true, batch["random"])
         text, image_embeds = self._heard(batch, image_embeds)
-        alone = self._conditions(text, image_embeds)
+        alone = self._conditions(text, image_embeds, self._style(batch))
         both = self._guided(alone)
         noise = seeded_noise(self.seed, batch["index"], true)
         ends, part = [noise], self.teacher_steps // self.evaluations
@@ -165,7 +165,7 @@ class DecoderDistillObjective(DecoderObjective):
         before, after = (t.repeat_interleave(drawings)[:, None, None, None] for t in (table[:-1], table[1:]))
         begun, ended = lesson.ends[:-1].flatten(0, 1), lesson.ends[1:].flatten(0, 1)
         wanted = target(self.schedule, *through(begun, before, ended, after), starts)
-        told = [c.repeat(self.evaluations, *[1] * (c.ndim - 1)) for c in lesson.conditions]
+        told = {k: c.repeat(self.evaluations, *[1] * (c.ndim - 1)) for k, c in lesson.conditions.items()}
         answer = self._predict(begun, starts, told, lesson.known.repeat(self.evaluations, 1, 1, 1))
         return self._squared_error(answer, wanted, starts), starts
 
@@ -182,10 +182,9 @@ class DecoderDistillObjective(DecoderObjective):
             if adapted:
                 decoder.enable_adapters()
 
-    def _predict(self, noised: Tensor, timesteps: Tensor, conditions: list[Tensor], known: Tensor) -> Tensor:
-        context, added, mask = conditions
+    def _predict(self, noised: Tensor, timesteps: Tensor, conditions: dict[str, Tensor], known: Tensor) -> Tensor:
         seen = torch.cat([noised, known], 1)
-        answer = self.trained["decoder"](seen, timesteps, context, class_labels=added, attention_mask=mask).sample
+        answer = self.trained["decoder"](seen, timesteps, **conditions).sample
         return answer[:, :3].float()
 
     @torch.no_grad()

@@ -4,6 +4,7 @@
 
 import logging
 import math
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -80,7 +81,8 @@ Callback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[st
 class TextCondition:
     """What the text tower says of the prompts: `embeds` [B, D], `encodings` [B, N, D], `mask` [B, N] bool.
 
-    The `empty_*` fields hold the same of what guidance leads away from: the empty or the negative prompt.
+    The `empty_*` fields hold the same of what guidance leads away from: the empty or the negative prompt. `style` [B] int64
+    numbers the drawing styles of checkpoints that have some, their count for "not named".
     """
 
     embeds: Tensor
@@ -89,6 +91,7 @@ class TextCondition:
     empty_embeds: Tensor
     empty_encodings: Tensor
     empty_mask: Tensor
+    style: Tensor | None = None
 
     def guided(self) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings, encodings and mask with the empty prompt's half first: [2B, ...]."""
@@ -100,11 +103,10 @@ class TextCondition:
 
     def repeated(self, times: int) -> "TextCondition":
         """Each prompt `times` times in a row."""
-        fields = (f.repeat_interleave(times, 0) for f in vars(self).values())
-        return TextCondition(*fields)
+        return TextCondition(*(None if f is None else f.repeat_interleave(times, 0) for f in vars(self).values()))
 
     def __getitem__(self, rows: slice) -> "TextCondition":
-        return TextCondition(*(f[rows] for f in vars(self).values()))
+        return TextCondition(*(None if f is None else f[rows] for f in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -550,6 +552,33 @@ class UnCLIPBase(Loading):
         one_each = TextCondition(*(f.expand(rows, *f.shape[1:]) for f in fields))
         return one_each.repeated(num_images)
 
+    def _styles(self, style: str | None, prompts: list[str] | None, count: int, generator: Generators) -> Tensor | None:
+        """The numbers [B] of the styles to draw in; None for checkpoints without styles.
+
+        `style` is for all images; else each prompt's own words decide ("a cat, flat style"), and where they name none, one is
+        drawn at random. Raises ValueError for a style that this checkpoint does not have.
+        """
+        known = list(self.text_proj.config.get("styles") or ())
+        if style is not None and style not in known:
+            choices = f"{nearest(str(style), known)}; choose from {', '.join(known)}" if known else ": this model has no styles"
+            raise ValueError(f"unknown style {style!r}{choices}")
+        if not known:
+            return None
+        if isinstance(generator, list):
+            drawn = torch.cat([torch.randint(len(known), (1,), generator=g, device=g.device).cpu() for g in generator])
+        else:
+            device = None if generator is None else generator.device
+            drawn = torch.randint(len(known), (count,), generator=generator, device=device).cpu()
+        if style is not None:
+            drawn = torch.full_like(drawn, known.index(style))
+        named = re.compile(rf"\b({'|'.join(map(re.escape, known))}) style\b", re.IGNORECASE)
+        for number, prompt in enumerate(prompts or ()) if style is None else ():
+            found = named.search(prompt)
+            if found:
+                each = count // len(prompts)
+                drawn[number * each : (number + 1) * each] = known.index(found[1].lower())
+        return drawn.to(self._execution_device)
+
     def _seen(self, pictures: list[Image.Image]) -> Tensor:
         """Pictures as the image tower takes them: [B, 3, S, S]."""
         whole = [on_white(towards_square(picture)) for picture in pictures]
@@ -772,14 +801,20 @@ class UnCLIPBase(Loading):
         decoder = self.decoder if network is None else network
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
         layers = {"text_mask": mask} if getattr(self.text_proj, "text_blocks", None) else {}  # diffusers' class knows of none
+        if text.style is not None:
+            layers["style"] = text.style
+        embedding = embedding.to(self.text_proj.dtype)
         context, added = self.text_proj(
             **layers,
-            image_embeddings=embedding.to(self.text_proj.dtype),
+            image_embeddings=embedding,
             prompt_embeds=embeds.to(self.text_proj.dtype),
             text_encoder_hidden_states=encodings.to(self.text_proj.dtype),
             do_classifier_free_guidance=guidance != 1,
         )
         context, added = context.to(decoder.dtype), added.to(decoder.dtype)
+        draft = None
+        if getattr(self.text_proj, "draft_head", None) is not None:
+            draft = self.text_proj.draft_image(embedding, text.style, guidance != 1).to(decoder.dtype)
         mask = of_context(self.text_proj, mask, True)
         heard = mask.any(0)  # the others are padding in every row
         if self._shared.compiled:
@@ -793,6 +828,8 @@ class UnCLIPBase(Loading):
             """What the decoder is told of the last `rows` rows."""
             told = {"encoder_hidden_states": context[-rows:], "class_labels": added[-rows:]}
             told["attention_mask"] = None if mask[-rows:].all() and not self._shared.compiled else mask[-rows:]
+            if draft is not None:
+                told["draft"] = draft[-rows:]
             if kept:
                 told["cross_attention_kwargs"] = {"kept": {m: (k[-rows:], v[-rows:]) for m, (k, v) in kept.items()}}
             return told

@@ -105,6 +105,7 @@ class UnCLIPPipeline(UnCLIPBase):
         upsampler_noise_level: float | None = None,
         clip_guidance: float = 0.0,
         image_embeds: Tensor | None = None,
+        style: str | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
@@ -141,6 +142,8 @@ class UnCLIPPipeline(UnCLIPBase):
                 guidance; 0 is not at all, 0.1 a little. Takes about three times as long.
             image_embeds: CLIP image embeddings [B, D], one for each picture, in place of the prior's (as
                 `UnCLIPPriorPipeline` draws them).
+            style: the drawing style, for checkpoints that know several (`text_proj.config.styles`); default: the one that the
+                prompt names ("a cat, flat style"), else one at random for each image.
             callback_on_step_end: called as (pipe, step, timestep, {"latents": ...}) after every step of every stage, which
                 `pipe.stage` names; may return {"latents": ...} to replace them, and set `pipe._interrupt` to end the call
                 (`interrupt` says with which answer).
@@ -178,6 +181,8 @@ class UnCLIPPipeline(UnCLIPBase):
         scheduler = self._sampler(sampler, call.settings["decoder_num_inference_steps"])
 
         text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        text.style = self._styles(style, prompts, len(text), call.generator)
         if image_embeds is not None:
             embedding = self._given(image_embeds, text)
         else:
