@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from upsamplers.degrade import bsr
 
-from ..config import ConfigError, construct
+from ..runtime.config import ConfigError, construct
 from .emoji import SPRITE_SIZE, STYLES
 from .pictures import PictureCrops, Pictures
 from .reading import check_there

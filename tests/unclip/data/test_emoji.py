@@ -7,7 +7,7 @@ import pytest
 from datasets import load_from_disk
 from wordnet import write_words
 
-from unclip.clip import CLIP
+from unclip.clip.model import CLIP
 from unclip.data import emoji
 from unclip.data.emoji import NAMES, SOURCES, build, read_icons, slug
 from unclip.data.scenes import IconSet
