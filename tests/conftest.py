@@ -19,7 +19,7 @@ from hypothesis import settings
 
 from decoder import Decoder, UnCLIPTextProjModel
 from prior import DiffusionPrior
-from unclip.clip.model import ImageTower, TextTower
+from unclip.clip.towers import ImageTower, TextTower
 from unclip.pipelines import UnCLIPPipeline
 from unclip.training.objectives.clip import image_processor, sentence_tokenizer
 from upsamplers import Upsampler

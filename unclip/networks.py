@@ -13,7 +13,7 @@ from decoder import Decoder, UnCLIPTextProjModel
 from prior import AutoregressivePrior, DiffusionPrior
 from upsamplers import Upsampler
 
-from .clip.model import ImageTower, TextTower
+from .clip.towers import ImageTower, TextTower
 from .runtime import attention
 from .runtime.config import ConfigError, construct, nearest
 

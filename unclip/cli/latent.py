@@ -122,9 +122,9 @@ def pca(
     """Draw what the first principal components of a picture's embedding hold, ever more of them."""
     import torch
 
-    from ..clip.search import axes_of
     from ..io.images import open_image
     from ..pipelines import UnCLIPPCAPipeline
+    from ..pipelines.axes import axes_of
     from ..pipelines.pca import COUNTS
 
     picture = open_image(image)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..io.moved import attribute
-from .model import CLIP, ImageTower, TextTower
+from .model import CLIP
+from .towers import ImageTower, TextTower
 
 __all__ = ["CLIP", "ImageTower", "TextTower"]
 

@@ -23,7 +23,8 @@ from decoder.blocks import ChannelNorm
 from prior.blocks import Block
 
 from ..io.checkpoints import components_folder, load_components
-from .model import CLIP, PARTS, mean_over_tokens
+from .model import CLIP, PARTS
+from .towers import mean_over_tokens
 
 SHIPPED = Path(__file__).parents[1] / "pretrained_judge"
 

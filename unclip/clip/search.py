@@ -14,8 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from ..diffusion.latents import AXES_FILE, PrincipalAxes
-from ..io.checkpoints import check_safetensors, resolve, save_tensors, write_beside
+from ..io.checkpoints import check_safetensors, save_tensors, write_beside
 from ..io.images import SUFFIXES, open_image
 from .model import CLIP
 
@@ -101,35 +100,6 @@ class Index:
         best = scores.topk(min(top, len(scores)))
         names = list(self.stamps)
         return [(score, names[row]) for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-
-
-def axes_of(
-    model: str, clip: CLIP, source: str | Path | None = None, progress: Callable[[Iterable], Iterable] = iter
-) -> PrincipalAxes:
-    """The principal axes of the embeddings of `source`: a folder of pictures or an emoji dataset; None: the model's own.
-
-    Raises ValueError for a model that has none and for a source of fewer than two pictures.
-    """
-    if source is None:
-        path = resolve(model) / AXES_FILE
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: this model has no principal axes of its own; name pictures with --of FOLDER")
-        return PrincipalAxes.load(path)
-    source = Path(source).expanduser()
-    if (source / "icons.json.gz").is_file():
-        from ..data.scenes import IconSet, split_of_icon
-
-        icons = IconSet.load(source)
-        rows = [n for n, i in enumerate(icons.icons) if split_of_icon(i["concept"], i["style"]) == "train"]
-        chunks = [rows[n : n + BATCH] for n in range(0, len(rows), BATCH)]
-        embeddings = torch.cat([clip.encode_image(icons.on_white(chunk)).cpu() for chunk in progress(chunks)])
-    else:
-        index = Index(source, clip)
-        index.update(progress)
-        embeddings = index.embeddings
-    if len(embeddings) < 2:
-        raise ValueError(f"{source} holds {len(embeddings)} pictures; principal axes need two or more")
-    return PrincipalAxes.of(embeddings, clip.fingerprint)
 
 
 def cache_folder() -> Path:

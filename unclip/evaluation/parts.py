@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from upsamplers.model import resize
+
 from ..data.distort import DISTORTIONS
 from ..data.judged import damaged, renders
 from ..data.render import flatten, render_svg
 from ..data.scenes import IconSet, split_of_concept, split_of_icon
 from ..pipelines import UnCLIPInpaintPipeline, UnCLIPPriorPipeline
-from ..training.objectives.upsampler import resize
 from . import prompts as ask
 from .bench import SCENES, Bench, Impossible
 from .metrics import (

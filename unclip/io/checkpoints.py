@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..runtime.memory import readable_size
 from .moved import class_module
 
 # What a prior's embeddings are whitened with; diffusers would leave them at their defaults without an error.
@@ -153,15 +154,6 @@ def _verify(path: Path, content: Mapping[str, Tensor]) -> None:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
-
-
-def readable_size(count: int) -> str:
-    """A number of bytes for people: "1.5 MB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"
 
 
 def _sync(path: Path) -> None:

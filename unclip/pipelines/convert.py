@@ -7,7 +7,6 @@ shapes; only the width of an attention head cannot be, and is 64 in every one of
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from decoder import UnCLIPTextProjModel
 
+from ..clip.stock import clip_image, clip_text
 from ..diffusion.scheduler import UnCLIPScheduler
-from ..io.checkpoints import new_folder, resolve, save_components
+from ..io.checkpoints import new_folder, save_components
+from .text_to_image import UnCLIPPipeline
 
 HEAD_DIM = 64
 CLIP_MODEL = "openai/clip-vit-large-patch14"
@@ -296,41 +297,6 @@ def _levels(state: State, path: str | Path) -> tuple[list[dict], int]:
 # ---------------------------------------------------------------------------------------------- pipelines
 
 
-def clip_text(clip: str | Path) -> dict:
-    """Text tower and tokenizer of a transformers CLIP; padded with "!", token 0, as the originals were trained."""
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-    folder = resolve(clip)
-    with _without_load_report():
-        text = CLIPTextModelWithProjection.from_pretrained(folder, use_safetensors=True)
-    return {"text_encoder": text.eval(), "tokenizer": CLIPTokenizer.from_pretrained(folder, pad_token="!")}
-
-
-def clip_image(clip: str | Path) -> dict:
-    """Image tower and preprocessor of a transformers CLIP, for image variations; nothing where it has none."""
-    from transformers import AutoConfig, CLIPImageProcessorPil, CLIPVisionModelWithProjection
-
-    folder = resolve(clip)
-    if not (folder / "preprocessor_config.json").is_file() or AutoConfig.from_pretrained(folder).model_type != "clip":
-        return {}
-    with _without_load_report():
-        image = CLIPVisionModelWithProjection.from_pretrained(folder, use_safetensors=True)
-    return {"image_encoder": image.eval(), "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder)}
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """transformers lists every tensor of the other tower as unexpected, which it is not."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
 def prior_scheduler() -> UnCLIPScheduler:
     return UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0)
 
@@ -339,8 +305,6 @@ def convert_karlo(
     prior: Path, decoder: Path, super_resolution: Path, stats: Path, out: Path, clip: str = CLIP_MODEL, force: bool = False
 ) -> Path:
     """Karlo's four original files as a pipeline folder; -> the folder. Raises ValueError for a file that is not its stage."""
-    from . import UnCLIPPipeline
-
     with new_folder(out, force) as folder:
         (drawing,) = read_states(decoder, "model")
         first, last = read_states(super_resolution, "model_first_steps", "model_last_step")

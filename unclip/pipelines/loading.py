@@ -15,10 +15,10 @@ from upsamplers import Upsampler
 
 from ..io.checkpoints import check_folder, holds_network, import_own_modules, ready_to_share, resolve
 from ..io.moved import CLASSES, class_module
-from ..runtime.memory import Residency
 from .distilled import FILE as DISTILLED
 from .distilled import Distilled
 from .lora import LoRAMixin
+from .residency import Residency
 
 # What diffusers' `from_pretrained` takes for the Hub's client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")

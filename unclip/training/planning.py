@@ -29,6 +29,7 @@ from .. import networks
 from ..clip.judge import JudgeImageTower, JudgeTextTower, word_tokenizer
 from ..data.scenes import IconSet
 from ..io.checkpoints import check_folder, components_folder, resolve
+from ..io.images import SUFFIXES
 from ..runtime import attention
 from ..runtime.config import ConfigError, construct, load_config, nearest, shipped
 from ..runtime.precision import fast_dtype
@@ -524,6 +525,4 @@ def _read_bytes(data: dict[str, Any], side: int, cached: int) -> tuple[int, str]
 
 
 def _pictures(path: Path) -> Iterator[Path]:
-    from ..io.images import SUFFIXES
-
     return (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else iter(())

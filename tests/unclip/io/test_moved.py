@@ -43,6 +43,14 @@ NAMES = {
     "unclip.training": "train",
     "unclip.worker": "Worker",
 }
+SPLIT = {  # modules whose names went to several
+    ("unclip.checkpoints", "readable_size"): "unclip.runtime.memory",
+    ("unclip.clip", "mean_over_tokens"): "unclip.clip.towers",
+    ("unclip.convert", "clip_text"): "unclip.clip.stock",
+    ("unclip.memory", "Residency"): "unclip.pipelines.residency",
+    ("unclip.objectives.upsampler", "resize"): "upsamplers.model",
+    ("unclip.search", "axes_of"): "unclip.pipelines.axes",
+}
 
 
 @pytest.mark.parametrize("old", NAMES)
@@ -53,6 +61,14 @@ def test_an_old_import_works_and_its_warning_names_the_new_one(old):
     new = caught[0].message.args[0].split(" has moved to ")[1].split(";")[0]
     assert found is getattr(import_module(new.rpartition(".")[0]), name)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("old", "name"), SPLIT)
+def test_a_name_that_left_its_module_is_found(old, name):
+    new = SPLIT[old, name]
+    with pytest.warns(DeprecationWarning):
+        found = getattr(import_module(old), name)
+    assert found is getattr(import_module(new), name) and found.__module__ == new
 
 
 def test_every_old_module_is_tried():

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from ... import networks
-from ...clip.model import CLIP, TextTower
+from ...clip.model import CLIP
+from ...clip.towers import TextTower
 from ...data.examples import captioned_examples
 from ...data.pictures import Pictures
 from ...data.scenes import split_of_concept

@@ -13,10 +13,10 @@ from torch.utils.data import default_collate
 from ... import networks
 from ...clip.judge import Judge, JudgeImageTower, JudgeTextTower, word_tokenizer
 from ...data.distort import DISTORTIONS
-from ...data.emoji import STYLES
 from ...data.judged import JudgedScenes, compare, damaged, renders
 from ...data.render import BACKGROUNDS, COLOURS
 from ...data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
+from ...data.sources import STYLES
 from ...runtime.config import ConfigError, construct
 from .base import Objective
 from .clip import MAX_LOGIT_SCALE, image_processor, jitter

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from upsamplers.degrade import corrupt, noise_labels
+from upsamplers.model import resize
 
 from ... import networks
 from ...data.examples import Degraded, crop_examples, seeded_noise
@@ -143,11 +144,6 @@ class UpsamplerObjective(Objective):
 
     def components(self) -> dict[str, Any]:
         return {**self.trained, f"{self.name}_scheduler".replace("_first", ""): ddim(self.schedule)}
-
-
-def resize(low: Tensor, size: int) -> Tensor:
-    """Bicubic enlargement [B, 3, h, w] -> [B, 3, size, size] in fp32 (it has no bf16 kernel on a CPU)."""
-    return F.interpolate(low.float(), (size, size), mode="bicubic", align_corners=False, antialias=True).to(low.dtype)
 
 
 def charbonnier(error: Tensor, eps: float = 1e-3) -> Tensor:
