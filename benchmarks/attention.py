@@ -1,5 +1,5 @@
 """Attention on this CPU as two batched products, without softmax's maximum between them ("one pass", forward and in bfloat16
-alone), and through torch's flash kernel: what `unclip.attention` chooses by.
+alone), and through torch's flash kernel: what `unclip.runtime.attention` chooses by.
 
     python benchmarks/attention.py [--times 9]
 
@@ -12,7 +12,7 @@ import time
 import torch
 from turns import machine
 
-from unclip.attention import _without_maximum, attention
+from unclip.runtime.attention import _without_maximum, attention
 
 # pictures, queries, keys, heads, their width: the shipped decoder guided and at batch 16, Karlo's at a quarter of its width and
 # whole, a prior's whole sequence and its three tokens

@@ -13,9 +13,10 @@ import statistics
 import torch
 from turns import machine, now
 
-from unclip import UnCLIPPipeline, attention
-from unclip.compiling import compiled
-from unclip.profiling import flop_counter, measured_peak
+from unclip import UnCLIPPipeline
+from unclip.runtime import attention
+from unclip.runtime.compiling import compiled
+from unclip.runtime.profiling import flop_counter, measured_peak
 
 
 @torch.no_grad()

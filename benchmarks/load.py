@@ -26,7 +26,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unclip.checkpoints import resolve
+from unclip.io.checkpoints import resolve
 
 
 def main() -> None:

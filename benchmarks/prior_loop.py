@@ -17,9 +17,9 @@ from torch import Tensor
 from turns import machine, now, spread
 
 from prior.cache import predictor
-from unclip import attention
-from unclip.convert import prior_scheduler
-from unclip.sampling import denoise
+from unclip.diffusion.sampling import denoise
+from unclip.pipelines.convert import prior_scheduler
+from unclip.runtime import attention
 
 STEPS, GUIDANCE, TOKENS = 25, 4.0, 77
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip import UnCLIPPipeline, UnCLIPPriorPipeline
-from unclip.clip import CLIP
+from unclip.clip.model import CLIP
 from unclip.data.examples import EmojiScenes
 from unclip.data.scenes import IconSet, split_of_concept, split_of_icon
 

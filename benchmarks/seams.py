@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from unclip import UnCLIPInpaintPipeline, UnCLIPPipeline
-from unclip.images import with_margins
+from unclip.diffusion.tiling import spans
+from unclip.io.images import with_margins
 from unclip.pipelines.base import TILE_OVERLAP
-from unclip.precision import best_device
-from unclip.tiling import spans
+from unclip.runtime.precision import best_device
 
 BESIDE = 4  # steps on either side of the border that it is compared with
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from unclip import CLIP
-from unclip.search import Index
+from unclip.clip.search import Index
 
 
 def main() -> None:

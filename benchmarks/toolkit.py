@@ -26,12 +26,12 @@ from unclip import (
     UnCLIPPipeline,
     UnCLIPTextDiffPipeline,
 )
-from unclip.checkpoints import resolve
+from unclip.clip.search import Index, classify
+from unclip.diffusion.latents import AXES_FILE, PrincipalAxes
 from unclip.evaluation.metrics import psnr
-from unclip.images import with_margins
-from unclip.latents import AXES_FILE, PrincipalAxes
-from unclip.rerank import rerank
-from unclip.search import Index, classify
+from unclip.io.checkpoints import resolve
+from unclip.io.images import with_margins
+from unclip.pipelines.rerank import rerank
 
 SUBJECTS = (
     *("red apple", "tiger face", "rocket", "blue heart", "pizza", "crown", "sunflower", "ghost"),

@@ -63,9 +63,9 @@ def ours(batch: int, device: str, compiled: bool) -> tuple:
 
     from decoder import of_context
     from unclip import networks
-    from unclip.config import load_config
-    from unclip.diffusion import schedule, target
-    from unclip.precision import fast_dtype
+    from unclip.diffusion.schedules import schedule, target
+    from unclip.runtime.config import load_config
+    from unclip.runtime.precision import fast_dtype
 
     torch.manual_seed(0)
     config = load_config(Path(__file__).parent.parent / "configs" / "emoji" / "decoder.yaml")

@@ -19,9 +19,9 @@ from hypothesis import settings
 
 from decoder import Decoder, UnCLIPTextProjModel
 from prior import DiffusionPrior
-from unclip.clip import ImageTower, TextTower
-from unclip.objectives.clip import image_processor, sentence_tokenizer
+from unclip.clip.towers import ImageTower, TextTower
 from unclip.pipelines import UnCLIPPipeline
+from unclip.training.objectives.clip import image_processor, sentence_tokenizer
 from upsamplers import Upsampler
 
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from unclip import (
     UnCLIPPriorPipeline,
     UnCLIPTextDiffPipeline,
 )
-from unclip.latents import PrincipalAxes
+from unclip.diffusion.latents import PrincipalAxes
 from unclip.pipelines.base import UnCLIPBase
 
 KINDS = [

@@ -18,7 +18,7 @@ class Process:
     """
 
     _spawn = get_context("forkserver")
-    _spawn.set_forkserver_preload(["unclip.training", "unclip.pipelines"])
+    _spawn.set_forkserver_preload(["unclip.training.trainer", "unclip.pipelines"])
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         self._answered, self._said = NamedTemporaryFile(), NamedTemporaryFile()  # noqa: SIM115

@@ -13,7 +13,7 @@ from forked import Process
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unclip.training import train
+from unclip.training.trainer import train
 
 QUIET = ("sample_every=0", "validate_every=0", "save_minutes=0", "log_every=1")
 

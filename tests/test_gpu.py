@@ -10,8 +10,8 @@ from drawing import close
 from running import run_here, state
 
 from unclip import UnCLIPPipeline
-from unclip.plot import read_log
-from unclip.profiling import Profile
+from unclip.runtime.profiling import Profile
+from unclip.training.plot import read_log
 
 pytestmark = pytest.mark.gpu
 PROMPTS = ["a star", "two red rings beside a moon"]

@@ -24,6 +24,13 @@ def test_imports_run_downwards_only():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_the_pipelines_import_nothing_of_training_evaluation_studio_or_server(run):
+    result = run("-c", "import sys, unclip.pipelines; print(*(m for m in sys.modules if m.startswith('unclip.')))")
+    packages = {module.split(".")[1] for module in result.stdout.split()}
+    assert packages >= {"pipelines", "clip", "diffusion"}, result.stderr
+    assert not packages & {"cli", "studio", "server", "evaluation", "training"}
+
+
 @pytest.mark.parametrize(("heading", "word"), [("Quick start", "unclip generate"), ("Tests", "pytest")])
 def test_readme_has_one_line_under_each_heading(heading, word):
     text = (ROOT / "README.md").read_text()

@@ -19,8 +19,8 @@ from xformers.ops.fmha.cutlass import _check_bias_alignment
 from decoder import UnCLIPTextProjModel
 from prior import AutoregressivePrior
 from prior.cache import predictor
-from unclip import attention as module
-from unclip.attention import attention, install
+from unclip.runtime import attention as module
+from unclip.runtime.attention import attention, install
 
 TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float16: (4e-3, 4e-3)}
 

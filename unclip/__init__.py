@@ -10,10 +10,13 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from .io import moved
+
 if TYPE_CHECKING:
     from decoder import UnCLIPTextProjModel
 
-    from .clip import CLIP
+    from .clip.model import CLIP
+    from .diffusion.scheduler import UnCLIPScheduler
     from .pipelines import (
         UnCLIPImageVariationPipeline,
         UnCLIPInpaintPipeline,
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
         UnCLIPPriorPipeline,
         UnCLIPTextDiffPipeline,
     )
-    from .scheduler import UnCLIPScheduler
 
 try:
     __version__ = version("unclip")
@@ -53,7 +55,7 @@ _HOMES = {
     "UnCLIPPCAPipeline": "unclip.pipelines",
     "UnCLIPPipeline": "unclip.pipelines",
     "UnCLIPPriorPipeline": "unclip.pipelines",
-    "UnCLIPScheduler": "unclip.scheduler",
+    "UnCLIPScheduler": "unclip.diffusion.scheduler",
     "UnCLIPTextDiffPipeline": "unclip.pipelines",
     "UnCLIPTextProjModel": "decoder",
 }
@@ -74,6 +76,9 @@ def _has_gpu_driver() -> bool:
 # Not from a diffusers that was imported first, which has noted that xformers is there and would miss it.
 if not {"xformers", "diffusers"} & set(sys.modules) and not _has_gpu_driver():
     sys.modules["xformers"] = None
+
+
+moved.install()
 
 
 def __getattr__(name: str):

@@ -13,9 +13,9 @@ from decoder import Decoder, UnCLIPTextProjModel
 from prior import AutoregressivePrior, DiffusionPrior
 from upsamplers import Upsampler
 
-from . import attention
-from .clip import ImageTower, TextTower
-from .config import ConfigError, construct, nearest
+from .clip.towers import ImageTower, TextTower
+from .runtime import attention
+from .runtime.config import ConfigError, construct, nearest
 
 Section = Mapping[str, Any] | None
 

@@ -119,3 +119,8 @@ class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
         numbers = torch.as_tensor(numbers, device=sample.device).expand(len(sample))
         emb = get_timestep_embedding(numbers, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         return emb.to(self.dtype)
+
+
+def resize(low: Tensor, size: int) -> Tensor:
+    """Bicubic enlargement [B, 3, h, w] -> [B, 3, size, size] in fp32 (it has no bf16 kernel on a CPU)."""
+    return F.interpolate(low.float(), (size, size), mode="bicubic", align_corners=False, antialias=True).to(low.dtype)

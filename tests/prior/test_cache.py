@@ -14,7 +14,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from prior import DiffusionPrior
 from prior.cache import predictor
 from prior.packed import PackedLinear, packed
-from unclip import attention
+from unclip.runtime import attention
 
 SHAPE = {"embedding_dim": 32, "num_embeddings": 8}
 STOCK = SHAPE | {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2}

@@ -8,10 +8,10 @@ from conftest import ROOT, tiny_networks
 from torch.utils.data import default_collate
 
 from unclip import networks
-from unclip.config import ConfigError, load_config
-from unclip.objectives import create
-from unclip.planning import plan
-from unclip.training import train
+from unclip.runtime.config import ConfigError, load_config
+from unclip.training.objectives import create
+from unclip.training.planning import plan
+from unclip.training.trainer import train
 
 UNET = {
     "block_out_channels": [8, 16],

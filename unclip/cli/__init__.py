@@ -49,7 +49,7 @@ def main() -> None:
             raise
         _fail(how)
     except RuntimeError as error:
-        from ..memory import out_of_memory
+        from ..runtime.memory import out_of_memory
 
         if out_of_memory(error):
             hint = "a smaller batch_size, or for training gradient_checkpointing=true, takes less"

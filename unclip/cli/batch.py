@@ -42,7 +42,7 @@ def draw_all(
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from ..processes import leave, own_device, together
+    from ..runtime.processes import leave, own_device, together
 
     rows = [
         {"file": f"{number:06d}-{slug(prompt)}.png", "prompt": prompt, "seed": str(seed)}

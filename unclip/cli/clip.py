@@ -21,9 +21,9 @@ def classify(
     force: Annotated[bool, typer.Option("--force", help="As for drawing; nothing is written here.")] = False,
 ) -> None:
     """Say which of the labels a picture shows, without having been trained on them; best first."""
-    from ..clip import CLIP
-    from ..images import open_image
-    from ..search import classify as ranked
+    from ..clip.model import CLIP
+    from ..clip.search import classify as ranked
+    from ..io.images import open_image
 
     picture = open_image(image)
     for score, label in ranked(CLIP.from_pretrained(model), picture, labels):
@@ -41,8 +41,8 @@ def search(
     force: Annotated[bool, typer.Option("--force", help="Make the index anew.")] = False,
 ) -> None:
     """List a folder's pictures that come nearest to a sentence or a picture; the index is kept for the next time."""
-    from ..clip import CLIP
-    from ..search import Index
+    from ..clip.model import CLIP
+    from ..clip.search import Index
     from .latent import picture_or_text
 
     if top < 1:

@@ -20,7 +20,7 @@ def karlo(
     force: Force = False,
 ) -> None:
     """Karlo's original files as a pipeline folder of safetensors."""
-    from ..convert import CLIP_MODEL, convert_karlo
+    from ..pipelines.convert import CLIP_MODEL, convert_karlo
 
     print(convert_karlo(prior, decoder, sr, clip_stats, out, clip or CLIP_MODEL, force))
 
@@ -33,6 +33,6 @@ def kandinsky_prior(
     force: Force = False,
 ) -> None:
     """A Kandinsky 2 prior as a folder that predicts image embeddings (UnCLIPPriorPipeline)."""
-    from ..convert import CLIP_MODEL, convert_kandinsky_prior
+    from ..pipelines.convert import CLIP_MODEL, convert_kandinsky_prior
 
     print(convert_kandinsky_prior(prior, clip_stats, out, clip or CLIP_MODEL, force))

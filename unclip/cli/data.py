@@ -37,9 +37,9 @@ def phrases(
     import torch
     from tqdm import tqdm
 
-    from ..checkpoints import components_folder
-    from ..clip import CLIP
+    from ..clip.model import CLIP
     from ..data.emoji import hear_phrases
+    from ..io.checkpoints import components_folder
 
     clip = CLIP.from_pretrained(components_folder(model), dtype=torch.float32).to(usable(device))
 

@@ -28,9 +28,9 @@ def embed(
     from tqdm import tqdm
 
     from ..data.reading import read_pictures
-    from ..embed import embed as write
-    from ..objectives.frozen_clip import FrozenCLIP
-    from ..precision import best_device
+    from ..runtime.precision import best_device
+    from ..training.embed import embed as write
+    from ..training.objectives.frozen_clip import FrozenCLIP
 
     pictures = read_pictures(data, caption_column, image_column, subset)
     frozen = FrozenCLIP.load(model).to(device or best_device())

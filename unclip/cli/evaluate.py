@@ -45,7 +45,7 @@ def evaluate(
     need("inflect", "resvg_py")
     from ..evaluation import Settings
     from ..evaluation import evaluate as run
-    from ..processes import leave, own_device, together
+    from ..runtime.processes import leave, own_device, together
 
     sampling = {
         "decoder_guidance_scale": guidance,

@@ -67,9 +67,9 @@ def generate(
     """Draw pictures of sentences and print the files' names."""
     import torch
 
-    from ..images import cut_out
+    from ..io.images import cut_out
     from ..pipelines.base import MAX_IMAGES, pictures_at_once
-    from ..profiling import Profile, measured_peak, table
+    from ..runtime.profiling import Profile, measured_peak, table
 
     if (not prompts) == (prompts_file is None):
         raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
@@ -174,7 +174,7 @@ def rerank(
     from tqdm import tqdm
 
     from ..pipelines.base import MAX_IMAGES, pictures_at_once
-    from ..rerank import rerank as ranked
+    from ..pipelines.rerank import rerank as ranked
 
     if not prompt.strip():
         raise ValueError(f"prompt is empty: {prompt!r}")

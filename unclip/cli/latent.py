@@ -31,7 +31,7 @@ def variations(
     """Draw other pictures with the same content and style."""
     import torch
 
-    from ..images import open_image
+    from ..io.images import open_image
     from ..pipelines import UnCLIPImageVariationPipeline
     from ..pipelines.base import MAX_IMAGES
 
@@ -122,10 +122,10 @@ def pca(
     """Draw what the first principal components of a picture's embedding hold, ever more of them."""
     import torch
 
-    from ..images import open_image
+    from ..io.images import open_image
     from ..pipelines import UnCLIPPCAPipeline
+    from ..pipelines.axes import axes_of
     from ..pipelines.pca import COUNTS
-    from ..search import axes_of
 
     picture = open_image(image)
     check_free([out / "grid.png"] + ([save_axes] if save_axes else []), force)
@@ -164,7 +164,7 @@ def edit(
     """Change a picture as one sentence differs from another (a text diff)."""
     import torch
 
-    from ..images import open_image
+    from ..io.images import open_image
     from ..pipelines import UnCLIPTextDiffPipeline
 
     strengths = strength or [0.35]
@@ -193,7 +193,7 @@ def inpaint(
     force: Force = False,
 ) -> None:
     """Draw the white part of a mask anew; the rest of the picture is kept to the pixel."""
-    from ..images import open_image
+    from ..io.images import open_image
 
     facts = {"inpaint_of": image.name, "mask": mask.name, "prompt": prompt, "seed": str(seed), "model": model}
     settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
@@ -217,7 +217,7 @@ def outpaint(
     force: Force = False,
 ) -> None:
     """Draw what lies beyond a picture's edges."""
-    from ..images import open_image, with_margins
+    from ..io.images import open_image, with_margins
 
     picture = open_image(image)
     sides = (left, right, top, bottom)
@@ -245,7 +245,7 @@ def _repaint(picture, mask, prompt: str, out: Path, seed: int, settings: dict, s
 
 def picture_or_text(word: str):
     """A picture, where `word` is a picture file, else the sentence."""
-    from ..images import SUFFIXES, open_image
+    from ..io.images import SUFFIXES, open_image
 
     path = Path(os.path.expanduser(word))  # which, unlike Path's own, takes a sentence that begins with ~
     if os.path.isfile(path) or path.suffix.lower() in SUFFIXES:

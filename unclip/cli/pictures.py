@@ -30,7 +30,7 @@ def usable(device: str | None):
     """The device of that name, or the best one. Raises ValueError for one that is not there."""
     import torch
 
-    from ..precision import best_device
+    from ..runtime.precision import best_device
 
     try:
         where = torch.device(device) if device else best_device()
@@ -117,7 +117,7 @@ def row(pictures: list):
 
 def save(image, path: Path, facts: dict[str, str], transparent: bool = False) -> None:
     """Write a PNG with its facts in text chunks, whole or not at all; `transparent` cuts its white background out."""
-    from ..images import cut_out, png_facts
+    from ..io.images import cut_out, png_facts
 
     image = cut_out(image) if transparent else image
     write(path, lambda file: image.save(file, format="PNG", pnginfo=png_facts(facts)))
@@ -125,7 +125,7 @@ def save(image, path: Path, facts: dict[str, str], transparent: bool = False) ->
 
 def write(path: Path, save_to: Callable[[Path], None]) -> None:
     """Have a file written beside its place and moved there when it is whole. Raises ValueError where that fails."""
-    from ..checkpoints import write_beside
+    from ..io.checkpoints import write_beside
 
     try:
         write_beside(path, save_to)

@@ -26,7 +26,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Count a run's parameters, work, memory per GPU and time, without allocating a weight."""
-    from ..planning import plan as planned
+    from ..training.planning import plan as planned
 
     if tflops is not None and tflops <= 0:
         raise ValueError(f"tflops must be above 0, got {tflops}")
@@ -47,7 +47,7 @@ def parse_bytes(text: str) -> int:
 
 def describe(plan) -> str:
     """A plan as the lines that the command prints."""
-    from ..planning import USABLE
+    from ..training.planning import USABLE
 
     parts = ", ".join(f"{name} {_count(n)}" for name, n in plan.parameters.items())
     whole = sum(plan.parameters.values())

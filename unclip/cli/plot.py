@@ -15,7 +15,7 @@ def plot(
     force: Force = False,
 ) -> None:
     """Draw the loss curves of training runs, in training and held out, in all and by noise level; print the file's name."""
-    from ..plot import plot as draw
+    from ..training.plot import plot as draw
 
     path = out or runs[0] / "curves.png"
     if path.suffix.lower() != ".png":

@@ -31,7 +31,7 @@ def app(
 
 def page(pipe, model: str, search: Path | None, worker=None, content_filter=None, rate=None):
     """The page over a loaded pipeline, and over a folder's index, brought up to date."""
-    from ..search import Index
+    from ..clip.search import Index
     from ..studio.drawing import Studio
     from ..studio.page import build
 

@@ -15,7 +15,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a stage, or go on where its output folder left off."""
-    from ..training import train as run
+    from ..training.trainer import train as run
 
     run(config, overrides or [])
 
@@ -33,8 +33,8 @@ def export(
     force: Force = False,
 ) -> None:
     """Assemble a pipeline folder (fp16 safetensors) from the stages' averaged weights."""
-    from ..config import apply_overrides
-    from ..export import export_pipeline
+    from ..runtime.config import apply_overrides
+    from ..training.export import export_pipeline
 
     if len(parts) < 2:
         raise ValueError("give at least one run and the folder to write")

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoints import check_safetensors
-from ..config import ConfigError
+from ..io.checkpoints import check_safetensors
+from ..runtime.config import ConfigError
 
 MANIFEST, EMPTY = "embeddings.json", "empty.safetensors"
 

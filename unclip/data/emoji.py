@@ -20,19 +20,12 @@ import numpy as np
 from torch import Tensor
 
 from .render import COLOURS, render_svg, turn_to
+from .scenes import IconSet, SceneSampler, split_of_icon
+from .sources import SOURCES, SPRITE_SIZE
 from .words import KEYWORDS, WORDNET, Named, Vocabulary, english, hear, load_words, read_words, save_words, write_gzip
 
-# package, version, style word, licence (SPDX), attribution
-SOURCES = (
-    ("@iconify-json/noto", "1.2.9", "noto", "Apache-2.0", "Noto Emoji, Google"),
-    ("@iconify-json/fluent-emoji-flat", "1.2.6", "flat", "MIT", "Fluent UI Emoji, Microsoft"),
-    ("@iconify-json/fluent-emoji", "1.2.7", "3d", "MIT", "Fluent UI Emoji, Microsoft"),
-    ("@iconify-json/twemoji", "1.2.5", "twemoji", "CC-BY-4.0", "Twemoji, Twitter and contributors"),
-)
 NAMES = ("emojibase-data", "17.0.0")
-STYLES = tuple(source[2] for source in SOURCES)
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-SPRITE_SIZE = 64
 
 
 @dataclass
@@ -127,8 +120,6 @@ def hear_phrases(out: Path, encode: Callable[[list[str]], Tensor], progress: Cal
     `encode` turns texts [N] into vectors [N, D]. Returns how many phrases and of how many concepts; those of an encoder before
     are replaced. Raises FileNotFoundError when `out` holds no dataset, or one that was built without words.
     """
-    from .scenes import IconSet
-
     if not (out / "words.json.gz").exists():
         raise FileNotFoundError(f"no emoji dataset with words in {out}; build it with `unclip data emoji --out {out} --force`")
     fetch_sources(out / "npm")
@@ -197,8 +188,6 @@ def build(
     when a source cannot be fetched.
     """
     from datasets import Dataset, DatasetDict, Features, List, Value
-
-    from .scenes import IconSet, SceneSampler, split_of_icon
 
     if (out / "dataset_dict.json").exists() and not force:
         raise FileExistsError(f"{out} already holds a dataset; choose another folder or pass --force")

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 
 from upsamplers.degrade import bsr
 
-from ..config import ConfigError, construct
-from .emoji import SPRITE_SIZE, STYLES
+from ..runtime.config import ConfigError, construct
 from .pictures import PictureCrops, Pictures
 from .reading import check_there
 from .render import BACKGROUNDS, WHITE, apply_matrix, flatten, hue_rotation, render_svg
 from .scenes import IconSet, Scene, SceneSampler, mentions_style, split_of_concept
+from .sources import SPRITE_SIZE, STYLES
 
 PLACES = 16  # to a picture's side, where an example says what covers what
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .captions import SIZE_WORDS, is_everyday, style_phrase, with_tone
 from .plans import NUMBERS, Scene
 from .render import BACKGROUNDS, COLOURS, area_weights, compose_sprites, compose_svg
+from .shapes import shape_icons
 from .words import Vocabulary, Words, load_words
 
 POSE_SIZE = 0.91  # of the side: how large a single icon is where all of them have one pose
@@ -38,8 +39,6 @@ class IconSet:
         Raises FileNotFoundError, with what to run, when the folder holds no built dataset.
         """
         if str(folder) == "shapes":
-            from .shapes import shape_icons
-
             return cls(*shape_icons())
         folder = Path(folder)
         if not (folder / "icons.json.gz").exists():

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .distort import distort
-from .emoji import STYLES
 from .render import BACKGROUNDS, COLOURS
 from .scenes import KIND_WEIGHTS, NUMBERS, RELATIONS, IconSet, Plan, SceneSampler, style_phrase, wordings
+from .sources import STYLES
 
 KINDS = ("colour", "count", "relation", "pair", "background")
 FACTS = 5  # of a text or picture: key, style (-1: none said), kind, first and second concept (-1: none)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..images import open_image, square
+from ..io.images import open_image, square
 from .embeddings import EmbeddingCache
 from .reading import HUB, Captioned, hub_splits, read_pictures
 

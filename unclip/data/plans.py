@@ -6,8 +6,8 @@ What is held out is decided by hashes of names, never by a random state.
 import hashlib
 from dataclasses import dataclass
 
-from .emoji import STYLES
 from .render import WHITE, Layer
+from .sources import STYLES
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 RELATIONS = ("left", "right", "above", "below", "on top")

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..images import SUFFIXES, open_image
+from ..io.images import SUFFIXES, open_image
 
 HUB = "hub:"  # what stands before the name of a dataset on the Hugging Face Hub
 

@@ -5,8 +5,8 @@ from functools import cache
 
 import numpy as np
 
-from .emoji import SPRITE_SIZE, STYLES
 from .render import COLOURS, render_svg, turn_to
+from .sources import SPRITE_SIZE, STYLES
 
 _PALETTES = {"noto": "#e2453c", "flat": "#3b7de0", "3d": "#2fae54", "twemoji": "#f0b429"}
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import write_beside
-from ..clip import CLIP
+from ..clip.judge import Judge
+from ..clip.model import CLIP
 from ..data.scenes import IconSet
-from ..judge import Judge
+from ..io.checkpoints import write_beside
 from ..pipelines import UnCLIPPipeline
 from .detector import Detector
 from .drawing import Draw, Gallery

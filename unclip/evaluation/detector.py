@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..clip.judge import Judge
 from ..data.judged import damaged, renders
 from ..data.scenes import IconSet, Plan
-from ..judge import Judge
 
 HALVES = ("left", "right", "upper", "lower")
 ARRANGEMENTS = {"left": (0, 1), "right": (1, 0), "above": (2, 3), "below": (3, 2)}  # the halves of the first and second object

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints import write_beside
-from ..processes import together
+from ..io.checkpoints import write_beside
+from ..runtime.processes import together
 
 BATCH = 16
 GPU_BATCH = 128

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from upsamplers.model import resize
+
 from ..data.distort import DISTORTIONS
 from ..data.judged import damaged, renders
 from ..data.render import flatten, render_svg
 from ..data.scenes import IconSet, split_of_concept, split_of_icon
-from ..objectives.upsampler import resize
 from ..pipelines import UnCLIPInpaintPipeline, UnCLIPPriorPipeline
 from . import prompts as ask
 from .bench import SCENES, Bench, Impossible

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..data.emoji import STYLES
 from ..data.judged import KINDS, caption, changed
 from ..data.scenes import IconSet, Plan, Scene, SceneSampler, everyday_prompts, split_of_concept, split_of_icon
+from ..data.sources import STYLES
 
 SPLITS = {"dev": "validation", "test": "test"}  # of the evaluation: the data's split that its combinations are held out in
 SEED = 20_261

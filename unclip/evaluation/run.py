@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..checkpoints import resolve
-from ..config import nearest
+from ..clip.judge import Judge
 from ..data.scenes import IconSet
-from ..distilled import FILE as DISTILLED
-from ..judge import Judge
+from ..io.checkpoints import resolve
 from ..pipelines import UnCLIPPipeline
+from ..pipelines.distilled import FILE as DISTILLED
+from ..runtime.config import nearest
 from . import parts
 from .bench import SCENES, TURN, Bench, Impossible
 from .drawing import BATCH, GPU_BATCH, Gallery

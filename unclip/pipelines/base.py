@@ -30,20 +30,20 @@ from decoder import of_context
 from prior.cache import predictor
 from upsamplers.degrade import add_noise, noise_labels
 
-from .. import attention
-from ..clip import CLIP, PARTS
-from ..compiling import compiled, why_not
-from ..config import nearest
-from ..diffusion import dpm_solver, shifted
-from ..distilled import Distilled
-from ..images import on_white, towards_square
-from ..memory import at_hand, out_of_memory
+from ..clip.model import CLIP, PARTS
+from ..diffusion.sampling import Generators, OnStep, Predict, clean_from, denoise, noise
+from ..diffusion.scheduler import UnCLIPScheduler, own
+from ..diffusion.schedules import dpm_solver, shifted
+from ..diffusion.tiling import tiled
+from ..io.images import on_white, towards_square
 from ..networks import embedding_dim, told_of_noise
-from ..precision import fast_dtype, slowdown, working_dtype
-from ..profiling import Profile
-from ..sampling import Generators, OnStep, Predict, clean_from, denoise, noise
-from ..scheduler import UnCLIPScheduler, own
-from ..tiling import tiled
+from ..runtime import attention
+from ..runtime.compiling import compiled, why_not
+from ..runtime.config import nearest
+from ..runtime.memory import at_hand, out_of_memory
+from ..runtime.precision import fast_dtype, slowdown, working_dtype
+from ..runtime.profiling import Profile
+from .distilled import Distilled
 from .loading import Loading, Shared
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from ..sampling import Generators
+from ..diffusion.sampling import Generators
 from .base import INVERSION_STEPS, Callback, UnCLIPBase
 
 

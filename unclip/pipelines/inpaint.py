@@ -9,9 +9,9 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from ..images import on_white
-from ..precision import working_dtype
-from ..sampling import Generators, noise, place_timesteps
+from ..diffusion.sampling import Generators, noise, place_timesteps
+from ..io.images import on_white
+from ..runtime.precision import working_dtype
 from .base import Call, Callback
 from .text_to_image import UnCLIPPipeline
 

@@ -10,8 +10,8 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from ..latents import slerp, spherical_mean
-from ..precision import working_dtype
+from ..diffusion.latents import slerp, spherical_mean
+from ..runtime.precision import working_dtype
 from .base import INVERSION_STEPS, Callback, fresh_generator
 from .text_to_image import UnCLIPPipeline
 

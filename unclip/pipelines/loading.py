@@ -13,16 +13,15 @@ from diffusers import DiffusionPipeline
 from decoder import Decoder
 from upsamplers import Upsampler
 
-from ..checkpoints import check_folder, holds_network, import_own_modules, ready_to_share, resolve
-from ..distilled import FILE as DISTILLED
-from ..distilled import Distilled
-from ..memory import Residency
+from ..io.checkpoints import check_folder, holds_network, import_own_modules, ready_to_share, resolve
+from ..io.moved import CLASSES, class_module
+from .distilled import FILE as DISTILLED
+from .distilled import Distilled
 from .lora import LoRAMixin
+from .residency import Residency
 
 # What diffusers' `from_pretrained` takes for the Hub's client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
-# Where an older model_index.json finds what this package has now.
-_MOVED = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.scheduler"}
 
 
 @dataclass
@@ -109,7 +108,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
     def _moved(cls, index: dict) -> dict:
         known = {*cls.component_names(), "defaults"}
         index = {k: v for k, v in index.items() if k.startswith("_") or k in known}
-        return {k: [_MOVED.get(v[1], v[0]), v[1]] if isinstance(v, list | tuple) else v for k, v in index.items()}
+        return {k: [CLASSES.get(v[1], class_module(*v)), v[1]] if isinstance(v, list | tuple) else v for k, v in index.items()}
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> Self:

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..checkpoints import check_safetensors, resolve, save_tensors
+from ..io.checkpoints import check_safetensors, resolve, save_tensors
 
 WEIGHTS, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import ImagePipelineOutput
 from PIL import Image
 
-from ..latents import PrincipalAxes
+from ..diffusion.latents import PrincipalAxes
 from .base import Callback, fresh_generator
 from .image_variation import UnCLIPImageVariationPipeline
 

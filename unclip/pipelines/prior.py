@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from ..sampling import Generators
+from ..diffusion.sampling import Generators
 from .base import Callback, UnCLIPBase
 
 

@@ -9,9 +9,9 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor, nn
 
-from ..config import nearest
-from ..memory import at_hand
-from ..sampling import Generators
+from ..diffusion.sampling import Generators
+from ..runtime.config import nearest
+from ..runtime.memory import at_hand
 from .base import Callback, TextCondition, UnCLIPBase, draws_itself
 
 PRIORS = ("diffusion", "autoregressive", "none")

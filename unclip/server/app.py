@@ -20,9 +20,8 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..images import UPLOAD_BYTES, on_white, open_upload, png_facts
+from ..io.images import UPLOAD_BYTES, on_white, open_upload, png_facts
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
-from ..worker import Busy, Work, Worker
 from . import wire
 from .drawing import Painting, Repainting, Varying, reduced
 from .guard import LOOPBACK, BoundedBody, KeyCheck, LetGo, OwnPages, RequestLog
@@ -30,6 +29,7 @@ from .keys import Keys, Rate
 from .metrics import Metrics
 from .shelf import Shelf
 from .wire import Edit, Generation, Model, Models, Picture, Pictures, Refused, Variation
+from .worker import Busy, Work, Worker
 
 # A prompt, an uploaded picture or a drawn one -> why it is refused, or None. Called in a thread.
 ContentFilter = Callable[[str | Image.Image], str | None]

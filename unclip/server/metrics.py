@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ..worker import Work, Worker
+from .worker import Work, Worker
 
 METHODS = {"GET", "POST", "HEAD", "OPTIONS"}
 

@@ -23,7 +23,7 @@ from ..pipelines import (
     UnCLIPTextDiffPipeline,
 )
 from ..pipelines.base import SAMPLERS
-from ..worker import Calling, Worker
+from ..server.worker import Calling, Worker
 
 OWN = "the model's own"
 WHAT = {

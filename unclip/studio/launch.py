@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import Any
 
-from ..images import UPLOAD_BYTES
+from ..io.images import UPLOAD_BYTES
 
 
 def prepare() -> None:

@@ -15,10 +15,10 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageChops
 
-from ..images import cut_out, on_white, open_image, open_upload, png_facts, read_facts, with_margins
+from ..clip.search import Index
+from ..io.images import cut_out, on_white, open_image, open_upload, png_facts, read_facts, with_margins
 from ..pipelines.base import SAMPLERS
-from ..search import Index
-from ..worker import Busy
+from ..server.worker import Busy
 from .drawing import OWN, Step, Studio
 from .history import Histories
 

@@ -7,11 +7,12 @@ import pytest
 from datasets import load_from_disk
 from wordnet import write_words
 
-from unclip.clip import CLIP
+from unclip.clip.model import CLIP
 from unclip.data import emoji
-from unclip.data.emoji import NAMES, SOURCES, build, read_icons, slug
+from unclip.data.emoji import NAMES, build, read_icons, slug
 from unclip.data.scenes import IconSet
 from unclip.data.shapes import SHAPES
+from unclip.data.sources import SOURCES
 from unclip.data.words import Vocabulary, Words
 
 COLOUR = {"noto": "#e2453c", "flat": "#3b7de0", "3d": "#2fae54", "twemoji": "#f0b429"}

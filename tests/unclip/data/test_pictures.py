@@ -13,11 +13,11 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from unclip.config import ConfigError, load_config
 from unclip.data.examples import captioned_examples, crop_examples
 from unclip.data.pictures import Streamed, held_out, pixels
 from unclip.data.reading import read_pictures
-from unclip.images import square
+from unclip.io.images import square
+from unclip.runtime.config import ConfigError, load_config
 
 COUNT = 60
 

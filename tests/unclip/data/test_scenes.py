@@ -10,7 +10,6 @@ import typeguard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.data.emoji import STYLES
 from unclip.data.examples import EmojiCrops, EmojiScenes, _named
 from unclip.data.render import (
     COLOURS,
@@ -34,6 +33,7 @@ from unclip.data.scenes import (
     split_of_concept,
     split_of_icon,
 )
+from unclip.data.sources import STYLES
 from unclip.data.words import Vocabulary, Words
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="10" fill="#e23b3b"/></svg>'

@@ -17,8 +17,7 @@ from pretend_device import DEVICE, PretendDevice
 from running import finish, launch
 from safetensors.torch import load_file, save_file
 
-from unclip.checkpoints import save_components
-from unclip.config import load_config
+from unclip.clip.judge import Judge
 from unclip.data.scenes import IconSet
 from unclip.evaluation import prompts as ask
 from unclip.evaluation.bench import Bench
@@ -26,9 +25,10 @@ from unclip.evaluation.drawing import Gallery
 from unclip.evaluation.parts import COPY, TURNS, WAYS, answered, nearest_render, training_renders
 from unclip.evaluation.run import Settings, _open
 from unclip.evaluation.run import evaluate as run_evaluation
-from unclip.judge import Judge
-from unclip.objectives import create
+from unclip.io.checkpoints import save_components
 from unclip.pipelines import UnCLIPPipeline
+from unclip.runtime.config import load_config
+from unclip.training.objectives import create
 
 
 class Oracle:

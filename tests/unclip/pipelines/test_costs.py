@@ -10,8 +10,8 @@ from drawing import answer, close, draw
 from pretend_device import DEVICE, Waits
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
-from unclip.profiling import Profile, measured_peak, peak_memory
-from unclip.sampling import shifted_timesteps
+from unclip.diffusion.sampling import shifted_timesteps
+from unclip.runtime.profiling import Profile, measured_peak, peak_memory
 
 
 def networks(pipe) -> dict[str, torch.nn.Module]:
@@ -222,7 +222,7 @@ def test_what_the_decoder_hears_is_projected_once(pipe, monkeypatch):
         once, seen_once = draw(pipe, count, **more), list(rows)
         assert len(seen_once) == len(layers) > 0 and {r for r, _ in seen_once} == {2 * count}
         with monkeypatch.context() as patched:
-            patched.setattr("unclip.attention.of_context", lambda network, context: {})
+            patched.setattr("unclip.runtime.attention.of_context", lambda network, context: {})
             rows.clear()
             close(draw(pipe, count, **more), once)
         assert len(rows) == 4 * len(layers) and rows[0][1] >= seen_once[0][1] + (count == 1)

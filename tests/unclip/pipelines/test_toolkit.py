@@ -16,9 +16,9 @@ from unclip import (
     UnCLIPPipeline,
     UnCLIPTextDiffPipeline,
 )
-from unclip.clip import CLIP
-from unclip.images import with_margins
-from unclip.latents import PrincipalAxes
+from unclip.clip.model import CLIP
+from unclip.diffusion.latents import PrincipalAxes
+from unclip.io.images import with_margins
 from unclip.pipelines.base import BATCH
 
 

@@ -21,7 +21,7 @@ openai = pytest.importorskip("openai")
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline  # noqa: E402
 from unclip.server.guard import JSONLines  # noqa: E402
-from unclip.worker import Calling  # noqa: E402
+from unclip.server.worker import Calling  # noqa: E402
 
 
 def client(address: str, key: str = "none", **kwargs):

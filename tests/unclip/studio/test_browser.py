@@ -218,8 +218,8 @@ def test_the_mask_is_a_rectangle_of_numbers(studio_address, browse):
 @pytest.fixture
 def index(tiny_model, tmp_path):
     """Of a red and a blue picture."""
-    from unclip.clip import CLIP
-    from unclip.search import Index
+    from unclip.clip.model import CLIP
+    from unclip.clip.search import Index
 
     for colour in ("red", "blue"):
         (tmp_path / f"{colour}.png").write_bytes(png(colour=colour))

@@ -32,8 +32,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unclip.images import png_facts
-from unclip.search import Index
+from unclip.clip.search import Index
+from unclip.io.images import png_facts
 from unclip.studio.drawing import OWN, Explored, Step, Studio, to_pictures
 from unclip.studio.history import Histories
 from unclip.studio.page import MAX_SEED, RESTORED, Page, between, restored, to_repaint, whole

@@ -1,0 +1,148 @@
+"""CLIP: a text tower and an image tower that map sentences and pictures to unit vectors of one space."""
+
+# B batch, N tokens, D embedding dimension
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ..io.checkpoints import load_components, resolve, save_components
+from ..io.images import on_white, towards_square
+from .stock import clip_image, clip_text
+
+PARTS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")  # of a CLIP, by their names in a pipeline
+
+
+class CLIP:
+    """A text tower, its tokenizer, an image tower and its preprocessor as one encoder.
+
+    Works with this package's towers and with transformers' CLIP models.
+    """
+
+    def __init__(self, text_encoder: nn.Module, tokenizer, image_encoder: nn.Module, feature_extractor):
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.image_encoder, self.feature_extractor = image_encoder, feature_extractor
+
+    @classmethod
+    def from_pretrained(cls, model: str = "emoji", **kwargs) -> "CLIP":
+        """The CLIP of a pipeline: `"emoji"` (the shipped model), a folder, or a Hub id; or a CLIP of transformers' own."""
+        folder = resolve(model)
+        if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+            parts = clip_text(folder) | clip_image(folder)
+            if "image_encoder" not in parts:
+                raise ValueError(f"{folder} is no CLIP: it has a text tower only")
+            return cls(**parts).to(**kwargs)
+
+        return cls(**load_components(folder, PARTS, **kwargs))
+
+    @property
+    def components(self) -> dict[str, object]:
+        """The four parts, by their names in a pipeline."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def save_pretrained(self, folder) -> None:
+        """Write the four parts as sub-folders of `folder`, in the layout of a pipeline."""
+        save_components(Path(folder), self.components)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this pair of towers: what they were stamped with when they were trained, else a hash of their weights.
+
+        Prior and decoder record it, because with another CLIP they draw noise. A stamp outlives a change of dtype.
+        """
+        stamped = getattr(self.text_encoder.config, "clip_fingerprint", None)
+        return stamped or self._hash()
+
+    def stamp(self) -> None:
+        """Record a hash of the present weights in both towers' configurations."""
+        found = self._hash()
+        for tower in (self.text_encoder, self.image_encoder):
+            tower.register_to_config(clip_fingerprint=found)
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256()
+        for tower in (self.text_encoder, self.image_encoder):
+            for name, tensor in sorted(tower.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, *args, **kwargs) -> "CLIP":
+        self.text_encoder.to(*args, **kwargs)
+        self.image_encoder.to(*args, **kwargs)
+        return self
+
+    def tokenize(self, texts: Sequence[str], padding: str | bool = "max_length"):
+        """`input_ids` and `attention_mask` [B, N] of the texts, truncated to the tokenizer's length."""
+        return self.tokenizer(
+            list(texts), padding=padding, truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+        )
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Unit vectors [B, D] of the texts."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        wrong = next((t for t in texts if not isinstance(t, str)), None)
+        if wrong is not None or not texts:
+            raise ValueError(f"texts must be a non-empty list of str, got {wrong if texts else texts!r}")
+        tokens = self.tokenize(texts, padding=True).to(self.text_encoder.device)
+        output = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        return F.normalize(output.text_embeds.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_image(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
+        """Unit vectors [B, D] of PIL pictures or of a tensor [B, 3, H, W] in [0, 1].
+
+        Transparent pictures are put on white. Raises ValueError for a tensor of another shape or range.
+        """
+        return self.encode_pixels(self.preprocess(images))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Unit vectors [B, D] of pictures [B, 3, S, S] as `preprocess` makes them."""
+        pixels = pixels.to(self.image_encoder.device, self.image_encoder.dtype)
+        return F.normalize(self.image_encoder(pixels).image_embeds.float(), dim=-1)
+
+    def preprocess(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
+        """Pictures as the image tower takes them: [B, 3, S, S], resized with antialiasing and normalised."""
+        if isinstance(images, Image.Image):
+            images = [images]
+        size = self.feature_extractor.crop_size["height"]
+        if isinstance(images, Tensor):
+            if images.ndim != 4 or images.shape[1] != 3:
+                raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
+            if images.min() < 0 or images.max() > 1:
+                raise ValueError(f"images must be in [0, 1], got [{images.min():.3g}, {images.max():.3g}]")
+            pixels = images.float()
+        else:
+            pixels = torch.cat([_resize_square(_to_tensor(image), size) for image in images])
+        pixels = _resize_square(pixels, size)
+        mean, std = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in (self.feature_extractor.image_mean, self.feature_extractor.image_std)
+        )
+        return (pixels - mean.to(pixels)) / std.to(pixels)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """A PIL picture on white as [1, 3, H, W] in [0, 1]."""
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"images must be PIL pictures or a tensor, got {type(image).__name__}")
+    return torch.from_numpy(np.array(on_white(towards_square(image)))).permute(2, 0, 1)[None].float() / 255
+
+
+def _resize_square(pixels: Tensor, size: int) -> Tensor:
+    """[B, 3, H, W] to [B, 3, size, size]: the shorter side resized, then the centre cropped."""
+    height, width = pixels.shape[-2:]
+    if (height, width) == (size, size):
+        return pixels
+    scale = size / min(height, width)
+    target = (max(round(height * scale), size), max(round(width * scale), size))
+    pixels = F.interpolate(pixels, target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return pixels[..., top : top + size, left : left + size]

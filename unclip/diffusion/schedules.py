@@ -1,0 +1,158 @@
+"""What the diffusion stages share in training: noise levels, noising, prediction targets and schedules."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from ..runtime.config import ConfigError, nearest
+from .sampling import clean_from
+from .scheduler import UnCLIPScheduler
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def logit_normal_timesteps(random: Tensor, count: int, mean: float = 0.2, std: float = 1.2) -> Tensor:
+    """Timesteps [B] of a schedule with `count` steps, their logit normally distributed; `random` [B] uniform in [0, 1).
+
+    Puts the effort between the extremes, where a picture's shapes are decided (arXiv 2403.03206, section 3.1).
+    """
+    level = torch.sigmoid(mean + std * torch.special.ndtri(_double(random).clamp(1e-6, 1 - 1e-6)))
+    return (level * count).long().clamp(0, count - 1).to(random.device)
+
+
+def uniform_timesteps(random: Tensor, count: int) -> Tensor:
+    """Timesteps [B], uniform over a schedule with `count` steps; `random` [B] uniform in [0, 1)."""
+    return (_double(random) * count).long().clamp(0, count - 1).to(random.device)
+
+
+def _double(values: Tensor) -> Tensor:
+    """In float64: there, or on the CPU where a device may have none (Apple's GPUs don't)."""
+    return (values if values.device.type in ("cpu", "cuda") else values.cpu()).double()
+
+
+def target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network should answer, by the scheduler's `prediction_type`: epsilon, sample (x0) or v_prediction."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "sample":
+        return clean
+    if kind == "v_prediction":
+        return scheduler.get_velocity(clean, noise, timesteps)  # arXiv 2202.00512, appendix D
+    raise ValueError(f"unknown prediction_type {kind!r}")
+
+
+def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights [B] of the squared error of what the network predicts (arXiv 2303.09556, section 3.4).
+
+    Whatever it predicts, the error of the clean picture that the prediction stands for weighs min(SNR, gamma).
+    """
+    alpha_bar = _double(scheduler.alphas_cumprod)
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = snr.clamp(max=gamma)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        weight = weight / snr
+    elif kind == "v_prediction":
+        weight = weight / (snr + 1)
+    return weight.float().to(timesteps.device)[timesteps]
+
+
+def variational_bound(
+    scheduler: DDPMScheduler, prediction: Tensor, share: Tensor, clean: Tensor, noised: Tensor, timesteps: Tensor
+) -> Tensor:
+    """The bound's term at each timestep, in bits per dimension [B] (arXiv 2006.11239, equation 5; L_0 is equation 13).
+
+    `prediction` [B, C, ...] gives the mean and `share` [B, C, ...] the variance, interpolated in log space from the
+    posterior's at -1 to beta at 1 (arXiv 2102.09672, equation 15). `clean` is in [-1, 1] in steps of 2/255.
+    """
+
+    def at(table: Tensor) -> Tensor:
+        return table.float().to(noised.device)[timesteps].view(-1, *[1] * (noised.ndim - 1))
+
+    alphas, betas = _double(scheduler.alphas), _double(scheduler.betas)
+    alpha_bar = alphas.cumprod(0)
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    posterior = betas * (1 - before) / (1 - alpha_bar)
+    posterior[0] = posterior[1]  # the first is 0, and has no logarithm
+    of_clean, of_noised = before.sqrt() * betas / (1 - alpha_bar), alphas.sqrt() * (1 - before) / (1 - alpha_bar)
+    smallest, largest = at(posterior.log()), at(betas.log())
+    log_variance = smallest + (share + 1) / 2 * (largest - smallest)
+    guess = clean_from(scheduler, prediction, noised, timesteps)
+    apart = at(of_clean) * (clean - guess)  # the means' difference: the noised sample's part is the same in both
+    nats = 0.5 * (log_variance - smallest - 1 + (smallest - log_variance).exp() + apart.square() * (-log_variance).exp())
+    mean = at(of_clean) * guess + at(of_noised) * noised
+    nats, first = nats.flatten(1).mean(1), -log_discrete_normal(clean, mean, log_variance).flatten(1).mean(1)
+    return torch.where(timesteps == 0, first, nats) / math.log(2)
+
+
+def log_discrete_normal(pictures: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log probabilities of 8-bit pixels in [-1, 1] under a normal that is cut into 256 levels (arXiv 2006.11239, eq. 13)."""
+    scale = (-0.5 * log_variance).exp()
+    above = torch.special.ndtr((pictures + 1 / 255 - mean) * scale)
+    below = torch.special.ndtr((pictures - 1 / 255 - mean) * scale)
+    above = torch.where(pictures > 0.999, torch.ones_like(above), above)
+    below = torch.where(pictures < -0.999, torch.zeros_like(below), below)
+    return (above - below).clamp_min(1e-12).log()
+
+
+def shifted(scheduler: DDPMScheduler, prediction: Tensor, by: Tensor, timesteps: Tensor) -> Tensor:
+    """The prediction that stands for a clean picture which differs by `by`."""
+    shape = (-1,) + (1,) * (by.ndim - 1)
+    alpha_bar = scheduler.alphas_cumprod.to(by)[timesteps].view(shape)
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return prediction + by
+    scale = (1 - alpha_bar).sqrt()
+    return prediction - by * (alpha_bar.sqrt() / scale if kind == "epsilon" else 1 / scale)
+
+
+def schedule(prediction_type: str, beta_schedule: str = "squaredcos_cap_v2", steps: int = 1000) -> DDPMScheduler:
+    """A training schedule: cosine ("squaredcos_cap_v2") or "linear", as in the paper's Table 3.
+
+    Raises ConfigError for a `prediction_type` other than "epsilon", "sample" (x0) and "v_prediction".
+    """
+    if prediction_type not in PREDICTIONS:
+        close = nearest(str(prediction_type), PREDICTIONS)
+        raise ConfigError(f"unknown prediction_type {prediction_type!r}{close}; choose from {', '.join(PREDICTIONS)}")
+    return DDPMScheduler(
+        num_train_timesteps=steps, beta_schedule=beta_schedule, prediction_type=prediction_type, clip_sample=False
+    )
+
+
+def ddim(training: DDPMScheduler) -> DDIMScheduler:
+    """The scheduler that prior and upsamplers are sampled with: DDIM (arXiv 2010.02502) on the training schedule."""
+    return DDIMScheduler.from_config(training.config, timestep_spacing="trailing", set_alpha_to_one=True)
+
+
+def dpm_solver(levels: Mapping[str, Any], order: int = 2, clip: bool = False) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ of an `order` on the noise levels of a schedule, whose settings they are (arXiv 2211.01095).
+
+    The decoder is sampled with the second. The first is DDIM (section 4), as a scheduler that can be told its timesteps.
+    With `clip`, estimates of the picture stay in [-1, 1].
+    """
+    solver = {"algorithm_type": "dpmsolver++", "solver_order": order, "timestep_spacing": "trailing"}
+    # its only clipping is by a quantile; of at most 1, whatever the quantile, it clips to [-1, 1]
+    limits = {"thresholding": clip, "sample_max_value": 1.0, "lower_order_final": True, "variance_type": None}
+    return DPMSolverMultistepScheduler.from_config(levels, **solver, **limits)
+
+
+def ancestral(training: DDPMScheduler) -> UnCLIPScheduler:
+    """The scheduler that draws with a learned variance, as Karlo does (arXiv 2102.09672, section 3.1)."""
+    kind = training.config.prediction_type
+    return UnCLIPScheduler(training.config.num_train_timesteps, "learned_range", prediction_type=kind)
+
+
+def levels(losses: Tensor, timesteps: Tensor, count: int, bins: int = 4) -> dict[str, Tensor]:
+    """Mean loss per quarter of the schedule: `t0` holds the least noise."""
+    which = (timesteps * bins // count).clamp(max=bins - 1)
+    means = {}
+    for number in range(bins):
+        chosen = losses[which == number]
+        if len(chosen):
+            means[f"t{number}"] = chosen.mean()
+    return means

@@ -1,0 +1,1 @@
+"""What is on disk: model folders and checkpoints, images and their metadata."""

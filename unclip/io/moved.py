@@ -1,0 +1,106 @@
+"""Modules of version 0.1 that moved: old imports and saved class paths go on working for one release, with a warning."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Old module -> where its names are now. `unclip.clip`, `unclip.diffusion` and `unclip.training` became packages.
+MODULES: dict[str, tuple[str, ...]] = {
+    "unclip.attention": ("unclip.runtime.attention",),
+    "unclip.checkpoints": ("unclip.io.checkpoints", "unclip.runtime.memory"),
+    "unclip.clip": ("unclip.clip.model", "unclip.clip.towers"),
+    "unclip.compiling": ("unclip.runtime.compiling",),
+    "unclip.config": ("unclip.runtime.config",),
+    "unclip.convert": ("unclip.pipelines.convert", "unclip.clip.stock"),
+    "unclip.diffusion": ("unclip.diffusion.schedules",),
+    "unclip.distilled": ("unclip.pipelines.distilled",),
+    "unclip.embed": ("unclip.training.embed",),
+    "unclip.export": ("unclip.training.export",),
+    "unclip.images": ("unclip.io.images",),
+    "unclip.judge": ("unclip.clip.judge",),
+    "unclip.latents": ("unclip.diffusion.latents",),
+    "unclip.memory": ("unclip.runtime.memory", "unclip.pipelines.residency"),
+    "unclip.muon": ("unclip.training.muon",),
+    "unclip.objectives": ("unclip.training.objectives",),
+    "unclip.objectives.base": ("unclip.training.objectives.base",),
+    "unclip.objectives.clip": ("unclip.training.objectives.clip",),
+    "unclip.objectives.conditioned": ("unclip.training.objectives.conditioned",),
+    "unclip.objectives.decoder": ("unclip.training.objectives.decoder",),
+    "unclip.objectives.decoder_distill": ("unclip.training.objectives.decoder_distill",),
+    "unclip.objectives.frozen_clip": ("unclip.training.objectives.frozen_clip",),
+    "unclip.objectives.grounding": ("unclip.training.objectives.grounding",),
+    "unclip.objectives.judge": ("unclip.training.objectives.judge",),
+    "unclip.objectives.prior": ("unclip.training.objectives.prior",),
+    "unclip.objectives.prior_autoregressive": ("unclip.training.objectives.prior_autoregressive",),
+    "unclip.objectives.redrawn": ("unclip.training.objectives.redrawn",),
+    "unclip.objectives.text_proj": ("unclip.training.objectives.text_proj",),
+    "unclip.objectives.upsampler": ("unclip.training.objectives.upsampler", "upsamplers.model"),
+    "unclip.planning": ("unclip.training.planning",),
+    "unclip.plot": ("unclip.training.plot",),
+    "unclip.precision": ("unclip.runtime.precision",),
+    "unclip.processes": ("unclip.runtime.processes",),
+    "unclip.profiling": ("unclip.runtime.profiling",),
+    "unclip.rerank": ("unclip.pipelines.rerank",),
+    "unclip.sampling": ("unclip.diffusion.sampling",),
+    "unclip.scheduler": ("unclip.diffusion.scheduler",),
+    "unclip.search": ("unclip.clip.search", "unclip.pipelines.axes"),
+    "unclip.sharding": ("unclip.training.sharding",),
+    "unclip.tiling": ("unclip.diffusion.tiling",),
+    "unclip.training": ("unclip.training.trainer",),
+    "unclip.worker": ("unclip.server.worker",),
+}
+
+# Classes of this package in place of those that a saved model_index.json names, whatever their module.
+CLASSES = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.diffusion.scheduler"}
+
+
+def class_module(module: str, name: str) -> str:
+    """The module that holds a class which a saved `model_index.json` names by `module` and `name`."""
+    return next((new for new in MODULES.get(module, ()) if hasattr(import_module(new), name)), module)
+
+
+def attribute(old: str, name: str) -> Any:
+    """A name of the old module `old`, from where it is now, with a DeprecationWarning for the caller's caller.
+
+    Raises AttributeError for a name that no module took over.
+    """
+    if not name.startswith("__"):
+        for new in MODULES[old]:
+            module = import_module(new)
+            if hasattr(module, name):
+                message = f"{old}.{name} has moved to {new}.{name}; the old name will be removed in version 0.3"
+                warnings.warn(message, DeprecationWarning, stacklevel=3)
+                return getattr(module, name)
+    raise AttributeError(f"module {old!r} has no attribute {name!r}")
+
+
+class _MovedModule(ModuleType):
+    """Stands in for an old module; its names are looked up where they are now."""
+
+    def __getattr__(self, name: str) -> Any:
+        return attribute(self.__name__, name)
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Finds old modules by their old names."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in MODULES or MODULES[name][0].startswith(f"{name}."):  # no old module, or a package now
+            return None
+        return ModuleSpec(name, self, is_package=any(old.startswith(f"{name}.") for old in MODULES))
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _MovedModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is nothing to run."""
+
+
+def install() -> None:
+    """Let old modules be imported; first of all finders, so that files left of version 0.1 are not imported instead."""
+    sys.meta_path.insert(0, _MovedModules())

@@ -1,0 +1,118 @@
+"""A decoder of few steps: low-rank changes to the full one's weights, worth its guidance and most of its evaluations."""
+
+# B batch, r rank
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..io.checkpoints import check_safetensors, save_tensors
+
+FILE = "decoder_distilled.safetensors"  # a model folder's own, beside the full decoder
+_FACTORS = ("lora_A", "lora_B")
+
+
+@dataclass
+class Distilled:
+    """What the stage `decoder_distill` learned: the adapter, and how the decoder is drawn with under it.
+
+    `factors` names layers of the decoder, each with A [r, in, ...] and B [out, r, ...] of W + `scale` B A (arXiv
+    2106.09685, section 4.1). It draws in `evaluations` steps of DDIM without guidance: that of `guidance` is in it. `shift`
+    says at which timesteps (`shifted_timesteps`). `decoder` is the fingerprint of the full decoder's weights.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    scale: float
+    evaluations: int
+    guidance: float
+    decoder: str
+    shift: float = 1.0
+    _made: tuple[tuple, nn.Module] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of_adapter(cls, state: Mapping[str, Tensor], **facts) -> "Distilled":
+        """From PEFT's names: `LAYER.lora_A.weight` and `LAYER.lora_B.weight`."""
+        layers = sorted({name.rsplit(".", 2)[0] for name in state})
+        return cls({layer: tuple(state[f"{layer}.{f}.weight"].detach() for f in _FACTORS) for layer in layers}, **facts)
+
+    @classmethod
+    def load(cls, path: Path) -> "Distilled":
+        """Raises ValueError, naming the file, for one that is truncated or holds something else."""
+        names = check_safetensors(path)
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            lacking = [k for k in ("scale", "evaluations", "guidance", "decoder") if k not in facts]
+            if lacking or not all(n.endswith(tuple(f".{f}.weight" for f in _FACTORS)) for n in names):
+                raise ValueError(f"{path} is not a distilled decoder: it states no {(lacking or ['factors'])[0]}")
+            state = {name: file.get_tensor(name) for name in names}
+        numbers = {k: float(facts[k]) for k in ("scale", "guidance", "shift") if k in facts}
+        return cls.of_adapter(state, **numbers, evaluations=int(facts["evaluations"]), decoder=facts["decoder"])
+
+    def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
+        state = {}
+        for layer, factors in self.factors.items():
+            for name, factor in zip(_FACTORS, factors, strict=True):
+                state[f"{layer}.{name}.weight"] = factor.cpu().to(dtype).contiguous()
+        facts = {k: str(getattr(self, k)) for k in ("scale", "evaluations", "guidance", "shift", "decoder")}
+        save_tensors(state, path, facts)
+
+    def network(self, decoder: nn.Module) -> nn.Module:
+        """`decoder` under the adapter: a network of its own that shares with it what the adapter leaves alone.
+
+        Made once for the weights, dtype, layout, adapters and attention that `decoder` has now. Raises ValueError for a
+        decoder of other shapes.
+        """
+        layers = {name: _layer(decoder, name) for name in self.factors}
+        key = _state(decoder)
+        if self._made is None or self._made[0] != key:
+            shared = {id(t): t for t in (*decoder.parameters(), *decoder.buffers())}
+            network = copy.deepcopy(decoder, shared)
+            for name, (down, up) in self.factors.items():
+                weight = layers[name].weight
+                change = self.scale * up.to(weight.device).float().flatten(1) @ down.to(weight.device).float().flatten(1)
+                if change.numel() != weight.numel():
+                    raise ValueError(f"the distilled decoder does not fit: {name} is {list(weight.shape)} in the full one")
+                changed = torch.empty_like(weight).copy_(weight.float() + change.view(weight.shape))
+                _layer(network, name).weight = nn.Parameter(changed, requires_grad=False)
+            self._made = (key, network)
+        return self._made[1]
+
+    def forget(self) -> None:
+        """Let go of the weights that `network` made."""
+        self._made = None
+
+
+def fingerprint(decoder: nn.Module) -> str:
+    """Names a decoder's weights, as they are in float16: the same before and after an export."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(decoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().to(torch.float16).reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _state(network: nn.Module) -> tuple:
+    """Equal as long as nothing was changed in a network that its copy would have to know of."""
+    weights = ((w.data_ptr(), w._version, w.dtype) for w in network.parameters())
+    others = []
+    for module in network.modules():
+        if hasattr(module, "merged_adapters"):  # PEFT's, which adds to a weight without telling its version
+            told = (module.disable_adapters, module.active_adapters, module.scaling, module.merged_adapters)
+            others.append(repr((*told, id(module.base_layer))))
+        others += [id(getattr(module, name)) for name in ("function", "processor") if hasattr(module, name)]  # of attention
+    return *weights, *others
+
+
+def _layer(network: nn.Module, name: str) -> nn.Module:
+    """The layer of that name, under the adapter that PEFT may have put on it."""
+    try:
+        layer = network.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"the distilled decoder does not fit: the full one has no {name}") from None
+    return getattr(layer, "base_layer", layer)

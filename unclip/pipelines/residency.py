@@ -1,0 +1,53 @@
+"""Networks that are in memory only while they work."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..io.checkpoints import load_component
+
+
+class Residency:
+    """Which of a model folder's networks hold their weights; the others are empty shells on the meta device.
+
+    `networks` are the shells by name, to build a pipeline from. Their dtype and memory layout may be changed as those of any
+    network: weights take them over when they come. `device` is where they come to.
+    """
+
+    def __init__(
+        self, folder: Path, parts: Mapping[str, Sequence[str]], dtype: torch.dtype | None = None, variant: str | None = None
+    ):
+        """`parts` names the networks with library and class, as model_index.json does."""
+        self.folder, self.parts, self.variant = folder, dict(parts), variant
+        self.device = torch.device("cpu")
+        self.networks: dict[str, nn.Module] = {}
+        for name in self.parts:
+            network = self._load(name, dtype)
+            _empty(network)
+            self.networks[name] = network
+        self.present: set[str] = set()
+
+    def only(self, *names: str) -> None:
+        """Have the weights of these networks in memory, and no others'."""
+        for name in self.present - set(names):
+            _empty(self.networks[name])
+        self.present &= set(names)
+        for name in names:
+            if name in self.networks and name not in self.present:
+                network = self.networks[name]
+                loaded = self._load(name).state_dict()
+                shells = network.state_dict()
+                weights = {k: torch.empty_like(shells[k], device=self.device).copy_(v) for k, v in loaded.items()}
+                network.load_state_dict(weights, assign=True)
+                network.to(self.device)  # the tables that no file holds, as of positions
+                self.present.add(name)
+
+    def _load(self, name: str, dtype: torch.dtype | None = None) -> nn.Module:
+        return load_component(self.folder / name, *self.parts[name], dtype=dtype, variant=self.variant)
+
+
+def _empty(network: nn.Module) -> None:
+    """Leave a network's shapes, dtypes and layouts, and let go of its weights."""
+    network.load_state_dict({k: torch.empty_like(v, device="meta") for k, v in network.state_dict().items()}, assign=True)

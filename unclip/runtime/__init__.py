@@ -1,0 +1,1 @@
+"""Devices, dtypes, attention kernels, memory, compiling, profiling, processes and configuration."""

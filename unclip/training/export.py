@@ -1,0 +1,99 @@
+"""Assembling a pipeline folder from the stages' training runs."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..clip.model import PARTS
+from ..diffusion.latents import AXES_FILE, PrincipalAxes
+from ..io.checkpoints import check_folder, components_folder, load_components, new_folder, resolve, save_components
+from ..pipelines import UnCLIPPipeline
+from ..pipelines.distilled import FILE as DISTILLED
+from ..pipelines.distilled import Distilled, fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+def export_pipeline(
+    runs: list[Path],
+    out: Path,
+    force: bool = False,
+    defaults: dict[str, float] | None = None,
+    dtype: torch.dtype = torch.float16,
+    mean: list[str] | None = None,
+) -> Path:
+    """Write the pipeline that the runs' averaged weights make together, or the CLIP (or judge) alone; -> its folder.
+
+    Each of `runs` is a training run (its `final/`, or `latest/` while it goes on), a folder of components, or another
+    pipeline; a component in a later one replaces an earlier one's, or is the mean of all of them where `mean` names it (a
+    "model soup", arXiv 2203.05482: of runs that began at the same weights). A pipeline's sampling defaults are kept,
+    `defaults` replaces single ones; its model card is kept, so is one that stands at `out`, so are its principal axes if
+    they are of this CLIP, and its distilled decoder if it is this decoder's. Raises ValueError when a part is missing,
+    parts don't fit together, or there are no two of one shape to take the mean of.
+    """
+    several: dict[str, list[nn.Module]] = {name: [] for name in mean or ()}
+    components, kept, axes, cards = {}, {}, [], [out / "README.md"] if (out / "README.md").is_file() else []
+    distilled: Path | None = None
+    for run in runs:
+        folder = resolve(components_folder(run))
+        distilled = folder / DISTILLED if (folder / DISTILLED).is_file() else distilled
+        if not (folder / "model_index.json").is_file() and distilled == folder / DISTILLED:
+            continue  # a run of decoder_distill leaves nothing else
+        index = check_folder(folder)
+        names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
+        components |= load_components(folder, [n for n in names if n not in several], dtype=dtype)
+        for name, network in load_components(folder, [n for n in names if n in several], dtype=torch.float32).items():
+            several[name].append(network)
+        kept |= index.get("defaults") or {}
+        cards = [folder / "README.md"] if (folder / "README.md").is_file() else cards
+        axes = [folder / AXES_FILE] if (folder / AXES_FILE).is_file() else axes
+    components |= {name: nn.Module.to(_mean(name, networks), dtype) for name, networks in several.items()}
+    if set(components) == set(PARTS):
+        with new_folder(out, force) as folder:
+            save_components(folder, components)
+        return out
+    axes = [path for path in axes if PrincipalAxes.load(path).clip_fingerprint == _fingerprint(components)]
+    own = []
+    if distilled is not None and "decoder" in components:
+        made_for, have = Distilled.load(distilled).decoder, fingerprint(components["decoder"])
+        if made_for == have:
+            own = [distilled]
+        elif not (distilled.parent / "model_index.json").is_file():
+            raise ValueError(f"{distilled} was distilled from the decoder {made_for}, but the pipeline's is {have}")
+        else:
+            logger.warning("the distilled decoder of %s is left out: the full one is another now", distilled.parent)
+    settings = kept | (defaults or {}) or None
+    components = {"super_res_last": None, "prior_scheduler": None} | components
+    required = [n for n in UnCLIPPipeline.required_components() if n not in components]
+    if required:
+        raise ValueError(f"no run holds the {required[0]}; a pipeline needs {', '.join(UnCLIPPipeline.required_components())}")
+    with new_folder(out, force) as folder:
+        UnCLIPPipeline(**components, defaults=settings).save_pretrained(folder)
+        index_path = folder / "model_index.json"
+        index = json.loads(index_path.read_text()) | {"defaults": settings, "_unclip_version": __version__}
+        index_path.write_text(json.dumps(index, indent=2) + "\n")
+        for file in [*cards, *axes, *own]:
+            shutil.copy(file, folder)
+    return out
+
+
+def _mean(name: str, networks: list[nn.Module]) -> nn.Module:
+    """The last of `networks`, with the mean of their weights."""
+    if len(networks) < 2:
+        raise ValueError(f"the mean of {name} needs two runs that hold one, got {len(networks)}")
+    states = [n.state_dict() for n in networks if isinstance(n, nn.Module)]
+    shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
+    if len(states) < len(networks) or any(s != shapes[0] for s in shapes):
+        raise ValueError(f"the mean of {name} needs networks of the same shape")
+    mean = {key: torch.stack([s[key].double() for s in states]).mean(0) for key in shapes[0]}
+    networks[-1].load_state_dict(mean)
+    return networks[-1]
+
+
+def _fingerprint(components: dict) -> str | None:
+    return getattr(getattr(components.get("image_encoder"), "config", None), "clip_fingerprint", None)

@@ -1,0 +1,203 @@
+"""What prior and decoder begin alike with: diffusion on captioned pictures, conditioned on a frozen CLIP."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from ...data.examples import captioned_examples, seeded_noise
+from ...diffusion.schedules import levels, logit_normal_timesteps, schedule, snr_weight, uniform_timesteps
+from ...pipelines.lora import save_adapter
+from ...runtime.config import ConfigError, construct
+from .base import Objective, to_device
+from .frozen_clip import frozen_clip
+
+LENGTHS = 4  # a text's length is a multiple of this: few lengths, for each is compiled anew
+# The layers that an adapter changes where its settings name none: attention, in our networks and in diffusers'.
+TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
+# What a decoder and its text projection may have that the weights they start from have not.
+GAINED = re.compile(
+    r"^(text_blocks|text_to_image|text_image_places|style_embedding|draft_head|position_embeddings)\.|\.position\.weight$"
+)
+
+
+@dataclass
+class NoiseLevels:
+    """How often a timestep is trained: "logit_normal" with `mean` and `std` of its logit, or "uniform" as in the paper."""
+
+    kind: str = "logit_normal"
+    mean: float = 0.2
+    std: float = 1.2
+
+    def __post_init__(self):
+        if self.kind not in ("logit_normal", "uniform"):
+            raise ValueError(f"timesteps must be logit_normal or uniform, got {self.kind!r}")
+
+    def draw(self, random: Tensor, count: int) -> Tensor:
+        """Timesteps [B] of `count` from `random` [B], uniform in [0, 1)."""
+        if self.kind == "uniform":
+            return uniform_timesteps(random, count)
+        return logit_normal_timesteps(random, count, self.mean, self.std)
+
+
+@dataclass
+class LoRA:
+    """A low-rank adapter, W + alpha/rank B A (arXiv 2106.09685, section 4.1), on the layers that `targets` names."""
+
+    rank: int = 8
+    alpha: float | None = None  # None is the rank: a factor of 1
+    dropout: float = 0.0
+    targets: list[str] | None = None  # endings of the layers' names
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to less than 1, got {self.dropout}")
+
+
+def add_adapter(trained: nn.ModuleDict, name: str, lora: LoRA) -> None:
+    """An adapter on `trained[name]`; nothing else is left to train. Raises ConfigError where no layer is meant."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ConfigError("objective.lora needs PEFT; install it with: pip install 'unclip[train]'") from None
+    trained.requires_grad_(False)
+    network, wanted = trained[name], lora.targets or TARGETS
+    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    targets = [n for n in layers if any(n == t or n.endswith(f".{t}") for t in wanted)]
+    if not targets:
+        raise ConfigError(f"objective.lora.targets: no layer's name ends in {', '.join(wanted)}")
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    network.add_adapter(LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=targets))
+
+
+def check_shares(**shares: float) -> None:
+    """Raises ConfigError, naming it, for a share of the examples that is none."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"objective.{name} must be from 0 to 1, got {value}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ConfigError, naming it, for a number of examples that no spread can be found in."""
+    for name, value in counts.items():
+        if value < 2:
+            raise ConfigError(f"objective.{name} must be at least 2, got {value}")
+
+
+class ClipConditioned(Objective):
+    """Examples, a frozen CLIP, noise, an adapter, and the means over a batch of what a stage's `_losses` answers.
+
+    `min_snr` is gamma of the Min-SNR weighting (arXiv 2303.09556); None weighs every timestep alike. With `lora` the
+    stage's `network` keeps its weights and an adapter on it is trained.
+    """
+
+    network: str  # the diffusion network's name in `trained`
+    held_out = 128  # examples that validation looks at
+    reads_pictures = True  # also where an embedding cache holds what CLIP says of them
+
+    def __init__(
+        self,
+        data: dict,
+        seed: int,
+        clip: str,
+        prediction_type: str,
+        timesteps: NoiseLevels,
+        min_snr: float | None,
+        lora: dict | None,
+    ):
+        super().__init__()
+        self.schedule = schedule(prediction_type)
+        if min_snr is not None and not min_snr > 0:
+            raise ValueError(f"min_snr must be above 0, got {min_snr}")
+        self.lora = construct(LoRA, lora, "objective.lora") if lora is not None else None
+        self.examples = captioned_examples(data, seed=seed, pixels=self.reads_pictures)
+        self.validation = captioned_examples(data, "validation", pixels=self.reads_pictures)
+        self.frozen = frozen_clip(clip, data.get("embeddings"))
+        self.seed, self.timesteps, self.min_snr = seed, timesteps, min_snr
+
+    def _first(
+        self, count: int, device: torch.device | str, progress: Callable[[Iterable], Iterable]
+    ) -> Iterator[dict[str, Any]]:
+        """The first `count` training examples in batches, on `device`, where the frozen CLIP goes too."""
+        self.frozen.to(device)
+        for start in progress(range(0, count, 128)):
+            batch = default_collate([self.examples[i] for i in range(start, min(start + 128, count))])
+            yield to_device(batch, torch.device(device))
+
+    def adapt(self) -> None:
+        if self.lora is not None:
+            add_adapter(self.trained, self.network, self.lora)
+
+    def write(self, folder: Path) -> None:
+        """The present weights for a pipeline: its components, or the adapter as `load_lora_weights` takes it."""
+        if self.lora is None:
+            super().write(folder)
+        else:
+            save_adapter(folder, {self.network: self.trained[self.network]})
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, timesteps = self._losses(batch)
+        return losses.mean(), levels(losses.detach(), timesteps, self.schedule.config.num_train_timesteps)
+
+    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Per-example losses [B] and their timesteps [B]."""
+        raise NotImplementedError
+
+    def _squared_error(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor) -> Tensor:
+        """Mean squared errors [B], weighted as `min_snr` says."""
+        losses = (predicted - wanted).square().flatten(1).mean(1)
+        return losses if self.min_snr is None else losses * snr_weight(self.schedule, timesteps, self.min_snr)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss on held-out examples with fixed noise, in all and per quarter of the schedule."""
+        batch = self._held_out(self.held_out)
+        parts = [self._losses({k: v[i : i + 32] for k, v in batch.items()}) for i in range(0, self.held_out, 32)]
+        losses, timesteps = (torch.cat(p) for p in zip(*parts, strict=True))
+        found = levels(losses, timesteps, self.schedule.config.num_train_timesteps)
+        return {"loss": losses.mean().item()} | {k: v.item() for k, v in found.items()}
+
+    def _noised(self, clean: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`clean` [B, ...] at each example's own noise level; the noise; the timesteps [B]."""
+        noise = seeded_noise(self.seed, batch["index"], clean)
+        timesteps = self.timesteps.draw(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
+        return self.schedule.add_noise(clean, noise, timesteps), noise, timesteps
+
+    def _text(self, batch: dict[str, Tensor], dropped: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings [B, D], encodings [B, N, D] and mask [B, N]; of "" where `dropped` [B]. Cached ones if there are."""
+        dropped = torch.zeros(len(batch["caption"]), dtype=torch.bool) if dropped is None else dropped
+        if "text_embeds" not in batch:
+            return self.frozen.text(["" if d else c for c, d in zip(batch["caption"], dropped.tolist(), strict=True)])
+        empty = self.frozen.text([""] * len(dropped))
+        given = (batch["text_embeds"], batch["encodings"], batch["mask"])
+        dropped = dropped.to(given[0].device)
+        pairs = zip(empty, given, strict=True)
+        return tuple(torch.where(dropped.view(-1, *[1] * (g.ndim - 1)), e.to(g), g) for e, g in pairs)
+
+    def _image(self, batch: dict[str, Tensor]) -> Tensor:
+        """Image embeddings [B, D], the cached ones if there are."""
+        return batch["image_embeds"] if "image_embeds" in batch else self.frozen.image(in_range(batch["image"]))
+
+
+def unpadded(encodings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`encodings` [B, N, D] and `mask` [B, N] without the padding that all rows end in, N still a multiple of `LENGTHS`."""
+    longest = int(mask.any(0).nonzero().max()) + 1
+    kept = -(-longest // LENGTHS) * LENGTHS
+    return encodings[:, :kept], mask[:, :kept]
+
+
+def gained(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of text layers, positions and `text_images` of `network` that `state` does not hold, as they begin."""
+    return {name: weight for name, weight in network.state_dict().items() if name not in state and GAINED.search(name)}
+
+
+def in_range(images: Tensor) -> Tensor:
+    """uint8 pictures as fp32 in [-1, 1]."""
+    return images.float() / 127.5 - 1

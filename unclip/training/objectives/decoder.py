@@ -1,0 +1,291 @@
+"""Training the 64 px decoder (paper, section 2.1): a picture from its own CLIP embedding and its caption."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from decoder import Decoder, of_context
+
+from ... import networks
+from ...data.examples import EmojiScenes, seeded_noise
+from ...diffusion.sampling import denoise
+from ...diffusion.schedules import ancestral, dpm_solver, target, variational_bound
+from ...runtime.config import ConfigError, construct
+from .base import grid
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range, unpadded
+from .grounding import Grounding, IconEmbeddings
+from .icon_bank import IconBank
+from .redrawn import Redraw, RedrawnEmbeddings
+
+SHOWN = 16
+
+
+class DecoderObjective(ClipConditioned):
+    """Denoising of scenes, conditioned on the frozen CLIP's image embedding, text embedding and token encodings.
+
+    `drop_image` and `drop_text` are the shares of the examples that lose each condition, independently of each other
+    (paper, section 2.1), after a share `drop_both` that loses both (a dropped text is the encoding of "", a dropped image
+    the learned null embedding). `embedding_noise` blurs the image embedding by noise of up to that share of its length,
+    because the prior's embeddings will be off by some; 0 leaves it as CLIP gives it. With `redraw` a share of them is what a
+    trained prior makes of them (`RedrawnEmbeddings`). A `resolution` below the decoder's
+    own trains on smaller pictures: colours and places are learned there at a quarter of the cost, and `init_from` carries
+    them over.
+
+    With `model.out_channels` 6 the variance is learned too, by the hybrid loss with `vlb_weight` for lambda (arXiv
+    2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: it sees the picture outside a
+    random rectangle, and the rectangle's mask (GLIDE, arXiv 2112.10741, section 4.3). Weights that `init_from` holds for 3
+    channels are carried over, new ones start at zero; those of text layers, positions and `text_images` may be missing too.
+    `model.class` may be UNet2DConditionModel, diffusers' stock network, in Karlo's layout.
+
+    `grounding` weighs a second loss, for examples that say what and where the things are that their captions name
+    (`EmojiScenes`): of two names, a pixel shall attend to the one of the thing that covers it, and what a name is guessed to
+    look like (`text_images` of `text_proj`) shall be near to CLIP's embedding of the thing alone (`Grounding`). It is added in
+    every `grounding_every`th batch.
+
+    Where `text_proj` has a draft head and the decoder `draft_channels`, the draft of the image embedding is an input, left out
+    in `drop_draft` of the examples; the head itself is not trained here. Where it has `styles`, the style is not named in
+    `drop_style` of them. With `prior` (a training run's or a pipeline's) a share `sampled` of single icons in their pose has an
+    image embedding that the prior sampled for a caption of theirs, of `samples` for each icon.
+    """
+
+    network, anew = "decoder", ("decoder",)
+    compiled = False
+
+    def __init__(
+        self,
+        model: dict,
+        data: dict,
+        seed: int,
+        clip: str,
+        drop_image: float = 0.1,
+        drop_text: float = 0.5,
+        drop_both: float = 0.0,
+        embedding_noise: float = 0.5,
+        redraw: dict | None = None,
+        prediction_type: str = "v_prediction",
+        resolution: int | None = None,
+        timesteps: str = "logit_normal",
+        timestep_mean: float = 0.2,
+        timestep_std: float = 1.2,
+        min_snr: float | None = None,
+        vlb_weight: float = 1e-3,
+        grounding: float = 0.0,
+        grounding_every: int = 1,
+        drop_draft: float = 0.1,
+        drop_style: float = 0.1,
+        prior: str | None = None,
+        sampled: float = 0.5,
+        samples: int = 4,
+        lora: dict | None = None,
+    ):
+        check_shares(drop_image=drop_image, drop_text=drop_text, drop_both=drop_both)
+        check_shares(drop_draft=drop_draft, drop_style=drop_style, sampled=sampled)
+        super().__init__(data, seed, clip, prediction_type, NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
+        self.trained = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)
+        decoder = self.trained["decoder"]
+        inputs, outputs = decoder.config.in_channels, decoder.config.out_channels
+        if inputs not in (3, 7) or outputs not in (3, 6):
+            raise ConfigError(f"model.in_channels must be 3 or 7 and model.out_channels 3 or 6, got {inputs} and {outputs}")
+        if outputs == 6 and prediction_type == "v_prediction":
+            raise ConfigError("a learned variance goes with objective.prediction_type epsilon or sample, not v_prediction")
+        self.drops, self.embedding_noise, self.vlb_weight = (drop_both, drop_image, drop_text), embedding_noise, vlb_weight
+        self.redrawn = None
+        if redraw is not None:
+            self.redrawn = RedrawnEmbeddings(construct(Redraw, redraw, "objective.redraw"), self.frozen, seed + 2)
+        self.inpainting, self.learned_variance = inputs == 7, outputs == 6
+        self.drop_draft, self.drop_style = drop_draft, drop_style
+        if self.trained["text_proj"].draft_head is not None:
+            self.trained["text_proj"].draft_head.requires_grad_(False)
+        self.icon_bank, self.sampled = None, sampled
+        if prior is not None:
+            if not isinstance(self.examples, EmojiScenes):
+                raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
+            self.icon_bank = IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, seed)
+        self.grounding, self.grounding_every = grounding, grounding_every
+        if grounding < 0 or grounding_every < 1:
+            raise ConfigError(
+                f"objective.grounding must be at least 0 and grounding_every at least 1, got {grounding} and {grounding_every}"
+            )
+        if grounding:
+            if not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
+                raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
+            self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
+        self.resolution = decoder.config.sample_size if resolution is None else resolution
+        if self.resolution < 1 or self.examples.size % self.resolution:
+            raise ConfigError(
+                f"data.size is {self.examples.size}, which is no multiple of the {self.resolution} px that the decoder is "
+                "trained at (objective.resolution, else model.sample_size)"
+            )
+
+    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state |= gained(self.trained[name], state)
+        if name == "decoder":
+            for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
+                if layer not in state:
+                    continue
+                weight = state[layer]
+                missing = list(weight.shape)
+                missing[dim] = self.trained["decoder"].get_parameter(layer).shape[dim] - weight.shape[dim]
+                if missing[dim] > 0:  # the first channels are the picture's, also after pixel-unshuffling
+                    state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
+        return state
+
+    def compile_networks(self) -> None:
+        self._without_grounding("compile")
+        self.trained["decoder"].compile()
+        self.compiled = True
+
+    def checkpoint_activations(self) -> None:
+        self._without_grounding("gradient_checkpointing")
+        super().checkpoint_activations()
+
+    def _without_grounding(self, setting: str) -> None:
+        if self.grounding:
+            raise ConfigError(f"objective.grounding watches every attention and does not go together with {setting}")
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.grounding or int(batch["index"][0]) // len(batch["index"]) % self.grounding_every:
+            return super().forward(batch)
+        names = self.frozen.tokens_of(batch["caption"], batch["spans"]).to(batch["sides"].device)
+        names = names.masked_fill(self._dropped(batch["random"])[1][:, None], 0)
+        alone = self.icon_embeds(batch["rows"])
+        with Grounding(self.trained["decoder"], self.trained["text_proj"], names, batch["sides"], alone) as grounding:
+            loss, metrics = super().forward(batch)
+        taught, shown = grounding.losses()
+        return loss + self.grounding * taught, metrics | shown
+
+    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Per-example losses [B] and their timesteps [B]."""
+        clean, image_embeds = self._pictures(batch)
+        text, image_embeds = self._heard(batch, image_embeds)
+        noised, noise, timesteps = self._noised(clean, batch)
+        if not self.compiled:  # for which every length would be another graph
+            text = text[0], *unpadded(*text[1:])
+        conditions = self._conditions(text, image_embeds, self._style(batch), batch["random"][:, 12] < self.drop_draft)
+        seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
+        predicted = self.trained["decoder"](seen, timesteps, **conditions).sample.float()
+        predicted, share = predicted[:, :3], predicted[:, 3:]
+        losses = self._squared_error(predicted, target(self.schedule, clean, noise, timesteps), timesteps)
+        if self.learned_variance:
+            # the bound teaches the variance alone; it is a sum over timesteps, of which each example is one
+            bound = variational_bound(self.schedule, predicted.detach(), share, clean, noised, timesteps)
+            losses = losses + self.vlb_weight * self.schedule.config.num_train_timesteps * bound
+        return losses, timesteps
+
+    def _heard(self, batch: dict[str, Tensor], image_embeds: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """What the decoder hears of its pictures: text features and image embeddings [B, D], blurred or dropped by chance."""
+        random = batch["random"]
+        no_image, no_text = self._dropped(random)
+        blurred = image_embeds if self.icon_bank is None else self._sampled(batch, image_embeds)
+        if self.embedding_noise:
+            deviation = seeded_noise(self.seed + 1, batch["index"], image_embeds) / self.frozen.dim**0.5
+            blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
+        if self.redrawn is not None and len(rows := self.redrawn.chosen(random)):
+            few = {k: [v[n] for n in rows.tolist()] if isinstance(v, list) else v[rows] for k, v in batch.items()}
+            told = self._text(few), self._text(few, torch.ones(len(rows), dtype=torch.bool))
+            blurred = blurred.index_copy(0, rows, self.redrawn(image_embeds[rows], *told, few))
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
+        return self._text(batch, no_text), torch.where(no_image[:, None], null, blurred)
+
+    def _sampled(self, batch: dict[str, Tensor], image_embeds: Tensor) -> Tensor:
+        """`image_embeds` [B, D] with those that the prior sampled in place of a share of the single icons'."""
+        random, icons = batch["random"], batch["icon"]
+        sampled = self.icon_bank.sampled(icons.clamp_min(0), random[:, 11])
+        return torch.where(((icons >= 0) & (random[:, 10] < self.sampled))[:, None], sampled, image_embeds)
+
+    def _style(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The styles [B] that the decoder is told, as `text_proj` numbers them; None where examples or networks have none."""
+        styles = self.trained["text_proj"].config.get("styles") or ()
+        if not styles or "style" not in batch:
+            return None
+        random = batch["random"]
+        return torch.where((random[:, 13] < self.drop_style) | (random[:, 0] < self.drops[0]), len(styles), batch["style"])
+
+    def _dropped(self, random: Tensor) -> tuple[Tensor, Tensor]:
+        """Which examples lose their image embedding, and which their text: [B] bool each, of `random` [B, 16]."""
+        both, image, text = self.drops
+        return (random[:, 0] < both) | (random[:, 3] < image), (random[:, 0] < both) | (random[:, 4] < text)
+
+    def _known(self, clean: Tensor, random: Tensor) -> Tensor:
+        """What an inpainting decoder sees of pictures [B, 3, R, R]: the pixels outside a hole, and the hole [B, 4, R, R]."""
+        if not self.inpainting:
+            return clean[:, :0]
+        hole = holes(random[:, 5:10], clean.shape[-1]).to(clean)
+        return torch.cat([clean * (1 - hole), hole], 1)
+
+    def _pictures(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, R, R] in [-1, 1] at the training resolution R, and the embeddings [B, D] of the full ones."""
+        full = in_range(batch["image"])
+        return F.avg_pool2d(full, full.shape[-1] // self.resolution), self._image(batch)
+
+    def _conditions(
+        self,
+        text: tuple[Tensor, Tensor, Tensor],
+        image_embeds: Tensor,
+        style: Tensor | None = None,
+        no_draft: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The decoder's arguments beside sample and timestep, all [B, ...]; `no_draft` [B] says which get no draft."""
+        text_embeds, encodings, mask = text
+        project = self.trained["text_proj"]
+        named = {} if style is None else {"style": style}
+        context, added = project(
+            image_embeddings=image_embeds,
+            prompt_embeds=text_embeds,
+            text_encoder_hidden_states=encodings,
+            text_mask=mask,
+            **named,
+        )
+        mask = of_context(project, mask, True)
+        conditions = {"encoder_hidden_states": context, "class_labels": added, "attention_mask": mask}
+        draft = project.draft_image(image_embeds, **named) if getattr(project, "draft_head", None) is not None else None
+        if draft is not None:
+            draft = draft.float()
+            conditions["draft"] = draft if no_draft is None else draft * ~no_draft[:, None, None, None]
+        return conditions
+
+    def _guided(self, alone: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`_conditions` with those of no text and no embedding before them: [2B, ...]."""
+        rows = len(alone["class_labels"])
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(rows, -1)
+        empty = self._conditions(self.frozen.text([""] * rows), null)
+        return {name: torch.cat([empty[name], value]) for name, value in alone.items()}
+
+    @torch.no_grad()
+    def sample(self) -> Image.Image:
+        """Held-out scenes: true pictures, drawn from embedding and caption, and drawn from the caption alone."""
+        batch = self._held_out(SHOWN)
+        clean, embeds = self._pictures(batch)
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SHOWN, -1)
+        start = seeded_noise(self.seed, batch["index"], clean)
+        text = self._text(batch)
+        known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)
+        rows = [clean]
+        for image_embeds in (embeds, null):
+            conditions = self._guided(self._conditions(text, image_embeds, batch.get("style")))
+
+            def predict(x: Tensor, t: Tensor) -> Tensor:
+                seen = torch.cat([x, known], 1)
+                return self.trained["decoder"](seen, t, **conditions).sample.float()  # noqa: B023
+
+            rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, guidance=2.0))
+        return grid(torch.cat(rows) / 2 + 0.5, SHOWN)
+
+    def components(self) -> dict[str, Any]:
+        scheduler = ancestral(self.schedule) if self.learned_variance else dpm_solver(self.schedule.config)
+        return {**self.trained, "decoder_scheduler": scheduler}
+
+
+def holes(random: Tensor, size: int) -> Tensor:
+    """Masks [B, 1, size, size] of a rectangle that is to be painted (1); for a fifth of the examples, of everything.
+
+    `random` [B, 5] uniform in [0, 1): centre, sides, and whether it is everything.
+    """
+    place = torch.arange(size, device=random.device)[None] / size  # [1, R]
+    sides = 0.1 + 0.8 * random[:, 2:4]
+    inside = [((place - random[:, n, None]).abs() * 2 <= sides[:, n, None]) | (random[:, 4, None] < 0.2) for n in (0, 1)]
+    return (inside[0][:, None, :, None] & inside[1][:, None, None, :]).float()

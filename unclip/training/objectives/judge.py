@@ -1,0 +1,127 @@
+"""Training the evaluation's judge: contrastive, against captions that are wrong in one fact and against all names."""
+
+# B pictures, T texts, D embedding dimension
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from ... import networks
+from ...clip.judge import Judge, JudgeImageTower, JudgeTextTower, word_tokenizer
+from ...data.distort import DISTORTIONS
+from ...data.judged import JudgedScenes, compare, damaged, renders
+from ...data.render import BACKGROUNDS, COLOURS
+from ...data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
+from ...data.sources import STYLES
+from ...runtime.config import ConfigError, construct
+from .base import Objective
+from .clip import MAX_LOGIT_SCALE, image_processor, jitter
+
+CHECKED = 640
+
+
+def vocabulary(icons: IconSet) -> Iterator[str]:
+    """Texts that hold every word a judge of these icons is asked about."""
+    for concept in icons.recognisable:
+        yield from wordings(Plan("single", (concept,), ""))
+        yield from wordings(Plan("count", (concept,), "", count=2))
+    first = icons.recognisable[0]
+    yield from (style_phrase(s) for s in STYLES)
+    yield from (t for c in COLOURS for t in wordings(Plan("colour", (first,), "", colour=c)))
+    yield from (t for n in NUMBERS for t in wordings(Plan("count", (first,), "", count=n)))
+    yield from (t for r in RELATIONS for t in wordings(Plan("relation", (first, first), "", relation=r)))
+    yield from (t for b in BACKGROUNDS for t in wordings(Plan("background", (first,), "", background=b)))
+    yield from wordings(Plan("pair", (first, first), ""))
+    yield "in an"
+
+
+def icons_path(data: dict | None) -> str:
+    """Where a judge's icons are. Raises ConfigError where its section does not say."""
+    if not (data or {}).get("path"):
+        raise ConfigError("data.path is missing: a dataset built by `unclip data emoji`, or shapes")
+    return str(data["path"])
+
+
+class JudgeObjective(Objective):
+    """Both towers of the judge, from nothing, under the symmetric contrastive loss.
+
+    A picture's candidates are the batch's captions, the wrong ones beside each, and the bare names of `names` concepts
+    drawn anew at every step: a picture that is told from its batch is not yet told from 1,600 concepts. Texts that are
+    true of a picture without saying all of it ("a cat" of two cats) count neither way.
+    """
+
+    def __init__(self, model: dict, data: dict, seed: int, names: int = 320, temperature: float = 0.07, augment: float = 1.0):
+        super().__init__()
+        icons_path(data)
+        self.examples = construct(JudgedScenes, data, "data", seed=seed)
+        self.names, self.augment, self.seed = names, augment, seed
+        icons = self.examples.icons
+        section, of_image = networks.towers(model)
+        image = construct(JudgeImageTower, of_image, "model.image")
+        length = section.get("context_length", 24)
+        self.tokenizer = word_tokenizer(vocabulary(icons), length)
+        text = construct(JudgeTextTower, section, "model.text", vocab_size=len(self.tokenizer))
+        self.feature_extractor = image_processor(image.config.image_size)
+        self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.log_scale = nn.Parameter(torch.tensor([1 / temperature]).log())
+        self.trained.register_parameter("log_scale", self.log_scale)
+        plans = [Plan("single", (c,), "") for c in icons.recognisable]
+        self._name_facts = torch.tensor([self.examples.facts(p, None) for p in plans])
+
+    @property
+    def judge(self) -> Judge:
+        return Judge(self.trained["text_encoder"], self.tokenizer, self.trained["image_encoder"], self.feature_extractor)
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        image_tower, text_tower = self.trained["image_encoder"], self.trained["text_encoder"]
+        pixels = jitter(batch["image"].float() / 127.5 - 1, batch["random"], self.augment)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        texts, said = self._texts(batch)
+        tokens = self.judge.tokenize(texts, padding=True).to(pixels.device)
+        images = image_tower(pixels).image_embeds.float()  # [B, D]
+        words = text_tower(tokens.input_ids, tokens.attention_mask).text_embeds.float()  # [T, D]
+        shown = torch.cat([batch["facts"][:, 0, :1], batch["style"][:, None], batch["facts"][:, 0, 2:]], 1)  # [B, FACTS]
+        true, vague = compare(shown, said.to(shown.device))  # each [B, T]
+        logits = self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE) * images @ words.T
+        logits = logits.masked_fill(vague, -1e4)
+        of_image = F.cross_entropy(logits, true.float() / true.sum(1, keepdim=True))
+        own = torch.arange(len(pixels), device=pixels.device) * batch["facts"].shape[1]  # the true captions' columns
+        of_text = F.cross_entropy(logits.T[own], true.T[own].float() / true.T[own].sum(1, keepdim=True))
+        best = true.gather(1, logits.argmax(1, keepdim=True)).float().mean()
+        return (of_image + of_text) / 2, {"accuracy": best, "scale": self.log_scale.exp()}
+
+    def _texts(self, batch: dict[str, Any]) -> tuple[list[str], Tensor]:
+        """All candidate texts [T] of a batch and their facts [T, FACTS]."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(batch["index"][0]))
+        drawn = torch.randperm(len(self._name_facts), generator=generator)[: self.names]
+        texts = [line for lines in batch["captions"] for line in lines.split("\n")]
+        texts += [self.examples.icons.recognisable[n] for n in drawn.tolist()]
+        return texts, torch.cat([batch["facts"].flatten(0, 1).cpu(), self._name_facts[drawn]])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """R@1 of renders among all names, clean and damaged; and how often a caption beats those wrong in one fact."""
+        judge, icons = self.judge, self.examples.icons
+        seen, names = renders(icons, CHECKED, seed=0), judge.read(icons.recognisable)
+        found = {}
+        for kind in ("clean", *DISTORTIONS):
+            pictures = damaged(icons, seen, None if kind == "clean" else kind, seed=0)
+            scores = judge.see(pictures)[0] @ names.T
+            wanted = torch.tensor([icons.recognisable.index(icons.icons[row]["concept"]) for row in seen])
+            found[f"{kind.replace(' ', '_')}_r1"] = (scores.argmax(1) == wanted).float().mean().item()
+        fresh = default_collate([self.examples[10**9 + n] for n in range(CHECKED // 4)])
+        captions = [line for lines in fresh["captions"] for line in lines.split("\n")]
+        words = judge.read(captions).unflatten(0, (len(fresh["captions"]), -1))  # [B, 1 + K, D]
+        scores = (words * judge.see(fresh["image"])[0][:, None]).sum(-1)
+        return found | {"contrasts": (scores.argmax(1) == 0).float().mean().item()}
+
+    def components(self) -> dict[str, Any]:
+        judge = self.judge
+        judge.stamp()
+        return judge.components

@@ -1,0 +1,91 @@
+"""Training the diffusion prior (paper, section 2.2): x0 mean squared error on whitened CLIP image embeddings."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prior import DiffusionPrior
+
+from ... import networks
+from ...data.examples import seeded_noise
+from ...diffusion.sampling import denoise
+from ...diffusion.schedules import ddim
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, unpadded
+
+
+class PriorObjective(ClipConditioned):
+    """Equation 2 of the paper, with the text (embedding and encodings together) dropped for a share of the examples.
+
+    `model.class` may be PriorTransformer, diffusers' stock network, in Karlo's layout.
+    """
+
+    network, held_out, reads_pictures = "prior", 512, False
+
+    def __init__(
+        self,
+        model: dict,
+        data: dict,
+        seed: int,
+        clip: str,
+        drop_text: float = 0.1,
+        whitening_examples: int = 2048,
+        timesteps: str = "logit_normal",
+        timestep_mean: float = 0.6,
+        timestep_std: float = 1.2,
+        min_snr: float | None = None,
+        lora: dict | None = None,
+    ):
+        check_shares(drop_text=drop_text)
+        check_counts(whitening_examples=whitening_examples)
+        super().__init__(data, seed, clip, "sample", NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
+        self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.dim, self.frozen.fingerprint)})
+        self.drop_text, self.whitening_examples = drop_text, whitening_examples
+
+    @torch.no_grad()
+    def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
+        """Mean and standard deviation of every embedding dimension, from the first training examples."""
+        first = self._first(self.whitening_examples, device, progress)
+        embeds = torch.cat([self._image(batch).cpu() for batch in first])
+        prior = self.trained["prior"]
+        prior.clip_mean.copy_(embeds.mean(0, keepdim=True))
+        prior.clip_std.copy_(embeds.std(0, keepdim=True).clamp_min(1e-4))
+
+    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        prior = self.trained["prior"]
+        clean = (self._image(batch) - prior.clip_mean) / prior.clip_std
+        text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
+        if isinstance(prior, DiffusionPrior):
+            encodings, mask = unpadded(encodings, mask)
+        noised, _, timesteps = self._noised(clean, batch)
+        predicted = prior(noised, timesteps, text, encodings, mask).predicted_image_embedding.float()
+        return self._squared_error(predicted, clean, timesteps), timesteps
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Held-out loss, and the cosine of sampled to true embeddings beside that of the text embeddings themselves."""
+        metrics = super().validate()
+        few = self._held_out(128)
+        true = self._image(few)
+        text, encodings, mask = self._text(few)
+        null = self.frozen.text([""] * len(text))
+        both = [torch.cat(pair) for pair in zip(null, (text, encodings, mask), strict=True)]
+        prior = self.trained["prior"]
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            return prior(x, t, *both).predicted_image_embedding.float()
+
+        start = seeded_noise(self.seed, few["index"], true)
+        drawn = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, guidance=2.0))
+        return metrics | cosines(drawn, true, text)
+
+    def components(self) -> dict[str, Any]:
+        return {**self.trained, "prior_scheduler": ddim(self.schedule)}
+
+
+def cosines(drawn: Tensor, true: Tensor, text: Tensor) -> dict[str, float]:
+    """Mean cosines of drawn image embeddings [B, D] to the true ones and to the texts', and of the true ones to the texts'."""
+    pairs = {"cosine": (drawn, true), "cosine_to_text": (drawn, text), "cosine_true_to_text": (true, text)}
+    return {name: F.cosine_similarity(*pair).mean().item() for name, pair in pairs.items()}
