@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .emoji import STYLES
 from .icons import IconSet
 from .plans import split_of_icon
 from .scenes import GROUP_WEIGHTS, TONE_SHARE
+from .sources import STYLES
 
 
 class SingleIcons(Dataset):

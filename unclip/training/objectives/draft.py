@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ... import networks
-from ...data.emoji import STYLES
 from ...data.singles import SingleIcons
+from ...data.sources import STYLES
 from ...runtime.config import ConfigError, construct
 from .base import Objective, grid
 from .conditioned import check_shares, gained
