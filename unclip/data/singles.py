@@ -29,7 +29,7 @@ class SingleIcons(Dataset):
         tones: float = TONE_SHARE,
         all_concepts: bool | float = False,
     ):
-        self.icons, self.seed, self.split = IconSet.load(path), seed, split
+        self.icons, self.seed, self.split, self.all_concepts = IconSet.load(path), seed, split, bool(all_concepts)
         unknown = set(groups or {}) - set(GROUP_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown groups of concepts {sorted(unknown)}; choose from {list(GROUP_WEIGHTS)}")
@@ -39,7 +39,7 @@ class SingleIcons(Dataset):
         for concept, styles in self.icons.by_concept.items():
             weight = (GROUP_WEIGHTS | (groups or {}))[self.icons.groups[concept]] / len(styles)
             for style, rows in styles.items():
-                if split_of_icon(concept, style, bool(all_concepts)) != split:
+                if split_of_icon(concept, style, self.all_concepts) != split:
                     continue
                 first = 1.0 if len(rows) == 1 else 1.0 - tones
                 weights[rows[0]] += weight * first

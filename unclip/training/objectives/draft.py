@@ -126,7 +126,7 @@ class DraftObjective(Objective):
         device = self.trained["text_proj"].draft_head.mean.device
         self._fill(device)
         seen = self._rows(self.examples, 1024)
-        held_out = SingleIcons(self.path, "validation", self.seed)
+        held_out = SingleIcons(self.path, "validation", self.seed, all_concepts=self.examples.all_concepts)
         found = {"true": self._error(seen, False), "held_out": self._error(self._rows(held_out, 256), False)}
         return found | ({"sampled": self._error(seen, True)} if self.icon_bank.prior else {})
 
