@@ -25,7 +25,7 @@ Layer = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
 class Parts:
     """A prior taken apart: the tokens that never change, those of a step, its blocks as layers, and the query's reading."""
 
-    embed_text: Callable[[Tensor, Tensor], Tensor]
+    embed_text: Callable[..., Tensor]
     embed_step: Callable[[Tensor, Tensor], Tensor]
     blocks: Sequence[nn.Module]
     layer: Callable[[nn.Module], Layer]
@@ -33,11 +33,17 @@ class Parts:
 
 
 def predictor(
-    prior: nn.Module, proj_embedding: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor, repeats: int = 1
+    prior: nn.Module,
+    proj_embedding: Tensor,
+    encoder_hidden_states: Tensor,
+    attention_mask: Tensor,
+    repeats: int = 1,
+    style: Tensor | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of (noised embeddings [B * R, D], timestep) that answers as `prior` does, with `repeats` R rows a text.
 
-    `proj_embedding` [B, D], `encoder_hidden_states` [B, N, D] and `attention_mask` [B, N] bool are as the prior takes them.
+    `proj_embedding` [B, D], `encoder_hidden_states` [B, N, D], `attention_mask` [B, N] bool and `style` [B] are as the prior
+    takes them; `style` is for priors that have some.
     Tokens that are padding in every row are left out: nothing may look at them. Equal to the prior's own answer but for
     rounding. A prior that is built otherwise, or whose parameters come and go with its `forward` (offloading), is called
     as it is.
@@ -46,12 +52,14 @@ def predictor(
     if parts is None or hasattr(prior, "_hf_hook") or hasattr(prior, "_diffusers_hook"):
         given = (proj_embedding, encoder_hidden_states, attention_mask)
         text, encodings, mask = (v.repeat_interleave(repeats, 0) for v in given)
-        return lambda x, t: prior(x, t, text, encodings, mask).predicted_image_embedding
+        named = {} if style is None else {"style": style.repeat_interleave(repeats, 0)}
+        return lambda x, t: prior(x, t, text, encodings, mask, **named).predicted_image_embedding
 
     rows, device = len(proj_embedding), proj_embedding.device
     seen = attention_mask.bool().any(0)
     seen = torch.cat([seen, seen.new_ones(1)])  # and the text embedding
-    prefix = parts.embed_text(proj_embedding, encoder_hidden_states)[:, seen]  # [B, P, C]
+    named = () if style is None else (style,)
+    prefix = parts.embed_text(proj_embedding, encoder_hidden_states, *named)[:, seen]  # [B, P, C]
     keys = torch.cat([attention_mask.bool(), attention_mask.new_ones(rows, 1, dtype=torch.bool)], 1)[:, seen]  # [B, P]
     causal = torch.ones(keys.shape[1], keys.shape[1], dtype=torch.bool, device=device).tril()
     kept: list[list[Tensor]] = [[] for _ in parts.blocks]

@@ -3,6 +3,7 @@
 # B batch, N text tokens, D embedding dimension, C width, S = N + 4 tokens in all
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     Predicts the un-noised image embedding (x0) at the query token. Diffusion runs on whitened embeddings: `clip_mean`
     and `clip_std` travel with the weights, and `post_process_latents` leads back to unit vectors of CLIP's space.
-    `clip_fingerprint` names the CLIP it was trained for.
+    `styles` are the names of drawing styles; the one that is asked for is added to the text embedding's token (zero at the
+    start). `clip_fingerprint` names the CLIP it was trained for.
     """
 
     @register_to_config
@@ -34,6 +36,7 @@ class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         head_dim: int = 64,
         dropout: float = 0.0,
         normalize: bool = True,
+        styles: Sequence[str] = (),
         clip_fingerprint: str | None = None,
     ):
         super().__init__()
@@ -45,6 +48,9 @@ class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.positional_embedding = nn.Parameter(torch.randn(1, num_embeddings + 4, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, head_dim, dropout) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
+        self.style_embedding = nn.Embedding(len(styles) + 1, width) if styles else None
+        if styles:
+            nn.init.zeros_(self.style_embedding.weight)
         self.proj_to_clip_embeddings = nn.Linear(width, embedding_dim)
         self.register_buffer("clip_mean", torch.zeros(1, embedding_dim))
         self.register_buffer("clip_std", torch.ones(1, embedding_dim))
@@ -62,15 +68,17 @@ class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        style: Tensor | None = None,
     ):
         """`hidden_states` [B, D], the noised whitened image embedding; `timestep` a number or [B]; `proj_embedding` [B, D],
         the text embedding; `encoder_hidden_states` [B, N, D]; `attention_mask` [B, N] bool, True at a token. Padding that
-        every text ends in may be left out of both.
+        every text ends in may be left out of both. `style` int64 [B] has numbers into `styles`, their count for "not named"
+        (None: for all).
         """
         tokens = encoder_hidden_states.shape[1]
         if tokens > self.config.num_embeddings:
             raise ValueError(f"encoder_hidden_states may have {self.config.num_embeddings} tokens, got {tokens}")
-        text = self.embed_text(proj_embedding, encoder_hidden_states)
+        text = self.embed_text(proj_embedding, encoder_hidden_states, style)
         x = torch.cat([text, self.embed_step(hidden_states, timestep)], 1)  # [B, S, C]
         mask = torch.ones(tokens + 4, tokens + 4, dtype=torch.bool, device=x.device).tril()[None, None]  # [1, 1, S, S]
         if attention_mask is not None:
@@ -80,10 +88,14 @@ class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
         predicted = self.answer(x[:, -1])  # [B, D]
         return PriorTransformerOutput(predicted_image_embedding=predicted) if return_dict else (predicted,)
 
-    def embed_text(self, proj_embedding: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def embed_text(self, proj_embedding: Tensor, encoder_hidden_states: Tensor, style: Tensor | None = None) -> Tensor:
         """The sequence's first N + 1 tokens [B, N + 1, C], which no step changes."""
         scale = math.sqrt(proj_embedding.shape[-1])  # unit vectors arrive with entries of order one
-        text = self.embedding_proj(proj_embedding * scale)[:, None]
+        text = self.embedding_proj(proj_embedding * scale)
+        if self.style_embedding is not None:
+            unnamed = torch.full((len(text),), len(self.config.styles), device=text.device)
+            text = text + self.style_embedding(unnamed if style is None else style)
+        text = text[:, None]
         tokens = torch.cat([self.encoder_hidden_states_proj(encoder_hidden_states), text], 1)
         places = self.positional_embedding.to(tokens.dtype)
         return tokens + torch.cat([places[:, : tokens.shape[1] - 1], places[:, -4:-3]], 1)

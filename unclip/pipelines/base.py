@@ -552,13 +552,26 @@ class UnCLIPBase(Loading):
         one_each = TextCondition(*(f.expand(rows, *f.shape[1:]) for f in fields))
         return one_each.repeated(num_images)
 
+    @property
+    def styles(self) -> list[str]:
+        """The drawing styles that this checkpoint can be asked for; [] where it has none."""
+        networks = (getattr(self, name, None) for name in ("text_proj", "prior"))
+        return next((list(n.config.styles) for n in networks if n is not None and n.config.get("styles")), [])
+
+    def _prior_style(self, text: TextCondition, guided: bool) -> Tensor | None:
+        """The styles [B] that the prior is told, under guidance [2B] with "not named" first; None for a prior without."""
+        if text.style is None or not self.prior.config.get("styles"):
+            return None
+        unnamed = torch.full_like(text.style, len(self.styles))
+        return torch.cat([unnamed, text.style]) if guided else text.style
+
     def _styles(self, style: str | None, prompts: list[str] | None, count: int, generator: Generators) -> Tensor | None:
         """The numbers [B] of the styles to draw in; None for checkpoints without styles.
 
         `style` is for all images; else each prompt's own words decide ("a cat, flat style"), and where they name none, one is
         drawn at random. Raises ValueError for a style that this checkpoint does not have.
         """
-        known = list(self.text_proj.config.get("styles") or ())
+        known = self.styles
         if style is not None and style not in known:
             choices = f"{nearest(str(style), known)}; choose from {', '.join(known)}" if known else ": this model has no styles"
             raise ValueError(f"unknown style {style!r}{choices}")
@@ -615,7 +628,7 @@ class UnCLIPBase(Loading):
                 with at_hand(self.prior):
                     drawn = self._draw_tokens(conditions, call, guidance)
                 return self._nearest(drawn, text, candidates)
-            answer = predictor(self.prior, embeds, encodings, mask, candidates)
+            answer = predictor(self.prior, embeds, encodings, mask, candidates, self._prior_style(text, guidance != 1))
             start = self._start((rows, dim), self.prior, generator, latents)
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -801,7 +814,7 @@ class UnCLIPBase(Loading):
         decoder = self.decoder if network is None else network
         embeds, encodings, mask = text.guided() if guidance != 1 else text.plain()
         layers = {"text_mask": mask} if getattr(self.text_proj, "text_blocks", None) else {}  # diffusers' class knows of none
-        if text.style is not None:
+        if text.style is not None and self.text_proj.config.get("styles"):
             layers["style"] = text.style
         embedding = embedding.to(self.text_proj.dtype)
         context, added = self.text_proj(

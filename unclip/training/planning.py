@@ -454,6 +454,8 @@ def _draft_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
 def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
     trained, dim, tokens = _decoder(sections, clip)
     network, project = trained["decoder"], trained["text_proj"]
+    if getattr(project, "draft_head", None) is not None:
+        project.draft_head.requires_grad_(False)
     side = sections["objective"].get("resolution") or network.config.sample_size
 
     def loss(batch: int) -> Tensor:

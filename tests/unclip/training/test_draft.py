@@ -168,3 +168,21 @@ def test_a_decoder_trained_with_the_head_draws_in_the_named_style(head, clip, ti
 def test_a_model_without_styles_says_so(tiny):
     with pytest.raises(ValueError, match="unknown style 'flat': this model has no styles"):
         tiny("a star", style="flat")
+
+
+def test_a_prior_is_told_the_style_and_a_pipeline_passes_it_on(clip, prior, tiny_folder, tmp_path):
+    """From a prior without styles: fine-tuned, exported and asked for two styles."""
+    settings = f"objective.clip={clip}", f"init_from={prior}", f"model.styles=[{','.join(STYLES)}]", "data.single_pose=true"
+    run = run_here("prior", tmp_path / "prior", *settings, "max_steps=3", "batch_size=8", "warmup_steps=0", "ema=0")
+    styled = load_component(run / "final" / "prior", "prior.model", "DiffusionPrior", dtype=torch.float32)
+    assert styled.style_embedding.weight.abs().max() > 0
+    parts = UnCLIPPipeline.from_pretrained(tiny_folder, dtype=torch.float32).components
+    torch.nn.init.normal_(styled.style_embedding.weight)
+    pipe = UnCLIPPipeline(**(parts | {"prior": styled})).to(torch.float64)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.styles == STYLES
+    seen = []
+    pipe.prior.register_forward_pre_hook(lambda m, a, k: seen.append(k.get("style")), with_kwargs=True)
+    drawn = [pipe("a star", style=s, generator=seeds(3), size=64, output_type="pt").images for s in ("flat", "3d", "flat")]
+    assert not torch.allclose(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prior.cache import predictor
 
 from ...data.scenes import IconSet, style_phrase
+from ...data.sources import STYLES
 from ...diffusion.sampling import denoise
 from ...io.checkpoints import components_folder, load_components, resolve, save_tensors, write_beside
 from .conditioned import unpadded
@@ -98,15 +99,20 @@ class PriorSampler:
         for rows in progress(groups):
             for number in range(samples):
                 captions = [_caption(icons, n, number) for n in rows]
-                found[rows.start : rows.stop, number] = self._sample(captions, rows.start, number)
+                styles = torch.tensor([STYLES.index(icons.icons[n]["style"]) for n in rows])
+                found[rows.start : rows.stop, number] = self._sample(captions, styles, rows.start * 101 + number)
         return found
 
-    def _sample(self, captions: list[str], first: int, number: int) -> Tensor:
+    def _sample(self, captions: list[str], style: Tensor, seed: int) -> Tensor:
         text, encodings, mask = self.frozen.text(captions)
         empty = [e.expand(len(captions), *e.shape[1:]) for e in self.frozen.text([""])]
         both = [torch.cat(pair) for pair in zip(empty, (text, encodings, mask), strict=True)]
-        predict = predictor(self.prior, both[0], *unpadded(*both[1:]))
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + first * 101 + number) % 2**63)
+        if self.prior.config.get("styles"):
+            style = torch.cat([torch.full_like(style, len(STYLES)), style]).to(text.device)
+        else:
+            style = None
+        predict = predictor(self.prior, both[0], *unpadded(*both[1:]), style=style)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + seed) % 2**63)
         start = torch.randn(text.shape, generator=generator).to(text)
         drawn = denoise(predict, start, self.scheduler, PRIOR_STEPS, guidance=PRIOR_GUIDANCE)
         return self.prior.post_process_latents(drawn).cpu()

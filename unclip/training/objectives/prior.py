@@ -13,13 +13,14 @@ from ... import networks
 from ...data.examples import seeded_noise
 from ...diffusion.sampling import denoise
 from ...diffusion.schedules import ddim
-from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, unpadded
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, gained, unpadded
 
 
 class PriorObjective(ClipConditioned):
     """Equation 2 of the paper, with the text (embedding and encodings together) dropped for a share of the examples.
 
-    `model.class` may be PriorTransformer, diffusers' stock network, in Karlo's layout.
+    `model.class` may be PriorTransformer, diffusers' stock network, in Karlo's layout. A prior with `styles` is told the
+    example's, but in `drop_style` of the examples and where the text is dropped.
     """
 
     network, held_out, reads_pictures = "prior", 512, False
@@ -31,6 +32,7 @@ class PriorObjective(ClipConditioned):
         seed: int,
         clip: str,
         drop_text: float = 0.1,
+        drop_style: float = 0.1,
         whitening_examples: int = 2048,
         timesteps: str = "logit_normal",
         timestep_mean: float = 0.6,
@@ -38,11 +40,11 @@ class PriorObjective(ClipConditioned):
         min_snr: float | None = None,
         lora: dict | None = None,
     ):
-        check_shares(drop_text=drop_text)
+        check_shares(drop_text=drop_text, drop_style=drop_style)
         check_counts(whitening_examples=whitening_examples)
         super().__init__(data, seed, clip, "sample", NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
         self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.dim, self.frozen.fingerprint)})
-        self.drop_text, self.whitening_examples = drop_text, whitening_examples
+        self.drop_text, self.drop_style, self.whitening_examples = drop_text, drop_style, whitening_examples
 
     @torch.no_grad()
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
@@ -60,8 +62,21 @@ class PriorObjective(ClipConditioned):
         if isinstance(prior, DiffusionPrior):
             encodings, mask = unpadded(encodings, mask)
         noised, _, timesteps = self._noised(clean, batch)
-        predicted = prior(noised, timesteps, text, encodings, mask).predicted_image_embedding.float()
+        named = self._style(batch)
+        predicted = prior(noised, timesteps, text, encodings, mask, **named).predicted_image_embedding.float()
         return self._squared_error(predicted, clean, timesteps), timesteps
+
+    def _style(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The argument `style` [B] of a prior that has styles, where the examples have one."""
+        styles = self.trained["prior"].config.get("styles") or ()
+        if not styles or "style" not in batch:
+            return {}
+        random = batch["random"]
+        dropped = (random[:, 0] < self.drop_text) | (random[:, 13] < self.drop_style)
+        return {"style": torch.where(dropped, len(styles), batch["style"])}
+
+    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state | gained(self.trained[name], state)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
