@@ -37,7 +37,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     "unclip.objectives.judge": ("unclip.training.objectives.judge",),
     "unclip.objectives.prior": ("unclip.training.objectives.prior",),
     "unclip.objectives.prior_autoregressive": ("unclip.training.objectives.prior_autoregressive",),
-    "unclip.objectives.redrawn": ("unclip.training.objectives.redrawn",),
     "unclip.objectives.text_proj": ("unclip.training.objectives.text_proj",),
     "unclip.objectives.upsampler": ("unclip.training.objectives.upsampler", "upsamplers.model"),
     "unclip.planning": ("unclip.training.planning",),

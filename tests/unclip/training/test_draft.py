@@ -117,6 +117,11 @@ def test_a_share_of_single_icons_has_embeddings_of_the_prior(clip, prior):
     torch.testing.assert_close(given.norm(dim=1), true.norm(dim=1), atol=1e-4, rtol=1e-4)
 
 
+def test_a_prior_of_another_clip_is_refused(clip):
+    with pytest.raises(ConfigError, match=r"objective.prior .*emoji was trained for the CLIP \w+, but objective.clip is \w+"):
+        decoder_objective(clip, prior="emoji")
+
+
 def test_grounding_is_a_loss_of_every_nth_batch(clip):
     objective = decoder_objective(clip, grounding=1.0, grounding_every=2)
     objective.examples.sampler.kinds, objective.examples.sampler._kind_weights = ["relation"], [1.0]

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from decoder import Decoder, UnCLIPTextProjModel
 from prior.blocks import Attention, sdpa
-from unclip import CLIP, UnCLIPInpaintPipeline, UnCLIPPipeline, UnCLIPPriorPipeline
-from unclip.data.examples import seeded_noise
-from unclip.io.checkpoints import load_component, load_components
+from unclip import UnCLIPInpaintPipeline, UnCLIPPipeline
+from unclip.io.checkpoints import load_component
 from unclip.runtime.config import ConfigError, load_config
 from unclip.training.objectives.decoder import DecoderObjective, holes
 from unclip.training.objectives.grounding import Grounding
@@ -109,55 +108,6 @@ def test_conditions_are_dropped_independently(clip):
 def prior_run(clip, tmp_path_factory):
     """A prior's run for the module's CLIP."""
     return run_here("prior", tmp_path_factory.mktemp("prior") / "run", f"objective.clip={clip}", "max_steps=3", "batch_size=4")
-
-
-def test_redrawn_embeddings_are_the_priors_own(clip, prior_run):
-    """From the first step on: what the pipeline draws from the same noise. Rows that are not chosen stay as they are."""
-    found = objective(clip, embedding_noise=0.0, drop_image=0.0, redraw={"prior": str(prior_run), "share": 0.5, "steps": 4})
-    batch = torch.utils.data.default_collate([found.examples[n] for n in range(4)])
-    batch["random"][:, 0] = 1.0
-    batch["random"][:, 10] = torch.tensor([0.2, 0.8, 0.4, 0.9])
-    batch["random"][:, 11] = torch.tensor([0.0, 0.0, 0.999, 0.0])
-    with torch.no_grad():
-        true = found._image(batch)
-        heard = found._heard(batch, true)[1]
-        alone = [found._heard({k: v[n : n + 1] for k, v in batch.items()}, true[n : n + 1])[1] for n in range(4)]
-    torch.testing.assert_close(heard, torch.cat(alone), msg="batch = one by one")
-    assert torch.equal(heard[[1, 3]], true[[1, 3]])
-    clip_parts = CLIP.from_pretrained(clip / "final").components
-    parts = load_components(prior_run / "final", ("prior", "prior_scheduler"))
-    pipe = UnCLIPPriorPipeline(**parts, text_encoder=clip_parts["text_encoder"], tokenizer=clip_parts["tokenizer"])
-    pipe.to(dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    noise = seeded_noise(2, batch["index"][:1], true[:1])
-    settings = {"prior_num_inference_steps": 4, "prior_guidance_scale": 1.5, "prior_candidates": 1}
-    drawn = pipe(batch["caption"][:1], prior_latents=noise, **settings).image_embeds
-    torch.testing.assert_close(heard[:1], drawn.float(), atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(heard[2], true[2]), "one step of denoising is left"
-
-
-def test_a_decoder_is_trained_on_redrawn_embeddings(clip, prior_run, tmp_path):
-    common = (f"objective.clip={clip}", "max_steps=2", "batch_size=4")
-    ways = [
-        run_here("decoder", tmp_path / str(share), *common, f"objective.redraw={{prior: {prior_run}, share: {share}}}")
-        for share in (0.0, 1.0)
-    ]
-    ways.append(run_here("decoder", tmp_path / "plain", *common))
-    weights = [component(way).state_dict() for way in ways]
-    assert all(torch.equal(weights[0][k], weights[2][k]) for k in weights[0])
-    assert any(not torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-
-
-def test_priors_that_cannot_redraw_are_refused(clip, prior_run, tmp_path):
-    cases = [
-        ({"prior": str(prior_run), "share": 1.5}, "redraw.share must be from 0 to 1, got 1.5"),
-        ({"prior": str(prior_run), "steps": 0}, "redraw.steps must be at least 1, got 0"),
-        ({"prior": "emoji"}, "was trained for the CLIP"),
-        ({"prio": "emoji"}, "unknown key objective.redraw.prio"),
-    ]
-    for section, message in cases:
-        with pytest.raises(ConfigError, match=message):
-            objective(clip, redraw=section)
 
 
 def test_the_bound_teaches_the_variance_and_nothing_else(clip):

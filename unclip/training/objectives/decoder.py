@@ -14,12 +14,11 @@ from ... import networks
 from ...data.examples import EmojiScenes, seeded_noise
 from ...diffusion.sampling import denoise
 from ...diffusion.schedules import ancestral, dpm_solver, target, variational_bound
-from ...runtime.config import ConfigError, construct
+from ...runtime.config import ConfigError
 from .base import grid
 from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range, unpadded
 from .grounding import Grounding, IconEmbeddings
 from .icon_bank import IconBank
-from .redrawn import Redraw, RedrawnEmbeddings
 
 SHOWN = 16
 
@@ -30,8 +29,8 @@ class DecoderObjective(ClipConditioned):
     `drop_image` and `drop_text` are the shares of the examples that lose each condition, independently of each other
     (paper, section 2.1), after a share `drop_both` that loses both (a dropped text is the encoding of "", a dropped image
     the learned null embedding). `embedding_noise` blurs the image embedding by noise of up to that share of its length,
-    because the prior's embeddings will be off by some; 0 leaves it as CLIP gives it. With `redraw` a share of them is what a
-    trained prior makes of them (`RedrawnEmbeddings`). A `resolution` below the decoder's
+    because the prior's embeddings will be off by some; 0 leaves it as CLIP gives it.
+    A `resolution` below the decoder's
     own trains on smaller pictures: colours and places are learned there at a quarter of the cost, and `init_from` carries
     them over.
 
@@ -65,7 +64,6 @@ class DecoderObjective(ClipConditioned):
         drop_text: float = 0.5,
         drop_both: float = 0.0,
         embedding_noise: float = 0.5,
-        redraw: dict | None = None,
         prediction_type: str = "v_prediction",
         resolution: int | None = None,
         timesteps: str = "logit_normal",
@@ -93,9 +91,6 @@ class DecoderObjective(ClipConditioned):
         if outputs == 6 and prediction_type == "v_prediction":
             raise ConfigError("a learned variance goes with objective.prediction_type epsilon or sample, not v_prediction")
         self.drops, self.embedding_noise, self.vlb_weight = (drop_both, drop_image, drop_text), embedding_noise, vlb_weight
-        self.redrawn = None
-        if redraw is not None:
-            self.redrawn = RedrawnEmbeddings(construct(Redraw, redraw, "objective.redraw"), self.frozen, seed + 2)
         self.inpainting, self.learned_variance = inputs == 7, outputs == 6
         self.drop_draft, self.drop_style = drop_draft, drop_style
         if self.trained["text_proj"].draft_head is not None:
@@ -106,10 +101,9 @@ class DecoderObjective(ClipConditioned):
                 raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
             self.icon_bank = IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, seed)
         self.grounding, self.grounding_every = grounding, grounding_every
-        if grounding < 0 or grounding_every < 1:
-            raise ConfigError(
-                f"objective.grounding must be at least 0 and grounding_every at least 1, got {grounding} and {grounding_every}"
-            )
+        for name, value, least in (("grounding", grounding, 0), ("grounding_every", grounding_every, 1)):
+            if value < least:
+                raise ConfigError(f"objective.{name} must be at least {least}, got {value}")
         if grounding:
             if not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
                 raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
@@ -184,10 +178,6 @@ class DecoderObjective(ClipConditioned):
         if self.embedding_noise:
             deviation = seeded_noise(self.seed + 1, batch["index"], image_embeds) / self.frozen.dim**0.5
             blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
-        if self.redrawn is not None and len(rows := self.redrawn.chosen(random)):
-            few = {k: [v[n] for n in rows.tolist()] if isinstance(v, list) else v[rows] for k, v in batch.items()}
-            told = self._text(few), self._text(few, torch.ones(len(rows), dtype=torch.bool))
-            blurred = blurred.index_copy(0, rows, self.redrawn(image_embeds[rows], *told, few))
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
         return self._text(batch, no_text), torch.where(no_image[:, None], null, blurred)
 

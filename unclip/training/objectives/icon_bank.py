@@ -3,6 +3,7 @@
 # N icons, K sampled embeddings of an icon, B batch, D embedding dimension
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ...data.scenes import IconSet, style_phrase
 from ...data.sources import STYLES
 from ...diffusion.sampling import denoise
 from ...io.checkpoints import components_folder, load_components, resolve, save_tensors, write_beside
+from ...runtime.config import ConfigError
 from .conditioned import unpadded
 
 PRIOR_STEPS, PRIOR_GUIDANCE = 10, 3.5
@@ -33,8 +35,22 @@ class IconBank:
     def __init__(self, icons: IconSet, path: Path, frozen: nn.Module, prior: str | None, samples: int, seed: int):
         self.icons, self.path, self.frozen, self.samples, self.seed = icons, path, frozen, samples, seed
         self.prior = None if prior is None else components_folder(resolve(prior))
+        if self.prior is not None:
+            self._check_prior()
         self._embeds: Tensor | None = None
         self._sampled: Tensor | None = None
+
+    def _check_prior(self) -> None:
+        """Raises ConfigError for a prior of another CLIP, and for one that is autoregressive."""
+        config = json.loads((self.prior / "prior" / "config.json").read_text())
+        if config["_class_name"] == "AutoregressivePrior":
+            raise ConfigError(f"objective.prior {self.prior} is autoregressive: a diffusion prior is needed")
+        made_for = config.get("clip_fingerprint")
+        if made_for not in (None, self.frozen.fingerprint):
+            raise ConfigError(
+                f"objective.prior {self.prior} was trained for the CLIP {made_for}, but objective.clip is "
+                f"{self.frozen.fingerprint}"
+            )
 
     def embeds(self, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
         """CLIP's image embeddings [N, D], on the device of the frozen CLIP."""
