@@ -11,11 +11,12 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from prior.blocks import AttentionFunction, Block, Checkpointed, set_attention
+from prior.storage import Int8Storage
 
 from .draft import DraftHead
 
 
-class UnCLIPTextProjModel(Checkpointed, ModelMixin, ConfigMixin):
+class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
     """Projects the CLIP embeddings and the text encodings to what the decoder is conditioned on.
 
     Parameters carry the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`

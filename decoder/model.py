@@ -15,11 +15,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from prior.blocks import AttentionFunction, Checkpointed, set_attention
+from prior.storage import Int8Storage
 
 from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
 
 
-class Decoder(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend, and with
     `positions` they know where a pixel is.
 

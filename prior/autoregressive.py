@@ -13,9 +13,10 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
 from .blocks import AttentionFunction, Block, Checkpointed, set_attention
+from .storage import Int8Storage
 
 
-class AutoregressivePrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A causal Transformer over [text encodings, text embedding, dot product, components 1 ... K - 1].
 
     The `components` first principal components of an embedding, by falling variance, are each quantised to `buckets`

@@ -15,9 +15,10 @@ from diffusers.models.transformers.prior_transformer import PriorTransformerOutp
 from torch import Tensor, nn
 
 from .blocks import AttentionFunction, Block, Checkpointed, set_attention
+from .storage import Int8Storage
 
 
-class DiffusionPrior(Checkpointed, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class DiffusionPrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A causal Transformer over [text encodings, text embedding, timestep, noised image embedding, query].
 
     Predicts the un-noised image embedding (x0) at the query token. Diffusion runs on whitened embeddings: `clip_mean`

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from decoder.blocks import ChannelNorm, ResBlock, Upsample
 from prior.blocks import Checkpointed
+from prior.storage import Int8Storage
 
 
-class Upsampler(Checkpointed, ModelMixin, ConfigMixin):
+class Upsampler(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
     """Predicts the sharp picture (x0) from [noisy picture, low-resolution picture resized to the same size].
 
     The network adds a residual to the resized low-resolution picture, so that a new one already resizes. Fully

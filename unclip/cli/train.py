@@ -30,12 +30,15 @@ def export(
     mean: Annotated[
         list[str] | None, typer.Option(metavar="COMPONENT", help="The mean of all runs' weights, as prior, not the last one's.")
     ] = None,
+    storage: Annotated[
+        str, typer.Option(help="fp16, or int8: half the size, weights in 8 bits with a scale for each output channel.")
+    ] = "fp16",
     force: Force = False,
 ) -> None:
-    """Assemble a pipeline folder (fp16 safetensors) from the stages' averaged weights."""
+    """Assemble a pipeline folder (safetensors) from the stages' averaged weights."""
     from ..runtime.config import apply_overrides
     from ..training.export import export_pipeline
 
     if len(parts) < 2:
         raise ValueError("give at least one run and the folder to write")
-    print(export_pipeline(parts[:-1], parts[-1], force, apply_overrides({}, default or []), mean=mean))
+    print(export_pipeline(parts[:-1], parts[-1], force, apply_overrides({}, default or []), mean=mean, storage=storage))

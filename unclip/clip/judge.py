@@ -21,6 +21,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisi
 
 from decoder.blocks import ChannelNorm
 from prior.blocks import Block
+from prior.storage import Int8Storage
 
 from ..io.checkpoints import components_folder, load_components
 from .model import CLIP, PARTS
@@ -44,7 +45,7 @@ class DepthwiseBlock(nn.Module):
         return x + self.scale * self.contract(F.gelu(self.expand(self.norm(self.depthwise(x)))))
 
 
-class JudgeImageTower(ModelMixin, ConfigMixin):
+class JudgeImageTower(Int8Storage, ModelMixin, ConfigMixin):
     """4x4 pixel-unshuffled pictures through `DepthwiseBlock`s; what each quarter of the picture holds stays apart."""
 
     @register_to_config
@@ -86,7 +87,7 @@ class JudgeImageTower(ModelMixin, ConfigMixin):
         return CLIPVisionModelOutput(image_embeds=embeds, last_hidden_state=tokens)
 
 
-class JudgeTextTower(ModelMixin, ConfigMixin):
+class JudgeTextTower(Int8Storage, ModelMixin, ConfigMixin):
     """A small pre-norm Transformer over words, mean-pooled and projected to a unit vector."""
 
     @register_to_config

@@ -18,6 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisi
 
 from decoder.blocks import ChannelNorm, ResBlock
 from prior.blocks import Attention, Checkpointed
+from prior.storage import Int8Storage
 
 
 def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-class TextTower(ModelMixin, ConfigMixin):
+class TextTower(Int8Storage, ModelMixin, ConfigMixin):
     """A BERT encoder, mean-pooled over its tokens and projected to a unit vector.
 
     The projection starts as the identity when `width == embedding_dim`, so that a tower started from a sentence encoder
@@ -74,7 +75,7 @@ class TextTower(ModelMixin, ConfigMixin):
         return CLIPTextModelOutput(text_embeds=embeds, last_hidden_state=hidden)
 
 
-class ImageTower(Checkpointed, ModelMixin, ConfigMixin):
+class ImageTower(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
     """A residual convolutional network on 2x2 pixel-unshuffled pictures, pooled by one learned query."""
 
     @register_to_config

@@ -8,14 +8,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from prior.storage import Int8Storage, store_in_8_bits
+
 from .. import __version__
 from ..clip.model import PARTS
 from ..diffusion.latents import AXES_FILE, PrincipalAxes
-from ..io.checkpoints import check_folder, components_folder, load_components, new_folder, resolve, save_components
+from ..io.checkpoints import (
+    check_folder,
+    components_folder,
+    load_components,
+    make_readable,
+    new_folder,
+    resolve,
+    save_components,
+)
 from ..pipelines import UnCLIPPipeline
 from ..pipelines.distilled import FILE as DISTILLED
 from ..pipelines.distilled import Distilled, fingerprint
 
+STORAGES = ("fp16", "int8")
 logger = logging.getLogger(__name__)
 
 
@@ -26,6 +37,7 @@ def export_pipeline(
     defaults: dict[str, float] | None = None,
     dtype: torch.dtype = torch.float16,
     mean: list[str] | None = None,
+    storage: str = "fp16",
 ) -> Path:
     """Write the pipeline that the runs' averaged weights make together, or the CLIP (or judge) alone; -> its folder.
 
@@ -33,9 +45,12 @@ def export_pipeline(
     pipeline; a component in a later one replaces an earlier one's, or is the mean of all of them where `mean` names it (a
     "model soup", arXiv 2203.05482: of runs that began at the same weights). A pipeline's sampling defaults are kept,
     `defaults` replaces single ones; its model card is kept, so is one that stands at `out`, so are its principal axes if
-    they are of this CLIP, and its distilled decoder if it is this decoder's. Raises ValueError when a part is missing,
+    they are of this CLIP, and its distilled decoder if it is this decoder's. `storage` "int8" keeps this package's own
+    networks in 8 bits (`prior.storage`), which every `from_pretrained` reads. Raises ValueError when a part is missing,
     parts don't fit together, or there are no two of one shape to take the mean of.
     """
+    if storage not in STORAGES:
+        raise ValueError(f"storage must be {' or '.join(STORAGES)}, got {storage!r}")
     several: dict[str, list[nn.Module]] = {name: [] for name in mean or ()}
     components, kept, axes, cards = {}, {}, [], [out / "README.md"] if (out / "README.md").is_file() else []
     distilled: Path | None = None
@@ -56,6 +71,8 @@ def export_pipeline(
     if set(components) == set(PARTS):
         with new_folder(out, force) as folder:
             save_components(folder, components)
+            if storage == "int8":
+                _quantise(folder, components)
         return out
     axes = [path for path in axes if PrincipalAxes.load(path).clip_fingerprint == _fingerprint(components)]
     own = []
@@ -79,7 +96,22 @@ def export_pipeline(
         index_path.write_text(json.dumps(index, indent=2) + "\n")
         for file in [*cards, *axes, *own]:
             shutil.copy(file, folder)
+        if storage == "int8":
+            _quantise(folder, components)
     return out
+
+
+def _quantise(folder: Path, components: dict) -> None:
+    """Rewrite the files of this package's own networks in 8 bits; a distilled decoder is that of the rounded weights."""
+    for name, component in components.items():
+        if isinstance(component, Int8Storage):
+            for file in (folder / name).glob("*.safetensors"):
+                store_in_8_bits(file)
+                make_readable(file)
+    if (folder / DISTILLED).is_file():
+        distilled = Distilled.load(folder / DISTILLED)
+        distilled.decoder = fingerprint(type(components["decoder"]).from_pretrained(folder / "decoder"))
+        distilled.save(folder / DISTILLED)
 
 
 def _mean(name: str, networks: list[nn.Module]) -> nn.Module:

@@ -32,6 +32,8 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
+from prior.storage import read_weights
+
 from ..io.checkpoints import (
     DiskFull,
     check_safetensors,
@@ -349,8 +351,6 @@ class Loop:
 
     def _initialise(self, source: str) -> None:
         """Start from a training run's averaged weights, or from a model: a shipped one's name, a folder, a Hub id."""
-        from safetensors.torch import load_file
-
         if made_by := maker(source):
             raise ConfigError(f"init_from: {source} is not there yet: unclip train {made_by}, or init_from=null to start anew")
         folder, fresh = resolve(components_folder(source)), []
@@ -364,7 +364,7 @@ class Loop:
             for file in files:
                 check_safetensors(file)
             self._compare_clips(network, folder / name)
-            state = {k: v.float() for f in files for k, v in load_file(f).items()}
+            state = {k: v.float() for f in files for k, v in read_weights(f).items()}
             _fill(network, self.objective.starting(name, state), f"init_from: {folder / name}")
         self._say(f"initialised from {folder}" + (f"; it holds no {' or '.join(fresh)}, which starts anew" if fresh else ""))
 
