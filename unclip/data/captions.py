@@ -8,7 +8,8 @@ from pathlib import Path
 import typeguard
 import yaml
 
-from .plans import NUMBERS, Plan, Scene
+from .anchors import called
+from .plans import MORE_KINDS, NUMBERS, Plan, Scene
 
 _STYLE_WORDS = re.compile(r"\b(in )?(noto|flat|3d|twemoji) style\b")
 
@@ -59,6 +60,8 @@ def style_phrase(style: str) -> str:
 
 def wordings(plan: Plan, names: Sequence[str] | None = None) -> list[str]:
     """The ways to say what a plan shows, the plainest first, without its style; `names` replace those of its concepts."""
+    if plan.kind in MORE_KINDS:
+        return _more_wordings(plan, list(names or map(called, plan.concepts)))
     first, *others = names or plan.concepts
     if plan.kind == "single":
         return [first, with_article(first), f"an emoji of {with_article(first)}", f"{first} emoji"]
@@ -73,6 +76,25 @@ def wordings(plan: Plan, names: Sequence[str] | None = None) -> list[str]:
     if plan.kind == "relation":
         return [words.format(with_article(first), with_article(others[0])) for words in RELATION_WORDS[plan.relation]]
     return [words.format(*map(with_article, order)) for words in PAIR_WORDS for order in ((first, *others), (*others, first))]
+
+
+def _more_wordings(plan: Plan, names: list[str]) -> list[str]:
+    """The wordings of MORE_KINDS."""
+    colours = plan.colours or ("",) * len(names)
+    names = [f"{colour} {name}".strip() for colour, name in zip(colours, names, strict=True)]
+    said = []
+    for first, *others in (list(map(with_article, names)), names):
+        if plan.kind == "ground":
+            said.append(first)
+        elif plan.kind == "attachment":
+            relation = "on" if plan.relation == "inside" and names[0] == "plate" else plan.relation
+            said += [words.format(first, " and ".join(others), names[-1]) for words in ATTACHED_WORDS[relation]]
+        elif len(others) == 2:
+            said += [f"{first}, {others[0]} and {others[1]}", f"{first} and {others[0]} and {others[1]}"]
+        else:
+            said += [f"two {plural(names[0])} and {others[0]}", f"{others[0]} and two {plural(names[0])}"]
+    grounds = GROUND_WORDS[plan.background] if plan.background else ["{}"]
+    return [words.format(text) for words in grounds for text in said]
 
 
 def mentions_style(scene: Scene) -> bool:
@@ -105,6 +127,28 @@ RELATION_WORDS = {
 }
 
 
+# {0} is the base and {1} the thing, with their articles; {2} is the thing without.
+ATTACHED_WORDS = {
+    "wearing": ["{0} wearing {1}", "{0} with {1}", "{0} in {1}", "{0} with {1} on", "{1} on {0}"],
+    "holding": ["{0} holding {1}", "{0} with {1} in its hand", "{0} carrying {1}", "{0} holding up {1}"],
+    "riding": ["{1} riding {0}", "{1} riding on {0}", "{1} on {0}", "{0} with {1} on it"],
+    "sitting": ["{1} sitting on {0}", "{1} on {0}", "{0} with {1} on it"],
+    "inside": ["{1} in {0}", "{1} inside {0}", "{0} with {1} in it"],
+    "on": ["{1} on {0}", "{0} with {1} on it"],
+    "badge": ["{0} with {1} in the corner", "{0} and a small {2} in the corner", "{0} with {1} as a badge"],
+    "face": ["{0} with the face of {1}", "{0} with the head of {1}", "{0} that has the face of {1}"],
+}
+GROUND_WORDS = {
+    "grass": ["{} on green grass", "{} on the grass", "{} on a meadow", "{} in a green field"],
+    "night": ["{} at night", "{} in the night", "{} in the dark"],
+    "sea": ["{} in the sea", "{} in the ocean", "{} under water", "{} in the water"],
+    "snow": ["{} in the snow", "{} on snow", "{} on a snowy day"],
+    "sand": ["{} on the beach", "{} in the desert", "{} on sand"],
+    "space": ["{} in space", "{} in outer space"],
+    "sky": ["{} in the sky", "{} in the blue sky", "{} high up in the sky"],
+    "forest": ["{} in the forest", "{} in the woods", "{} in the jungle"],
+    "sunset": ["{} at sunset", "{} in the evening", "{} in the evening light"],
+}
 SIZE_WORDS = {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}
 PAIR_WORDS = ("{} and {}", "{} with {}", "{} next to {}")
 

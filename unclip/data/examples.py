@@ -16,11 +16,12 @@ from upsamplers.degrade import bsr
 from ..runtime.config import ConfigError, construct
 from .pictures import PictureCrops, Pictures
 from .reading import check_there
-from .render import BACKGROUNDS, WHITE, apply_matrix, flatten, hue_rotation, render_svg
+from .render import BACKGROUNDS, WHITE, Layer, apply_matrix, flatten, hue_rotation, render_svg
 from .scenes import IconSet, Scene, SceneSampler, mentions_style, split_of_concept
 from .sources import SPRITE_SIZE, STYLES
 
 PLACES = 16  # to a picture's side, where an example says what covers what
+_MIDDLES = (np.arange(PLACES) + 0.5) / PLACES
 
 
 class EmojiScenes(Dataset):
@@ -31,7 +32,8 @@ class EmojiScenes(Dataset):
     uniform in [0, 1): the example's own random numbers. `spans` int64 [2, 2] says where the caption names what it names, one
     concept or two (first character, past the last; -1 for none), `rows` int64 [2] which icons these are (-1 for none), `icon`
     which icon is all that the image shows, on white and in its own colours (-1 for none), and of
-    two `sides` int8 [PLACES, PLACES] says which of them covers a place alone: 1 the first, -1 the second, 0 neither or both.
+    two `sides` int8 [PLACES, PLACES] says which of them covers a place alone: 1 the first, -1 the second, 0 neither or both;
+    where one is attached to the other, which of them is seen there.
     """
 
     def __init__(
@@ -65,23 +67,42 @@ class EmojiScenes(Dataset):
             "caption_style": style if mentions_style(scene) else -1,
             "icon": scene.layers[0].icon if scene.kind == "single" else -1,
             "random": torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32)),
-            **_grounds(scene),
+            **_grounds(scene, self.icons),
         }
 
 
-def _grounds(scene: Scene) -> dict[str, torch.Tensor]:
+def _grounds(scene: Scene, icons: IconSet) -> dict[str, torch.Tensor]:
     """`spans`, `rows` and `sides`, as `EmojiScenes` gives them."""
     spans, rows = torch.full((2, 2), -1), torch.full((2,), -1)
     sides = np.zeros((PLACES, PLACES), np.int8)
+    order = scene.order or tuple(n % len(scene.names) for n in range(len(scene.layers)))
     coloured = any(layer.matrix is not None for layer in scene.layers)  # no longer what the icon is
-    for number, span in enumerate(() if coloured else _named(scene.caption, scene.names)):
-        spans[number], rows[number] = torch.tensor(span), scene.layers[number].icon
+    for number, span in enumerate(() if coloured or len(scene.names) > 2 else _named(scene.caption, scene.names)):
+        spans[number], rows[number] = torch.tensor(span), scene.layers[order.index(number)].icon
     if rows[1] >= 0:
-        at = (np.arange(PLACES) + 0.5) / PLACES
-        for sign, layer in zip((1, -1), scene.layers, strict=True):
-            across, down = (abs(at - centre) < layer.size / 2 for centre in (layer.x, layer.y))
-            sides += sign * (down[:, None] & across).astype(np.int8)
+        for number, layer in zip(order, scene.layers, strict=True):
+            sign = (1, -1)[number]
+            if scene.kind == "attachment":  # the upper of two covers the lower one
+                sides[_opaque(layer, icons)] = sign
+            else:
+                sides += sign * _square(layer).astype(np.int8)
     return {"spans": spans, "rows": rows, "sides": torch.from_numpy(sides)}
+
+
+def _square(layer: Layer) -> np.ndarray:
+    """The places [PLACES, PLACES] bool whose middle an icon's square covers."""
+    across, down = (abs(_MIDDLES - centre) < layer.size / 2 for centre in (layer.x, layer.y))
+    return down[:, None] & across
+
+
+def _opaque(layer: Layer, icons: IconSet) -> np.ndarray:
+    """The places [PLACES, PLACES] bool whose middle an icon's drawing covers."""
+    alpha = np.asarray(icons.sprites[layer.icon][..., 3])
+    cells = [
+        np.floor((_MIDDLES - centre + layer.size / 2) / layer.size * len(alpha)).astype(int) for centre in (layer.x, layer.y)
+    ]
+    across, down = (cell.clip(0, len(alpha) - 1) for cell in cells)
+    return _square(layer) & (alpha[down[:, None], across] > 127)
 
 
 def _named(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...]:

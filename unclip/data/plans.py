@@ -5,6 +5,7 @@ What is held out is decided by hashes of names, never by a random state.
 
 import hashlib
 from dataclasses import dataclass
+from itertools import combinations
 
 from .render import WHITE, Layer
 from .sources import STYLES
@@ -20,6 +21,8 @@ KIND_WEIGHTS = {
     "background": 0.09,
     "size": 0.03,
 }
+# Kinds that come only where a configuration names them, with how often they come where it names no share.
+MORE_KINDS = {"attachment": 0.15, "three": 0.05, "ground": 0.08}
 SPLITS = ("train", "validation", "test", "all")
 
 
@@ -60,27 +63,33 @@ class Plan:
     relation: str | None = None
     background: str | None = None
     size: str | None = None
+    colours: tuple[str, ...] = ()  # of each concept where `colour` is not enough, "" for its own
 
     @property
     def key(self) -> str:
         """Equal for two plans exactly when one caption (without a style word) is true of both."""
-        concepts = sorted(self.concepts) if self.kind == "pair" else self.concepts
-        facts = (self.colour, self.count, self.relation, self.background, self.size)
+        alike = self.kind == "pair" or (self.kind == "three" and len(self.concepts) == 3)
+        concepts = [self.kind] * (self.kind in MORE_KINDS) + (sorted(self.concepts) if alike else [*self.concepts])
+        facts = (self.colour, self.count, self.relation, self.background, self.size, *self.colours)
         return "|".join([*concepts, *(str(f) for f in facts)])
 
     def split(self, all_concepts: bool = False) -> str:
         """Where the plan belongs: a plan is in train only if no part and no combination in it is held out."""
-        combinations = [split_of_icon(c, self.style, all_concepts) for c in self.concepts]
+        splits = [split_of_icon(c, self.style, all_concepts) for c in self.concepts]
         first = self.concepts[0]
         if self.colour:
-            combinations.append(_split(0.15, "colour", self.colour, first))
-        if len(self.concepts) == 2:
-            combinations.append(_split(0.20, "pair", *sorted(self.concepts)))
+            splits.append(_split(0.15, "colour", self.colour, first))
+        splits += [_split(0.15, "colour", colour, c) for c, colour in zip(self.concepts, self.colours, strict=False) if colour]
+        if self.kind == "attachment":
+            base, *things = (c.removesuffix(" face") for c in self.concepts)  # people call both "dog face" and "dog" a dog
+            splits += [_split(0.20, "attachment", str(self.relation), base, thing) for thing in things]
+        elif len(self.concepts) > 1:
+            splits += [_split(0.20, "pair", *pair) for pair in combinations(sorted(set(self.concepts)), 2)]
         if self.count > 1:
-            combinations.append(_split(0.15, "count", str(self.count), first))
+            splits.append(_split(0.15, "count", str(self.count), first))
         if self.background:
-            combinations.append(_split(0.15, "background", self.background, first))
-        held_out = [s for s in combinations if s != "train"]
+            splits.append(_split(0.15, "background", self.background, first))
+        held_out = [s for s in splits if s != "train"]
         return "train" if not held_out else "test" if "test" in held_out else "validation"
 
 
@@ -88,7 +97,8 @@ class Plan:
 class Scene:
     """A laid-out picture: back-to-front `layers` over an RGB `background`, with one true `caption`.
 
-    `names` are the caption's words for each concept of the plan; layer n shows concept n modulo their number.
+    `names` are the caption's words for each concept of the plan; layer n shows concept `order[n]` of them, or concept n modulo
+    their number where `order` is not given.
     """
 
     kind: str
@@ -98,3 +108,4 @@ class Scene:
     names: tuple[str, ...]
     layers: tuple[Layer, ...]
     background: tuple[int, int, int] = WHITE
+    order: tuple[int, ...] = ()

@@ -36,6 +36,18 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (24, 24, 27),
     "gray": (150, 153, 158),
 }
+# Grounds that people name by the place or the time.
+GROUNDS: dict[str, tuple[int, int, int]] = {
+    "grass": (122, 184, 82),
+    "night": (22, 27, 60),
+    "sea": (44, 130, 196),
+    "snow": (222, 235, 246),
+    "sand": (232, 202, 142),
+    "space": (14, 12, 32),
+    "sky": (150, 205, 245),
+    "forest": (42, 94, 58),
+    "sunset": (246, 150, 92),
+}
 LUMA = np.array([0.213, 0.715, 0.072], dtype=np.float32)
 
 

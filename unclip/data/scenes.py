@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from .anchors import called
+from .attachments import Attachments
 from .captions import (
     ASKING,
     CONTEXTS,
@@ -25,8 +27,18 @@ from .captions import (
     wordings,
 )
 from .icons import OBJECT_GROUPS, POSE_SIZE, IconSet
-from .plans import KIND_WEIGHTS, NUMBERS, RELATIONS, SPLITS, Plan, Scene, split_of_concept, split_of_icon
-from .render import BACKGROUNDS, WHITE, Layer, colour_share, turn_to
+from .plans import (
+    KIND_WEIGHTS,
+    MORE_KINDS,
+    NUMBERS,
+    RELATIONS,
+    SPLITS,
+    Plan,
+    Scene,
+    split_of_concept,
+    split_of_icon,
+)
+from .render import BACKGROUNDS, GROUNDS, WHITE, Layer, apply_matrix, colour_share, turn_to
 from .words import Words
 
 __all__ = [
@@ -110,14 +122,15 @@ class SceneSampler:
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        unknown = set(kinds or ()) - set(KIND_WEIGHTS)
+        known = KIND_WEIGHTS | MORE_KINDS
+        unknown = set(kinds or ()) - set(known)
         if unknown:
-            raise ValueError(f"unknown kinds of scene {sorted(unknown)}; choose from {list(KIND_WEIGHTS)}")
+            raise ValueError(f"unknown kinds of scene {sorted(unknown)}; choose from {list(known)}")
         unknown = set(groups or {}) - set(GROUP_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown groups of concepts {sorted(unknown)}; choose from {list(GROUP_WEIGHTS)}")
         of_groups = GROUP_WEIGHTS | (groups or {})
-        of_kinds = dict(kinds) if isinstance(kinds, Mapping) else {k: KIND_WEIGHTS[k] for k in kinds or KIND_WEIGHTS}
+        of_kinds = dict(kinds) if isinstance(kinds, Mapping) else {k: known[k] for k in kinds or KIND_WEIGHTS}
         for name, weights, given in (("groups", of_groups, groups), ("kinds", of_kinds, kinds)):
             wrong = [w for w in weights.values() if not isinstance(w, int | float) or not 0 <= w < float("inf")]
             if wrong or not sum(weights.values()):
@@ -141,6 +154,9 @@ class SceneSampler:
             [of_groups[icons.groups[c]] * (1 if split_of_concept(c) == "train" else late) for c in self._concepts]
         )
         self._objects = [c for c in icons.objects if c in kept]
+        self._attachments = Attachments(icons, self._concepts)
+        # A cat with a crown wears it, where attachments are shown.
+        self._pair_words = [words for words in PAIR_WORDS if "attachment" not in of_kinds or " with " not in words]
 
     def scene(self, index: int) -> Scene:
         rng = self._rng(index)
@@ -173,6 +189,8 @@ class SceneSampler:
         if kind == "single":
             concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
             return Plan(kind, (concept,), _pick(rng, list(self.icons.by_concept[concept])))
+        if kind == "attachment":
+            return self._attachments.candidate(rng)
         if kind == "colour":
             concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
         else:
@@ -188,11 +206,30 @@ class SceneSampler:
             return replace(plan, background=_pick(rng, list(BACKGROUNDS)))
         if kind == "size":
             return replace(plan, size=_pick(rng, ["small", "large"]))
+        if kind == "ground":
+            colours = self._colours(concept, style)
+            colour = _pick(rng, colours) if colours and rng.random() < 0.5 else ""
+            plan = replace(plan, background=_pick(rng, list(GROUNDS)), colours=(colour,) if colour else ())
+            return plan if self._stands_out(plan) else None
+        if kind == "three":
+            concepts = (concept, *(_pick(rng, self._objects) for _ in range(int(rng.integers(1, 3)))))
+            apart = len(set(map(called, concepts))) == len(concepts)
+            twice = len(concepts) == 3 or with_article(called(concept)) != called(concept)  # no two of a plural
+            drawn = all(style in self.icons.by_concept[c] for c in concepts)
+            return replace(plan, concepts=concepts) if apart and twice and drawn else None
         other = _pick(rng, self._objects)
         if other == concept or style not in self.icons.by_concept[other]:
             return None
         relation = _pick(rng, list(RELATIONS)) if kind == "relation" else None
         return replace(plan, concepts=(concept, other), relation=relation)
+
+    def _stands_out(self, plan: Plan) -> bool:
+        """Whether most of an icon differs in colour from the ground it is to stand on."""
+        row = self.icons.by_concept[plan.concepts[0]][plan.style][0]
+        sprite, matrix = np.asarray(self.icons.sprites[row]), self._turned(row, plan.colours[0] if plan.colours else None)
+        rgb = sprite[sprite[..., 3] > 127][:, :3].astype(np.float32) / 255
+        rgb = rgb if matrix is None else apply_matrix(rgb, matrix)
+        return bool((abs(rgb * 255 - GROUNDS[plan.background]).max(-1) > 60).mean() > 0.6)
 
     def changes(self, plan: Plan) -> list[Plan]:
         """The plans of this split that differ in one attribute: another colour, number, place or ground."""
@@ -216,6 +253,8 @@ class SceneSampler:
 
     def lay_out(self, plan: Plan, rng: np.random.Generator) -> Scene:
         """A picture of the plan, with its small accidents of place and size drawn from `rng`, and a true caption."""
+        if plan.kind in MORE_KINDS:
+            return self._lay_out_more(plan, rng)
         tone = plan.kind == "single" and rng.random() < self.tones
         rows = [self._row(c, plan.style, rng, tone) for c in plan.concepts] * plan.count
         if plan.count > 1:
@@ -228,24 +267,53 @@ class SceneSampler:
             side = rng.uniform(0.84, 0.98)
             side = {"small": 0.42, "large": 1.0}.get(plan.size, POSE_SIZE if self.single_pose else side)
             spots = ((0.5, 0.5, side),)
-        matrix = None
-        if plan.colour:
-            sprite = np.asarray(self.icons.sprites[rows[0]])
-            if colour_share(sprite, plan.colour) < 0.75:
-                matrix = turn_to(sprite, plan.colour)
+        matrix = self._turned(rows[0], plan.colour)
         shrink = rng.uniform(0.9, 1.0) if len(rows) > 1 else 1.0
         layers = []
         jitter = 0.0 if self.single_pose and len(rows) == 1 else 0.02
         for row, (x, y, size) in zip(rows, spots, strict=True):
             dx, dy = rng.uniform(-jitter, jitter, 2) * (1.0 if size < 0.95 else 0.3)
             layers.append(Layer(row, x + dx, y + dy, size * shrink, matrix))
-        ground = WHITE
-        if plan.background:
-            ground = tuple(int(np.clip(v + rng.integers(-10, 11), 0, 255)) for v in BACKGROUNDS[plan.background])
+        ground = _ground(plan.background, rng)
         tone_name = self.icons.icons[rows[0]]["tone"]
         key = plan.key + (f"|{tone_name}" if tone_name else "")
         caption, names = self._caption(plan, tone_name, layers, rng)
         return Scene(plan.kind, key, plan.style, caption, names, tuple(layers), ground)
+
+    def _lay_out_more(self, plan: Plan, rng: np.random.Generator) -> Scene:
+        """`lay_out` of MORE_KINDS."""
+        rows = [self._row(c, plan.style, rng, False) for c in plan.concepts]
+        if plan.kind == "attachment":
+            layers, order = self._attachments.lay_out(plan, rows, rng)
+        else:
+            order = (0, 0, 1) if len(rows) == 2 else tuple(range(len(rows)))
+            spots = _COUNT_SPOTS[3] if plan.kind == "three" else ((0.5, 0.5, rng.uniform(0.7, 0.92)),)
+            spots = [spots[n] for n in rng.permutation(3)] if len(rows) == 2 else spots
+            shrink, moved = rng.uniform(0.9, 1.0), rng.uniform(-0.02, 0.02, (len(spots), 2))
+            placed = zip(order, spots, moved, strict=True)
+            layers = [Layer(rows[n], x + dx, y + dy, size * shrink) for n, (x, y, size), (dx, dy) in placed]
+        if plan.colours:
+            turned = [self._turned(row, colour) for row, colour in zip(rows, plan.colours, strict=True)]
+            layers = [replace(layer, matrix=turned[n]) for n, layer in zip(order, layers, strict=True)]
+        ground = _ground(plan.background, rng)
+        names = [called(c) if rng.random() < 0.85 else c for c in plan.concepts]
+        text = self._in_style(_pick(rng, wordings(plan, names)), plan.style, rng)
+        if is_everyday(text):
+            text, names = wordings(plan)[0], [called(c) for c in plan.concepts]
+        if len(order) > len(names):
+            names[0] = plural(names[0])
+        return Scene(plan.kind, plan.key, plan.style, text, tuple(names), tuple(layers), ground, order)
+
+    def _turned(self, row: int, colour: str | None) -> tuple[float, ...] | None:
+        """The colour matrix that gives an icon this colour; None where it has it, or none is asked."""
+        sprite = np.asarray(self.icons.sprites[row])
+        return turn_to(sprite, colour) if colour and colour_share(sprite, colour) < 0.75 else None
+
+    def _in_style(self, text: str, style: str, rng: np.random.Generator) -> str:
+        if rng.random() < 0.3:
+            phrase = style_phrase(style)
+            text = _pick(rng, [f"{text} in {phrase}", f"{text}, {phrase}", f"{phrase}, {text}"])
+        return text
 
     def _row(self, concept: str, style: str, rng: np.random.Generator, tone: bool) -> int:
         rows = self.icons.by_concept[concept][style]
@@ -278,13 +346,11 @@ class SceneSampler:
                     ],
                 )
         elif plan.kind == "pair":
-            words = _pick(rng, PAIR_WORDS)
+            words = _pick(rng, self._pair_words)
             text = words.format(*map(with_article, names if layers[0].x < layers[1].x else names[::-1]))
         else:
             text = _pick(rng, wordings(plan, names))
-        if rng.random() < 0.3:
-            phrase = style_phrase(plan.style)
-            text = _pick(rng, [f"{text} in {phrase}", f"{text}, {phrase}", f"{phrase}, {text}"])
+        text = self._in_style(text, plan.style, rng)
         if is_everyday(text):
             text, names = wordings(plan)[0], list(plan.concepts)
         return text, tuple(plural(name) if plan.count > 1 else name for name in names)
@@ -314,6 +380,13 @@ class SceneSampler:
         if synonyms and rng.random() < (0.2 if kind == "single" else 0.1):
             return _pick(rng, synonyms)
         return concept
+
+
+def _ground(name: str | None, rng: np.random.Generator) -> tuple[int, int, int]:
+    """The colour behind the objects: white, or about that of the name."""
+    if not name:
+        return WHITE
+    return tuple(int(np.clip(v + rng.integers(-10, 11), 0, 255)) for v in (BACKGROUNDS | GROUNDS)[name])
 
 
 def _pick(rng: np.random.Generator, options: list):

@@ -1,0 +1,26 @@
+"""The table of unclip/data/attachments.yaml: where things go on an icon, what goes there, and what people call them."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@cache
+def table() -> dict[str, Any]:
+    """The table, with its points as fractions of the icon's square."""
+    found = yaml.safe_load((Path(__file__).parent / "attachments.yaml").read_text())
+    for icons in (found["bases"], found["worn"]):
+        for styles in icons.values():
+            for style, points in styles.items():
+                if isinstance(points, dict):
+                    styles[style] = {name: tuple(v / 100 for v in point) for name, point in points.items()}
+                elif isinstance(points, list):
+                    styles[style] = tuple(v / 100 for v in points)
+    return found
+
+
+def called(concept: str) -> str:
+    """What people call an icon's concept in a scene: the dog of "dog face", the cap of "billed cap"."""
+    return table()["names"].get(concept, concept)
