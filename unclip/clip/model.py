@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..io.checkpoints import load_components, resolve, save_components
 from ..io.images import on_white, towards_square
+from .characters import read_characters
 from .stock import clip_image, clip_text
 
 PARTS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")  # of a CLIP, by their names in a pipeline
@@ -79,10 +80,12 @@ class CLIP:
         return self
 
     def tokenize(self, texts: Sequence[str], padding: str | bool = "max_length"):
-        """`input_ids` and `attention_mask` [B, N] of the texts, truncated to the tokenizer's length."""
-        return self.tokenizer(
-            list(texts), padding=padding, truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
-        )
+        """`input_ids` and `attention_mask` [B, N] of the texts, truncated to the tokenizer's length.
+
+        Emoji in them are read as their names.
+        """
+        texts, length = list(map(read_characters, texts)), self.tokenizer.model_max_length
+        return self.tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:

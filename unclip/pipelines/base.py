@@ -30,6 +30,7 @@ from decoder import of_context
 from prior.cache import predictor
 from upsamplers.degrade import add_noise, noise_labels
 
+from ..clip.characters import read_characters
 from ..clip.model import CLIP, PARTS
 from ..diffusion.sampling import Generators, OnStep, Predict, clean_from, denoise, noise
 from ..diffusion.scheduler import UnCLIPScheduler, own
@@ -479,7 +480,7 @@ class UnCLIPBase(Loading):
 
     def _run_text_encoder(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Text embeddings [B, D], encodings [B, N, D] and mask [B, N] bool."""
-        length = self.tokenizer.model_max_length
+        prompts, length = list(map(read_characters, prompts)), self.tokenizer.model_max_length
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         for n, whole in enumerate(self.tokenizer(prompts, padding=False, verbose=False)["input_ids"]):
             if len(whole) > length:

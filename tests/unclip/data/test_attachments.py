@@ -3,22 +3,21 @@
 import hashlib
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import unclip.data
+from unclip.clip import characters
 from unclip.data.anchors import called, table
 from unclip.data.attachments import BASES, WEIGHTS, Attachments
 from unclip.data.captions import wordings
-from unclip.data.emoji import STYLES
 from unclip.data.examples import PLACES, _grounds
 from unclip.data.plans import MORE_KINDS, Plan
 from unclip.data.render import GROUNDS, compose_sprites
 from unclip.data.scenes import IconSet, SceneSampler, split_of_icon
+from unclip.data.sources import STYLES
 
 ANCHORS = {"head", "eyes", "face", "hand", "back", "seat", "rim", "inside", "mask"}
 GROUPS = {
@@ -54,9 +53,7 @@ def attached(icons) -> list:
 
 
 def test_the_table_is_of_emoji_and_of_points_on_them():
-    lines = (Path(unclip.data.__file__).parent / "characters.tsv").read_text().splitlines()
-    known = {line.split("\t")[0] for line in lines}
-    found = table()
+    known, found = set(characters.names().values()), table()
     assert known.issuperset(found["bases"]) and known.issuperset(found["worn"]) and known.issuperset(found["names"])
     for name in ("riders", "faces", "held", "foods", "dishes", "badges"):
         assert known.issuperset(found[name]) and max(Counter(found[name]).values()) == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import unclip.data
+from unclip.clip import characters
 from unclip.data.scenes import IconSet, SceneSampler, everyday_prompts, is_everyday, split_of_concept, split_of_icon
 from unclip.data.words import Vocabulary, Words
 from unclip.evaluation import prompts as ask
@@ -80,7 +81,7 @@ def test_everyday_prompts_are_fixed():
 
 def test_everyday_prompts_accept_concepts_that_an_image_can_be_told_by():
     """Every accepted concept is an emoji's name (of the dataset's own), and no such name is itself an everyday prompt."""
-    names = [line.split("\t")[0] for line in (DATA / "characters.tsv").read_text().splitlines()]
+    names = list(characters.names().values())
     assert len(names) == 1911
     icons = [
         {"concept": name, "group": "flags" if "flag" in name else "objects", "style": "flat", "tone": ""} for name in names
