@@ -101,23 +101,6 @@ def mentions_style(scene: Scene) -> bool:
     return style_phrase(scene.style) in scene.caption
 
 
-PRAISE = (
-    *("nice", "pretty", "lovely", "beautiful", "wonderful", "funny", "simple", "great"),
-    *("favourite", "typical", "modern", "plain", "perfect", "amazing", "real"),
-)
-ASKING = (
-    *("{a_name}", "the {name}", "my {name}", "our {name}", "this {name}", "please draw {a_name}", "draw me {a_name}"),
-    *("i want {a_name}", "show me the {name}", "a picture of {a_name}", "a drawing of {a_name}", "an icon of {a_name}"),
-    *("just {a_name}", "{a_name}, please", "{a_name} for my friend", "{a_name} at home", "{a_name} in front of me"),
-    *("{name} today", "{a_name} and nothing else", "look at this {name}"),
-)
-PLAIN = ("{name}", "{a_name}")
-CONTEXTS = (
-    *("{a_name} in the {noun}", "{a_name} on the {noun}", "{a_name} at the {noun}", "{a_name} near the {noun}"),
-    *("{a_name} from the {noun}", "{a_name} of the {noun}", "the {name} of {noun}", "{a_name} for my {noun}"),
-    *("{name} for {noun}", "{name} with {noun}", "{name} and its {noun}", "{name}, the {noun}", "{name}: {noun}"),
-    *("{noun} {name}", "a {noun} {name}", "the {noun}'s {name}"),
-)
 RELATION_WORDS = {
     "left": ["{} to the left of {}", "{} left of {}"],
     "right": ["{} to the right of {}", "{} right of {}"],

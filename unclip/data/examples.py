@@ -48,9 +48,11 @@ class EmojiScenes(Dataset):
         loose: float = 0.0,
         words: float = 0.0,
         single_pose: bool = False,
+        sentences: float = 0.0,
     ):
         self.icons, self.size = IconSet.load(path), SPRITE_SIZE
         how = {"groups": groups, "all_concepts": all_concepts, "loose": loose, "words": words, "single_pose": single_pose}
+        how["sentences"] = sentences
         self.sampler = SceneSampler(self.icons, split, seed, kinds, contrast, **how)
         self.seed = seed
 
@@ -227,7 +229,7 @@ def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) ->
 
 
 # How emoji scenes are composed: nothing that one's own pictures have, though a configuration may say it.
-_COMPOSED = {"kinds", "groups", "contrast", "all_concepts", "loose", "words", "single_pose"}
+_COMPOSED = {"kinds", "groups", "contrast", "all_concepts", "loose", "words", "single_pose", "sentences"}
 # What a held-out split takes from the training data's section: where it is, how it is cut and what is held out, not how it
 # is sampled.
 _SHARED = {

@@ -114,6 +114,51 @@ def named_colours(rgb: np.ndarray) -> np.ndarray:
     return names
 
 
+def drawn_colours(sprite: np.ndarray, least: float = 0.18) -> tuple[str, ...]:
+    """The colour words that at least a share `least` of a sprite's opaque pixels have, the largest first.
+
+    `sprite` is [H, W, 4] uint8, RGBA. Beside the words of `COLOURS`: brown, black, gray and white.
+    """
+    rgb = sprite[sprite[..., 3] > 127][:, :3].astype(np.float32) / 255
+    if not len(rgb):
+        return ()
+    names = named_colours(rgb)
+    hue, saturation, value = hue_saturation_value(rgb)
+    luma, left = rgb @ LUMA, names == ""
+    pale = left & (saturation < 0.2)
+    names[left & (value <= 0.25)] = "black"
+    names[pale & (value > 0.25) & (luma < 0.85)] = "gray"
+    names[pale & (luma >= 0.85)] = "white"
+    names[(saturation > 0.3) & (value > 0.25) & (hue >= 8) & (hue < 45) & (luma < 0.48)] = "brown"
+    words, counts = np.unique(names, return_counts=True)
+    found = sorted((-count, word) for word, count in zip(words.tolist(), counts.tolist(), strict=True) if word)
+    return tuple(word for count, word in found if -count >= least * len(rgb))
+
+
+def parts(sprite: np.ndarray) -> int:
+    """How many separate parts of about one size, two to five, a sprite [H, W, 4] uint8 is drawn of; 1 where it is otherwise."""
+    left = (sprite[..., 3] > 127).copy()
+    sizes = []
+    while left.any() and len(sizes) < 8:
+        grown = np.zeros_like(left)
+        grown[tuple(np.argwhere(left)[0])] = True
+        while True:  # to all that touches it
+            wide = grown.copy()
+            wide[1:] |= grown[:-1]
+            wide[:-1] |= grown[1:]
+            wide[:, 1:] |= wide[:, :-1].copy()
+            wide[:, :-1] |= wide[:, 1:].copy()
+            wide &= left
+            if (wide == grown).all():
+                break
+            grown = wide
+        sizes.append(int(grown.sum()))
+        left &= ~grown
+    large = [size for size in sizes if size > 0.25 * max(sizes)]
+    alike = len(large) == len(sizes) and 2 <= len(sizes) <= 5 and min(sizes) > 0.6 * max(sizes)
+    return len(sizes) if alike else 1
+
+
 def colour_share(sprite: np.ndarray, colour: str, matrix: Sequence[float] | None = None) -> float:
     """Share of a sprite's opaque, coloured pixels that are named `colour`; `sprite` [H, W, 4] uint8, RGBA."""
     rgb = sprite[sprite[..., 3] > 127][:, :3].astype(np.float32) / 255

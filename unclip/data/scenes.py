@@ -12,11 +12,7 @@ import numpy as np
 from .anchors import called
 from .attachments import Attachments
 from .captions import (
-    ASKING,
-    CONTEXTS,
     PAIR_WORDS,
-    PLAIN,
-    PRAISE,
     everyday_prompts,
     is_everyday,
     mentions_style,
@@ -39,6 +35,7 @@ from .plans import (
     split_of_icon,
 )
 from .render import BACKGROUNDS, GROUNDS, WHITE, Layer, apply_matrix, colour_share, turn_to
+from .sentences import Drawn, drawn, in_other_words, loosely, pick, sentence
 from .words import Words
 
 __all__ = [
@@ -102,8 +99,10 @@ class SceneSampler:
     beside the others (True: as often), for networks that learned of them late. `loose` is the share of single icons that are
     named as people do: by tags alone ("amphibian, green"), or with words around them that change nothing ("please draw a
     nice frog"). `words` is the share of those that have any which are named by other words for them (unclip/data/words.py):
-    synonyms, narrower kinds, and what a dictionary says that they are. With `single_pose` a single icon whose caption names no
-    size always has the same size and place (POSE_SIZE, centred); scenes of several keep theirs.
+    synonyms, narrower kinds, and what a dictionary says that they are. `sentences` is the share of single icons told of in a
+    sentence of tags, definitions, and facts of the drawing (unclip/data/sentences.py), drawn before the other two. With
+    `single_pose` a single icon whose caption names no size always has the same size and place (POSE_SIZE, centred); scenes of
+    several keep theirs.
     """
 
     def __init__(
@@ -119,6 +118,7 @@ class SceneSampler:
         loose: float = 0.0,
         words: float = 0.0,
         single_pose: bool = False,
+        sentences: float = 0.0,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -136,7 +136,7 @@ class SceneSampler:
             if wrong or not sum(weights.values()):
                 raise ValueError(f"weights of {name} must be numbers of at least 0, not all of them 0, got {given!r}")
         self.icons, self.split, self.seed, self.contrast, self.tones = icons, split, seed, contrast, tones
-        for name, share in (("loose", loose), ("words", words)):
+        for name, share in (("loose", loose), ("words", words), ("sentences", sentences)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {share}")
         if words and not icons.words.of:
@@ -144,6 +144,8 @@ class SceneSampler:
         if not isinstance(all_concepts, int | float) or not 0 <= all_concepts < float("inf"):
             raise ValueError(f"all_concepts must be true, false or a number of at least 0, got {all_concepts!r}")
         self.all_concepts, self.loose, self.words, self.single_pose = bool(all_concepts), loose, words, single_pose
+        self.sentences: float = sentences
+        self._facts: dict[int, Drawn] = {}
         self.kinds, self._kind_weights = list(of_kinds), _normalised(list(of_kinds.values()))
         # A held-out split may name training concepts in held-out combinations, so all concepts are candidates there.
         every = split != "train" or all_concepts
@@ -163,7 +165,7 @@ class SceneSampler:
         if self.contrast and index % 2 and rng.random() < self.contrast:
             changes = self.changes(self.plan(index - 1))
             if changes:
-                return self.lay_out(_pick(rng, changes), rng)
+                return self.lay_out(pick(rng, changes), rng)
             rng = self._rng(index, 1)
         return self.lay_out(self._plan(rng), rng)
 
@@ -188,39 +190,39 @@ class SceneSampler:
     def _candidate(self, kind: str, rng: np.random.Generator) -> Plan | None:
         if kind == "single":
             concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
-            return Plan(kind, (concept,), _pick(rng, list(self.icons.by_concept[concept])))
+            return Plan(kind, (concept,), pick(rng, list(self.icons.by_concept[concept])))
         if kind == "attachment":
             return self._attachments.candidate(rng)
         if kind == "colour":
             concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
         else:
-            concept = _pick(rng, self._objects)
-        style = _pick(rng, list(self.icons.by_concept[concept]))
+            concept = pick(rng, self._objects)
+        style = pick(rng, list(self.icons.by_concept[concept]))
         plan = Plan(kind, (concept,), style)
         if kind == "colour":
             colours = self._colours(concept, style)
-            return replace(plan, colour=_pick(rng, colours)) if colours else None
+            return replace(plan, colour=pick(rng, colours)) if colours else None
         if kind == "count":
             return replace(plan, count=int(rng.integers(2, 6)))
         if kind == "background":
-            return replace(plan, background=_pick(rng, list(BACKGROUNDS)))
+            return replace(plan, background=pick(rng, list(BACKGROUNDS)))
         if kind == "size":
-            return replace(plan, size=_pick(rng, ["small", "large"]))
+            return replace(plan, size=pick(rng, ["small", "large"]))
         if kind == "ground":
             colours = self._colours(concept, style)
-            colour = _pick(rng, colours) if colours and rng.random() < 0.5 else ""
-            plan = replace(plan, background=_pick(rng, list(GROUNDS)), colours=(colour,) if colour else ())
+            colour = pick(rng, colours) if colours and rng.random() < 0.5 else ""
+            plan = replace(plan, background=pick(rng, list(GROUNDS)), colours=(colour,) if colour else ())
             return plan if self._stands_out(plan) else None
         if kind == "three":
-            concepts = (concept, *(_pick(rng, self._objects) for _ in range(int(rng.integers(1, 3)))))
+            concepts = (concept, *(pick(rng, self._objects) for _ in range(int(rng.integers(1, 3)))))
             apart = len(set(map(called, concepts))) == len(concepts)
             twice = len(concepts) == 3 or with_article(called(concept)) != called(concept)  # no two of a plural
             drawn = all(style in self.icons.by_concept[c] for c in concepts)
             return replace(plan, concepts=concepts) if apart and twice and drawn else None
-        other = _pick(rng, self._objects)
+        other = pick(rng, self._objects)
         if other == concept or style not in self.icons.by_concept[other]:
             return None
-        relation = _pick(rng, list(RELATIONS)) if kind == "relation" else None
+        relation = pick(rng, list(RELATIONS)) if kind == "relation" else None
         return replace(plan, concepts=(concept, other), relation=relation)
 
     def _stands_out(self, plan: Plan) -> bool:
@@ -262,7 +264,7 @@ class SceneSampler:
         elif plan.relation:
             spots = _RELATION_SPOTS[plan.relation]
         elif len(rows) == 2:
-            spots = _RELATION_SPOTS[_pick(rng, ["left", "right"])]
+            spots = _RELATION_SPOTS[pick(rng, ["left", "right"])]
         else:
             side = rng.uniform(0.84, 0.98)
             side = {"small": 0.42, "large": 1.0}.get(plan.size, POSE_SIZE if self.single_pose else side)
@@ -297,7 +299,7 @@ class SceneSampler:
             layers = [replace(layer, matrix=turned[n]) for n, layer in zip(order, layers, strict=True)]
         ground = _ground(plan.background, rng)
         names = [called(c) if rng.random() < 0.85 else c for c in plan.concepts]
-        text = self._in_style(_pick(rng, wordings(plan, names)), plan.style, rng)
+        text = self._in_style(pick(rng, wordings(plan, names)), plan.style, rng)
         if is_everyday(text):
             text, names = wordings(plan)[0], [called(c) for c in plan.concepts]
         if len(order) > len(names):
@@ -312,7 +314,7 @@ class SceneSampler:
     def _in_style(self, text: str, style: str, rng: np.random.Generator) -> str:
         if rng.random() < 0.3:
             phrase = style_phrase(style)
-            text = _pick(rng, [f"{text} in {phrase}", f"{text}, {phrase}", f"{phrase}, {text}"])
+            text = pick(rng, [f"{text} in {phrase}", f"{text}, {phrase}", f"{phrase}, {text}"])
         return text
 
     def _row(self, concept: str, style: str, rng: np.random.Generator, tone: bool) -> int:
@@ -326,15 +328,18 @@ class SceneSampler:
         if plan.kind == "single":
             tags = self.icons.tags(plan.concepts[0])
             said = self.icons.words.of.get(plan.concepts[0]) if self.words else None
-            if said and rng.random() < self.words:
-                text = self._in_other_words(first, said, tags, rng)
+            if self.sentences and rng.random() < self.sentences:
+                words = self.icons.words.of.get(plan.concepts[0], Words())
+                text = sentence(first, tags, words, self._drawn(layers[0].icon), rng)
+            elif said and rng.random() < self.words:
+                text = in_other_words(first, said, tags, self.icons.words, rng)
             elif self.loose and rng.random() < self.loose:
-                text = self._loosely(first, tags, rng)
+                text = loosely(first, tags, rng)
             elif tags and rng.random() < 0.15:
                 chosen = rng.permutation(tags)[: int(rng.integers(1, 4))]
                 text = f"{first}, {', '.join(chosen)}"
             else:
-                text = _pick(
+                text = pick(
                     rng,
                     [
                         first,
@@ -346,39 +351,25 @@ class SceneSampler:
                     ],
                 )
         elif plan.kind == "pair":
-            words = _pick(rng, self._pair_words)
+            words = pick(rng, self._pair_words)
             text = words.format(*map(with_article, names if layers[0].x < layers[1].x else names[::-1]))
         else:
-            text = _pick(rng, wordings(plan, names))
+            text = pick(rng, wordings(plan, names))
         text = self._in_style(text, plan.style, rng)
         if is_everyday(text):
             text, names = wordings(plan)[0], list(plan.concepts)
         return text, tuple(plural(name) if plan.count > 1 else name for name in names)
 
-    def _loosely(self, name: str, tags: list[str], rng: np.random.Generator) -> str:
-        """By two to four tags, or the name among words that say nothing more of the picture."""
-        if len(tags) > 1 and rng.random() < 0.5:
-            return _pick(rng, [", ", " "]).join(rng.permutation(tags)[: int(rng.integers(2, 5))])
-        thing = f"{_pick(rng, PRAISE)} {name}" if rng.random() < 0.6 else name
-        return _pick(rng, ASKING).format(name=thing, a_name=with_article(thing))
-
-    def _in_other_words(self, name: str, said: Words, tags: list[str], rng: np.random.Generator) -> str:
-        """By another name, a narrower kind, what it is, or what is heard as it; mostly among words that change nothing."""
-        of = _pick(rng, [words for words in ([name], said.names, said.narrower, said.sayings, said.heard, said.heard) if words])
-        thing, about = _pick(rng, of), self.icons.words
-        if rng.random() < 0.15:
-            other = _pick(rng, [name, *said.names, *said.sayings[:1], *tags])
-            return thing if other == thing else f"{thing}, {other}"
-        if about.adjectives and of is not said.sayings and of is not said.heard and rng.random() < 0.4:
-            thing = f"{_pick(rng, about.adjectives)} {thing}"
-        if about.nouns and rng.random() < 0.35:
-            return _pick(rng, CONTEXTS).format(name=thing, a_name=with_article(thing), noun=_pick(rng, about.nouns))
-        return _pick(rng, ASKING if rng.random() < 0.5 else PLAIN).format(name=thing, a_name=with_article(thing))
+    def _drawn(self, row: int) -> Drawn:
+        """Facts of an icon's drawing, found once."""
+        if row not in self._facts:
+            self._facts[row] = drawn(np.asarray(self.icons.sprites[row]))
+        return self._facts[row]
 
     def _name(self, concept: str, kind: str, rng: np.random.Generator) -> str:
         synonyms = self.icons.synonyms[concept]
         if synonyms and rng.random() < (0.2 if kind == "single" else 0.1):
-            return _pick(rng, synonyms)
+            return pick(rng, synonyms)
         return concept
 
 
@@ -387,10 +378,6 @@ def _ground(name: str | None, rng: np.random.Generator) -> tuple[int, int, int]:
     if not name:
         return WHITE
     return tuple(int(np.clip(v + rng.integers(-10, 11), 0, 255)) for v in (BACKGROUNDS | GROUNDS)[name])
-
-
-def _pick(rng: np.random.Generator, options: list):
-    return options[int(rng.integers(len(options)))]
 
 
 def _normalised(weights: list[float]) -> np.ndarray:
