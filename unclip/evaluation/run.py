@@ -17,23 +17,12 @@ from ..io.checkpoints import resolve
 from ..pipelines import UnCLIPPipeline
 from ..pipelines.distilled import FILE as DISTILLED
 from ..runtime.config import nearest
-from . import parts
 from .bench import SCENES, TURN, Bench, Impossible
 from .drawing import BATCH, GPU_BATCH, Gallery
+from .parts import PARTS
+from .parts.prior import led_by_prior
 from .prompts import check_split
 from .report import Part, Table, write
-
-PARTS: dict[str, Callable[[Bench], Part]] = {
-    "judge": parts.judge,
-    "recognition": parts.recognition,
-    "everyday": parts.everyday,
-    "composition": parts.composition,
-    "rectangle": parts.rectangle,
-    "fidelity": parts.fidelity,
-    "prior": parts.prior,
-    "sweeps": parts.sweeps,
-    "upsamplers": parts.upsamplers,
-}
 
 DRAWN_WITH = "drawn_with.json"
 
@@ -48,7 +37,7 @@ class Dependence(NamedTuple):
 
 DEPENDENCES = {
     "prior": Dependence(
-        ("prior", "prior_scheduler"), parts.led_by_prior, "another prior than before: what it leads to is drawn anew"
+        ("prior", "prior_scheduler"), led_by_prior, "another prior than before: what it leads to is drawn anew"
     ),
     "upsamplers": Dependence(
         ("super_res_first", "super_res_last", "super_res_scheduler", "upsampler_1024", "upsampler_1024_scheduler"),
