@@ -3,10 +3,8 @@
 # N pictures, D embedding dimension
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...pipelines import UnCLIPPriorPipeline
 from .. import prompts as ask
 from ..bench import Bench
 from ..metrics import Estimate, frechet, jackknife, mean
@@ -90,15 +88,7 @@ def _after(way: str) -> str:
 
 def _cosines(bench: Bench, prompts: list[Prompt]) -> dict[str, Estimate]:
     """How near the prior's and the text's embeddings come to those of the real pictures."""
-    source = UnCLIPPriorPipeline.from_pipe(bench.pipe)
-    source.set_progress_bar_config(disable=True)
-    settings = {k: v for k, v in bench.settings.items() if k.startswith("prior")}
-    drawn = []
-    for start in range(0, len(prompts), 32):
-        chunk = prompts[start : start + 32]
-        generators = [torch.Generator().manual_seed(bench.gallery.seed + start + n) for n in range(len(chunk))]
-        drawn.append(source([p.text for p in chunk], generator=generators, **settings).image_embeds.float().cpu())
-    prior = F.normalize(torch.cat(drawn), dim=-1)
+    prior = bench.prior_embeddings(prompts)
     text = bench.clip.encode_text([p.text for p in prompts]).cpu()
     true = bench.true_embeddings(prompts).cpu()
     pairs = {

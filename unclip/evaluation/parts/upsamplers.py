@@ -2,7 +2,7 @@
 
 # N pictures
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> Part:
     results, lines, generated, shown = {}, [], [], []
     for low, high in zip(sizes, sizes[1:], strict=False):
         name = f"{low} to {high}"
-        ours = _enlarged(bench, f"upsampled-{low}-{high}", texts, truth[low], high)
+        ours = bench.enlarged(f"upsampled-{low}-{high}", texts, truth[low], high)
         plain = resize(truth[low], high).clamp(0, 1)
         ours_psnr, plain_psnr = _each(psnr, ours, truth[high]), _each(psnr, plain, truth[high])
         true_sharpness = _each(sharpness, truth[high])
@@ -53,7 +53,7 @@ def measure(bench: Bench) -> Part:
         results[name] = found
         lines.append([name, *found.values()])
         shown.append(_strip(f"{name}: true, bicubic, enlarged", truth[high], plain, ours, texts))
-        from_drawn = _enlarged(bench, f"upsampled-drawn-{low}-{high}", [f"drawn {n}" for n in range(len(drawn))], drawn, high)
+        from_drawn = bench.enlarged(f"upsampled-drawn-{low}-{high}", [f"drawn {n}" for n in range(len(drawn))], drawn, high)
         enlarged = resize(drawn, high).clamp(0, 1)
         found = {
             "consistency": mean(_each(psnr, F.avg_pool2d(from_drawn, high // low), drawn)),
@@ -76,15 +76,6 @@ def measure(bench: Bench) -> Part:
 def _each(metric: Callable[..., Tensor], *pictures: Tensor) -> Tensor:
     """A metric [N] of pictures [N, 3, H, W], a few at a time: at 1024 px its intermediate steps are large."""
     return torch.cat([metric(*chunk) for chunk in zip(*(p.split(4) for p in pictures), strict=True)])
-
-
-def _enlarged(bench: Bench, name: str, texts: list[str], low: Tensor, size: int) -> Tensor:
-    """Pictures [N, 3, s, s] in [0, 1] through the model's upsampler, [N, 3, size, size]."""
-
-    def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-        return bench.pipe.upsample(low[list(chunk)], size, generators)
-
-    return bench.drawn(name, texts, batch, batch=4).float() / 255
 
 
 def _render(svg: str, size: int) -> Tensor:
