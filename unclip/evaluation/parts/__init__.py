@@ -4,7 +4,24 @@ from collections.abc import Callable
 
 from ..bench import Bench
 from ..report import Part
-from . import composition, everyday, fidelity, judge, prior, recognition, rectangle, sweeps, upsamplers
+from . import (
+    components,
+    composition,
+    copies,
+    everyday,
+    fidelity,
+    flatness,
+    judge,
+    likeness,
+    loss,
+    pairs,
+    prior,
+    recognition,
+    rectangle,
+    style,
+    sweeps,
+    upsamplers,
+)
 
 PARTS: dict[str, Callable[[Bench], Part]] = {
     "judge": judge.measure,
@@ -16,4 +33,11 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
     "prior": prior.measure,
     "sweeps": sweeps.measure,
     "upsamplers": upsamplers.measure,
+    "likeness": likeness.measure,
+    "loss": loss.measure,
+    "flatness": flatness.measure,
+    "style": style.measure,
+    "parts": components.measure,
+    "copies": copies.measure,
+    "pairs": pairs.measure,
 }
