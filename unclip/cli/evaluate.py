@@ -18,7 +18,8 @@ def evaluate(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts, repeatable: judge, recognition, everyday, composition, rectangle, fidelity, prior, sweeps, upsamplers."
+            help="Parts, repeatable: judge, recognition, everyday, composition, rectangle, fidelity, prior, sweeps, "
+            "upsamplers, likeness, loss, flatness, style, parts, copies, pairs."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many pictures of each kind, for a quick look.")] = None,

@@ -10,19 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip.judge import Judge
 from ..clip.model import CLIP
 from ..data.scenes import IconSet
 from ..io.checkpoints import write_beside
-from ..pipelines import UnCLIPPipeline
+from ..pipelines import UnCLIPPipeline, UnCLIPPriorPipeline
 from .detector import Detector
 from .drawing import Draw, Gallery
 from .metrics import recalled
 from .prompts import Prompt
+from .singles import Singles
 
 SCENES = 2000  # pictures on each side of a distance
+PRIOR_BATCH = 32
+ENLARGED = 4  # images enlarged at once
 TURN = 100_000  # from the seeds of one turn through the same prompts to those of the next
 
 
@@ -80,6 +84,14 @@ class Bench:
             write_beside(listed, lambda partial: partial.write_text(said))
         return self.gallery.pictures(name, len(texts), draw, batch, first)
 
+    def enlarged(self, name: str, texts: list[str], low: Tensor, size: int) -> Tensor:
+        """Images [N, 3, s, s] in [0, 1] through the model's upsamplers: [N, 3, size, size] in [0, 1]."""
+
+        def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+            return self.pipe.upsample(low[list(chunk)], size, generators)
+
+        return self.drawn(name, texts, batch, batch=ENLARGED).float() / 255
+
     def truths(self, prompts: list[Prompt]) -> Tensor:
         """Real renders of the prompts, uint8 [N, 3, 64, 64]."""
         pictures = np.stack([self.icons.pixels(p.truth) for p in prompts])
@@ -88,6 +100,23 @@ class Bench:
     def true_embeddings(self, prompts: list[Prompt]) -> Tensor:
         """The embeddings [N, D] that the model's own CLIP gives real renders of the prompts."""
         return torch.cat([self.clip.encode_image(chunk.float() / 255) for chunk in self.truths(prompts).split(64)])
+
+    def prior_embeddings(self, prompts: list[Prompt]) -> Tensor:
+        """The embeddings [N, D] that the prior samples for the prompts, of unit length; number n by the seed of image n."""
+        source = UnCLIPPriorPipeline.from_pipe(self.pipe)
+        source.set_progress_bar_config(disable=True)
+        settings = {k: v for k, v in self.settings.items() if k.startswith("prior")}
+        sampled = []
+        for start in range(0, len(prompts), PRIOR_BATCH):
+            chunk = prompts[start : start + PRIOR_BATCH]
+            generators = [torch.Generator().manual_seed(self.gallery.seed + start + n) for n in range(len(chunk))]
+            sampled.append(source([p.text for p in chunk], generator=generators, **settings).image_embeds.float().cpu())
+        return F.normalize(torch.cat(sampled), dim=-1)
+
+    @cached_property
+    def singles(self) -> Singles:
+        """Single things by their names, which several parts look at."""
+        return Singles(self)
 
     @cached_property
     def names(self) -> Tensor:

@@ -29,8 +29,8 @@ class Detector:
     def __init__(self, judge: Judge, icons: IconSet):
         self.judge = judge
         self.number = {concept: n for n, concept in enumerate(icons.recognisable)}
-        rows = renders(icons)
-        known = torch.stack([_centred(picture, _ground(picture)) for picture in damaged(icons, rows, None, seed=0)])
+        self.rows = rows = renders(icons)
+        known = torch.stack([centred(picture, ground_colour(picture)) for picture in damaged(icons, rows, None, seed=0)])
         self.known = judge.see(known)[0]  # [R, D]
         self.concept = torch.tensor([self.number[icons.icons[row]["concept"]] for row in rows])
 
@@ -51,18 +51,18 @@ class Detector:
 
 def halves(picture: Tensor) -> list[Tensor]:
     """What the `HALVES` of a picture uint8 [3, S, S] hold, each enlarged on the picture's ground, uint8 [3, S, S]."""
-    middle, ground = picture.shape[-1] // 2, _ground(picture)
+    middle, ground = picture.shape[-1] // 2, ground_colour(picture)
     parts = (picture[:, :, :middle], picture[:, :, middle:], picture[:, :middle], picture[:, middle:])
-    return [_centred(part, ground) for part in parts]
+    return [centred(part, ground) for part in parts]
 
 
-def _ground(picture: Tensor) -> Tensor:
+def ground_colour(picture: Tensor) -> Tensor:
     """The colour [3, 1, 1] along the border."""
     edges = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1)
     return edges.float().median(1).values[:, None, None]
 
 
-def _centred(part: Tensor, ground: Tensor) -> Tensor:
+def centred(part: Tensor, ground: Tensor) -> Tensor:
     """What stands on the ground of a part, in the middle of a picture as large as the part's longer side."""
     side, part = max(part.shape), part.float()
     held = ((part - ground).abs() > GROUND * 255).any(0)

@@ -37,6 +37,13 @@ def mean(values: Tensor, seed: int = 0) -> Estimate:
     return Estimate(float(values.mean()), *map(float, np.percentile(means, (2.5, 97.5))), len(values))
 
 
+def median(values: Tensor, seed: int = 0) -> Estimate:
+    """The median of `values` [N] with its percentile bootstrap interval."""
+    values = values.double().numpy()
+    medians = np.median(values[_resampled(len(values), seed)], 1)
+    return Estimate(float(np.median(values)), *map(float, np.percentile(medians, (2.5, 97.5))), len(values))
+
+
 def ratio(values: Tensor, reference: Tensor, seed: int = 0) -> Estimate:
     """mean(values) / mean(reference), both [N] and of the same prompts, which are resampled together."""
     ours, theirs = values.double().numpy(), reference.double().numpy()
@@ -149,3 +156,44 @@ def sharpness(pictures: Tensor, share: float = 0.05) -> Tensor:
     across, down = grey[:, :-1, 1:] - grey[:, :-1, :-1], grey[:, 1:, :-1] - grey[:, :-1, :-1]
     steps = (across**2 + down**2).sqrt().flatten(1)
     return steps.topk(max(int(share * steps.shape[1]), 1), 1).values.mean(1)
+
+
+# ---------------------------------------------------------------------------------------------- objects on white
+
+WHITE = 0.97  # a pixel whose darkest channel is below is the object's
+FLAT = 0.02  # a step to the next pixels below is no edge
+LEVELS = 15  # of a channel, to which colours are rounded before they are counted
+COVERED = 0.9
+
+
+def objects(images: Tensor) -> Tensor:
+    """Which pixels of images [N, 3, H, W] in [0, 1] are not the white ground: bool [N, H, W]."""
+    return images.amin(1) < WHITE
+
+
+def steps(images: Tensor) -> Tensor:
+    """Root of the squared forward differences, summed over both axes and all channels; 0 past the last pixel.
+
+    [N, 3, H, W] -> [N, H, W].
+    """
+    across = F.pad(images[..., 1:] - images[..., :-1], (0, 1))
+    down = F.pad(images[..., 1:, :] - images[..., :-1, :], (0, 0, 0, 1))
+    return (across.square() + down.square()).sum(1).sqrt()
+
+
+def flat_share(images: Tensor) -> Tensor:
+    """Share of each object's pixels that are flat; [N, 3, H, W] in [0, 1] -> [N], 0 where there is no object."""
+    inside = objects(images)
+    flat = (steps(images) < FLAT) & inside
+    return flat.flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1)
+
+
+def colours(images: Tensor) -> Tensor:
+    """Fewest colours, of 16 levels a channel, that cover 90% of each object; [N, 3, H, W] in [0, 1] -> float [N]."""
+    levels = (images * LEVELS).round().long()
+    codes = (levels[:, 0] * 16 + levels[:, 1]) * 16 + levels[:, 2]  # [N, H, W]
+    found = []
+    for code, inside in zip(codes, objects(images), strict=True):
+        counts = code[inside].unique(return_counts=True)[1].sort(descending=True).values
+        found.append(int((counts.cumsum(0) < COVERED * counts.sum()).sum()) + 1 if len(counts) else 0)
+    return torch.tensor(found, dtype=torch.float32)

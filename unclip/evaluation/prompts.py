@@ -15,6 +15,13 @@ SPLITS = {"dev": "validation", "test": "test"}  # of the evaluation: the data's 
 SEED = 20_261
 PER_KIND = 100
 DISTRACTORS = 99
+COMMON = (  # what people ask for first: looked at by eye, an earlier model beside a later one
+    *("cat face", "dog face", "rabbit face", "bear", "fox", "lion", "pig face", "elephant", "horse", "penguin", "owl"),
+    *("butterfly", "fish", "octopus", "turtle", "honeybee", "unicorn", "frog", "red heart", "star", "grinning face"),
+    *("smiling face with sunglasses", "robot", "ghost", "pizza", "hamburger", "birthday cake", "ice cream", "red apple"),
+    *("banana", "strawberry", "hot beverage", "automobile", "airplane", "rocket", "bicycle", "sailboat", "house"),
+    *("evergreen tree", "sunflower", "sun", "rainbow", "snowman", "umbrella", "guitar", "soccer ball", "crown", "light bulb"),
+)
 TRIES = 40  # scenes looked through for each prompt that is wanted
 ATTRIBUTE = {"colour": "colour", "count": "number", "relation": "place", "background": "ground", "style": "style"}
 
@@ -77,6 +84,12 @@ def everyday(icons: IconSet, split: str) -> list[Prompt]:
         if right:
             found.append(Prompt(text, _single(sampler, right[0]), right))
     return found
+
+
+def common(icons: IconSet) -> list[Prompt]:
+    """The `COMMON` names that these icons have, the same in both splits: to look at, not to report."""
+    sampler = SceneSampler(icons, "all", SEED, tones=0.0)
+    return [Prompt(concept, _single(sampler, concept), (concept,)) for concept in COMMON if concept in icons.by_concept]
 
 
 def composition(icons: IconSet, split: str, per_kind: int = PER_KIND) -> dict[str, list[Prompt]]:

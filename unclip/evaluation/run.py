@@ -17,23 +17,13 @@ from ..io.checkpoints import resolve
 from ..pipelines import UnCLIPPipeline
 from ..pipelines.distilled import FILE as DISTILLED
 from ..runtime.config import nearest
-from . import parts
 from .bench import SCENES, TURN, Bench, Impossible
 from .drawing import BATCH, GPU_BATCH, Gallery
+from .parts import PARTS
+from .parts.prior import led_by_prior
 from .prompts import check_split
 from .report import Part, Table, write
-
-PARTS: dict[str, Callable[[Bench], Part]] = {
-    "judge": parts.judge,
-    "recognition": parts.recognition,
-    "everyday": parts.everyday,
-    "composition": parts.composition,
-    "rectangle": parts.rectangle,
-    "fidelity": parts.fidelity,
-    "prior": parts.prior,
-    "sweeps": parts.sweeps,
-    "upsamplers": parts.upsamplers,
-}
+from .summary import summary
 
 DRAWN_WITH = "drawn_with.json"
 
@@ -48,7 +38,7 @@ class Dependence(NamedTuple):
 
 DEPENDENCES = {
     "prior": Dependence(
-        ("prior", "prior_scheduler"), parts.led_by_prior, "another prior than before: what it leads to is drawn anew"
+        ("prior", "prior_scheduler"), led_by_prior, "another prior than before: what it leads to is drawn anew"
     ),
     "upsamplers": Dependence(
         ("super_res_first", "super_res_last", "super_res_scheduler", "upsampler_1024", "upsampler_1024_scheduler"),
@@ -205,58 +195,9 @@ def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gall
 
 
 def _summary(settings: Settings, found: list[Part]) -> Table:
-    """The project's targets (for the emoji model) and where this model stands."""
-    results = {part.name: part.results for part in found}
-
-    def at(*keys: str) -> Any:
-        value: Any = results
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    rows: list[list[Any]] = []
-
-    def add(what: str, value: Any, target: str, met: bool | None) -> None:
-        if value is not None:
-            rows.append([what, value, target, "" if met is None else "yes" if met else "no"])
-
-    for what, keys, least in (
-        ("judge's R@1 on damaged renders", ("judge", "damaged"), 0.85),
-        ("recognition R@1, of real renders'", ("recognition", "all", "share_of_real"), 0.85),
-        ("everyday English R@1, of real renders'", ("everyday", "all", "share_of_real"), None),
-        ("colour and object both right, of real's", ("composition", "colour", "all of it", "share_of_real"), 0.75),
-        ("two objects, both present, of real's", ("composition", "pair", "all of it", "share_of_real"), 0.70),
-        ("two objects in the stated places, of real's", ("composition", "relation", "all of it", "share_of_real"), 0.60),
-    ):
-        value = at(*keys)
-        add(what, value, f"at least {least}" if least else "", value.value >= least if value and least else None)
-    distance, floor = at("fidelity", "frechet_distance"), at("fidelity", "frechet_distance_floor")
-    if distance is not None:
-        times = distance.value / max(floor.value, 1e-12)
-        add("Fréchet distance, times the floor", times, "at most 3", times <= 3)
-    for name in ("64 to 256", "256 to 1024"):
-        gain = at("upsamplers", name, "gain")
-        add(f"upsampler {name}, dB over bicubic", gain, "at least 4", gain.value >= 4 if gain else None)
-    prior, text = at("prior", "prior"), at("prior", "text embedding")
-    if prior is not None:
-        paired = at("prior", "ahead", "text embedding")
-        for kind in ("names", "scenes"):
-            ours, other = (way["frechet_distance"][kind] for way in (prior, text))
-            apart = {"R@1": prior["r1"].low > text["r1"].high} if kind == "names" else {}
-            apart["Fréchet distance"] = ours.high < other.low
-            found = ", ".join(measure for measure, yes in apart.items() if yes) or "nothing"
-            add(
-                f"prior ahead of the text embedding, {kind}",
-                found,
-                f"{' and '.join(apart)}, intervals apart",
-                all(apart.values()),
-            )
-            if kind == "names":
-                add("the same, R@1 more, prompt by prompt", paired["r1"], "", None)
-            add("the same, Fréchet distance less, prompt by prompt", paired["frechet_distance"][kind], "", None)
+    """The project's targets and where this model stands."""
     weights = sum(p.stat().st_size for p in resolve(settings.model).rglob("*.safetensors")) / 1e6
-    add("weights, MB", weights, "at most 150", weights <= 150)
     note = f"split {settings.split}" + (
         f"; a quick look: at most {settings.limit} pictures of each kind" if settings.limit else ""
     )
-    return Table(f"{settings.model}", ["what", "found", "target", "met"], rows, note)
+    return summary({part.name: part.results for part in found}, settings.model, note, weights)

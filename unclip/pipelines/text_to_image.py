@@ -9,7 +9,7 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor, nn
 
-from ..diffusion.sampling import Generators
+from ..diffusion.sampling import Generators, Predict
 from ..runtime.config import nearest
 from ..runtime.memory import at_hand
 from .base import Callback, TextCondition, UnCLIPBase, draws_itself
@@ -212,6 +212,28 @@ class UnCLIPPipeline(UnCLIPBase):
         if list(image_embeds.shape) != wanted:
             raise ValueError(f"image_embeds must be {wanted}, got {list(image_embeds.shape)}")
         return image_embeds.to(self._execution_device, text.embeds.dtype)
+
+    @torch.no_grad()
+    def decoder_prediction(self, prompt: list[str], image_embeds: Tensor, styles: list[str] | None = None) -> Predict:
+        """The decoder as it is sampled, without guidance, to measure its error by.
+
+        Args:
+            prompt: a sentence for each image.
+            image_embeds: CLIP image embeddings [B, D].
+            styles: the drawing style of each image, which checkpoints without styles leave out; default: none named.
+
+        Returns:
+            A function of noised images [B, 3, H, W] and a timestep that gives the decoder's prediction, with twice the
+            channels where the variance is learned too. Good until the pipeline is called again.
+        """
+        self._count_prompts(prompt, None, None)
+        self._prepare()
+        text = self._encode_prompt(prompt, None, 1, None, None)
+        if self.styles:
+            numbers = [len(self.styles)] * len(text) if styles is None else [self.styles.index(name) for name in styles]
+            text.style = torch.tensor(numbers, device=self._execution_device)
+        with self._working("decoder", "text_proj", "decoder"):
+            return torch.no_grad()(self._decoder_prediction(text, self._given(image_embeds, text), 1.0))
 
     @torch.no_grad()
     def upsample(

@@ -22,7 +22,9 @@ from unclip.data.scenes import IconSet
 from unclip.evaluation import prompts as ask
 from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
-from unclip.evaluation.parts import COPY, TURNS, WAYS, answered, nearest_render, training_renders
+from unclip.evaluation.parts.composition import answered
+from unclip.evaluation.parts.fidelity import COPY, nearest_render, training_renders
+from unclip.evaluation.parts.prior import TURNS, WAYS
 from unclip.evaluation.run import Settings, _open
 from unclip.evaluation.run import evaluate as run_evaluation
 from unclip.io.checkpoints import save_components

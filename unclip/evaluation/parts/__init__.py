@@ -1,0 +1,43 @@
+"""The parts of an evaluation. Each draws what it needs (or finds it drawn) and says what it found."""
+
+from collections.abc import Callable
+
+from ..bench import Bench
+from ..report import Part
+from . import (
+    components,
+    composition,
+    copies,
+    everyday,
+    fidelity,
+    flatness,
+    judge,
+    likeness,
+    loss,
+    pairs,
+    prior,
+    recognition,
+    rectangle,
+    style,
+    sweeps,
+    upsamplers,
+)
+
+PARTS: dict[str, Callable[[Bench], Part]] = {
+    "judge": judge.measure,
+    "recognition": recognition.measure,
+    "everyday": everyday.measure,
+    "composition": composition.measure,
+    "rectangle": rectangle.measure,
+    "fidelity": fidelity.measure,
+    "prior": prior.measure,
+    "sweeps": sweeps.measure,
+    "upsamplers": upsamplers.measure,
+    "likeness": likeness.measure,
+    "loss": loss.measure,
+    "flatness": flatness.measure,
+    "style": style.measure,
+    "parts": components.measure,
+    "copies": copies.measure,
+    "pairs": pairs.measure,
+}

@@ -1,0 +1,157 @@
+"""Objects that repeat an icon of training almost to the pixel."""
+
+# N images, R icons, S pixels of a side
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.judged import renders
+from ...data.plans import split_of_icon
+from ...data.render import Layer, compose_sprites
+from .. import prompts as ask
+from ..alignment import SHIFT, shift, shifted_errors
+from ..bench import Bench
+from ..detector import GROUND, centred, ground_colour
+from ..metrics import mean
+from ..poses import moved
+from ..report import Part, Sheet, Table
+
+NEAR = 24.0  # dB, over an object's box, from which on it repeats an icon
+SCENES = 128
+LIKELY = 4  # icons that an object is compared with: nearest in the judge's embeddings
+SCALES = (0.9, 0.95, 1.0, 1.05, 1.1)
+MARGIN = 2  # pixels around an object's box
+SMALLEST = 12  # pixels of an object's longer side
+SHOWN = 12
+
+
+class Box(NamedTuple):
+    """Where an object stands, in pixels; `bottom` and `right` are past it."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+class Copy(NamedTuple):
+    """The icon of training that an object of an image is most like: PSNR in dB over the object's box, row, and its render."""
+
+    psnr: float
+    row: int
+    render: Tensor
+
+
+def measure(bench: Bench) -> Part:
+    """How many sampled names and scenes hold an object that repeats an icon of training, at any size and place.
+
+    Beside real renders: of icons that were trained on, which is how many are found, and of icons that no training saw.
+    """
+    singles = bench.singles
+    names, scenes = [p.text for p in singles.prompts], ask.scenes(bench.icons, bench.split, bench.count(SCENES))
+    unseen = bench.cut([row for row in renders(bench.icons, seed=5) if not _seen(bench, row)], SCENES)
+    sets = {
+        "names": (singles.from_prior, names),
+        "scenes": (bench.draw("scenes", scenes), [p.text for p in scenes]),
+        "real: trained on": (singles.moved, names),
+    }
+    if unseen:
+        concepts = [bench.icons.icons[row]["concept"] for row in unseen]
+        sets["real: never trained on"] = (moved(bench.icons, unseen, bench.gallery.seed), concepts)
+    results: dict[str, Any] = {"threshold": NEAR}
+    rows, sheets = [], []
+    for name, (images, texts) in sets.items():
+        found = nearest_objects(bench, images)
+        psnr = torch.tensor([copy.psnr for copy in found])
+        near = psnr >= NEAR
+        results[name] = {"count": int(near.sum()), "rate": mean(near.float()), "psnr": mean(psnr)}
+        rows.append([name, *results[name].values()])
+        if images is not singles.moved:
+            results[name]["prompts"] = [texts[n] for n in near.nonzero()[:, 0].tolist()]
+            sheets.append(_sheet(bench, name, images, texts, found))
+    note = (
+        f"An object repeats an icon where the PSNR over its box is at least {NEAR:g} dB, at the best of five sizes and of "
+        f"shifts up to {SHIFT} px. Compared are the {LIKELY} icons of training that are nearest in the judge's embeddings."
+    )
+    table = Table("Near-duplicates of training icons", ["", "count", "rate", "PSNR to the nearest, dB"], rows, note)
+    return Part("copies", results, [table, *sheets])
+
+
+def _sheet(bench: Bench, name: str, images: Tensor, texts: list[str], found: list[Copy]) -> Sheet:
+    """The images that come nearest to an icon of training, each beside it."""
+    closest = sorted(range(len(found)), key=lambda n: -found[n].psnr)[:SHOWN]
+    shown, labels = [], []
+    for n in closest:
+        icon = bench.icons.icons[found[n].row]
+        shown += [images[n], found[n].render]
+        labels += [texts[n], f"{icon['concept']}, {icon['style']}: {found[n].psnr:.1f} dB"]
+    return Sheet(f"Nearest to icons of training: {name}", torch.stack(shown), labels)
+
+
+def nearest_objects(bench: Bench, images: Tensor) -> list[Copy]:
+    """For each image uint8 [N, 3, S, S] its object that is most like an icon of training; a PSNR of 0 where there is none."""
+    rows = torch.tensor(bench.detector.rows)
+    trained = torch.tensor([_seen(bench, row) for row in bench.detector.rows])
+    boxes = [(n, *found) for n, image in enumerate(images) for found in objects_of(image)]
+    best = [Copy(0.0, int(rows[trained][0]), torch.full_like(image, 255)) for image in images]
+    if not boxes:
+        return best
+    embeds = bench.judge.see(torch.stack([window for _, _, window in boxes]))[0]
+    likely = (embeds @ bench.detector.known[trained].T).topk(min(LIKELY, int(trained.sum()))).indices
+    for (n, box, _), some in zip(boxes, rows[trained][likely].tolist(), strict=True):
+        found = _compared(bench, images[n], box, some)
+        best[n] = max(best[n], found, key=lambda copy: copy.psnr)
+    return best
+
+
+def objects_of(image: Tensor) -> list[tuple[Box, Tensor]]:
+    """What an image uint8 [3, S, S] and its halves hold: each thing's box, and itself enlarged to S pixels."""
+    side, ground = image.shape[-1], ground_colour(image)
+    held = ((image.float() - ground).abs() > GROUND * 255).any(0)
+    half, every = side // 2, slice(0, side)
+    first, second = slice(0, half), slice(half, side)
+    found: dict[Box, Tensor] = {}
+    for down, across in ((every, every), (every, first), (every, second), (first, every), (second, every)):
+        rows, columns = (held[down, across].any(dim).nonzero()[:, 0] for dim in (1, 0))
+        if not len(rows):
+            continue
+        top, left = down.start + int(rows[0]), across.start + int(columns[0])
+        box = Box(top, left, down.start + int(rows[-1]) + 1, across.start + int(columns[-1]) + 1)
+        if max(box.bottom - box.top, box.right - box.left) >= SMALLEST:
+            found.setdefault(box, centred(image[:, down, across], ground))
+    return list(found.items())
+
+
+def _compared(bench: Bench, image: Tensor, box: Box, rows: list[int]) -> Copy:
+    """The one of the icons `rows` that is most like what stands in the image's box."""
+    ground = ground_colour(image)[:, 0, 0] / 255
+    layers = [Layer(row, *_fitted(bench, row, box, scale, image.shape[-1])) for row in rows for scale in SCALES]
+    colour = tuple(int(v) for v in (ground * 255).round())
+    renders = np.stack([compose_sprites([layer], bench.icons.sprites, image.shape[-1], colour) for layer in layers])
+    candidates = torch.from_numpy(renders).permute(0, 3, 1, 2).contiguous()
+    inside = torch.zeros(image.shape[1:], dtype=torch.bool)
+    inside[max(box.top - MARGIN, 0) : box.bottom + MARGIN, max(box.left - MARGIN, 0) : box.right + MARGIN] = True
+    errors = shifted_errors(image, candidates, ground, inside)
+    n, down, across = (int(i) for i in torch.unravel_index(errors.argmin(), errors.shape))
+    psnr = -10 * errors.min().clamp_min(1e-10).log10().item()
+    return Copy(psnr, layers[n].icon, shift(candidates[n], down - SHIFT, across - SHIFT, ground))
+
+
+def _fitted(bench: Bench, row: int, box: Box, scale: float, side: int) -> tuple[float, float, float]:
+    """x, y and size at which what an icon shows fills a box, times `scale`."""
+    shown = np.asarray(bench.icons.sprites[row])[..., 3] > 32
+    down, across = (np.flatnonzero(shown.any(axis)) / len(shown) for axis in (1, 0))
+    extents = [(v[0], v[-1] + 1 / len(shown)) if len(v) else (0.0, 1.0) for v in (across, down)]
+    size = max(box.bottom - box.top, box.right - box.left) / max(high - low for low, high in extents) * scale
+    centres = ((box.left + box.right) / 2, (box.top + box.bottom) / 2)
+    x, y = (at - ((low + high) / 2 - 0.5) * size for at, (low, high) in zip(centres, extents, strict=True))
+    return x / side, y / side, size / side
+
+
+def _seen(bench: Bench, row: int) -> bool:
+    """Whether a decoder that was trained on all concepts saw this icon."""
+    icon = bench.icons.icons[row]
+    return split_of_icon(icon["concept"], icon["style"], all_concepts=True) == "train"

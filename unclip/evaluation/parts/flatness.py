@@ -1,0 +1,52 @@
+"""Whether areas are flat and colours few, as in vector icons: what a judge of names does not see."""
+
+# N images, S pixels of a side
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...data.render import Layer, compose_svg, flatten, render_svg
+from ..bench import Bench
+from ..metrics import colours, flat_share, median
+from ..poses import POSE
+from ..report import Part, Table
+
+LARGE = 64  # names looked at above 64 px
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"flat share": flat_share, "colours": colours}
+
+
+def measure(bench: Bench) -> Part:
+    """Medians of the flat share of the object and of the number of colours that cover 90% of it, beside real renders'."""
+    singles, sizes = bench.singles, bench.pipe.sizes
+    pairs = {sizes[0]: (singles.from_prior, singles.real)}
+    true = {name: median(statistic(singles.from_true.float() / 255)) for name, statistic in STATISTICS.items()}
+    if len(sizes) > 1:
+        count = bench.count(LARGE)
+        pairs[sizes[1]] = (singles.enlarged(sizes[1], count), _rendered(bench, sizes[1], count))
+    results: dict[str, dict] = {}
+    for size, (sampled, real) in pairs.items():
+        found = {}
+        for name, statistic in STATISTICS.items():
+            sides = {"sampled": sampled, "real": real}
+            found[name] = {side: median(statistic(images.float() / 255)) for side, images in sides.items()}
+        results[f"{size} px"] = found
+    rows = [[size, name, *found[name].values()] for size, found in results.items() for name in STATISTICS]
+    first = f"{sizes[0]} px"
+    for name, estimate in true.items():
+        results[first][name]["from true embeddings"] = estimate
+        rows.append([f"{first}, from true embeddings", name, estimate, results[first][name]["real"]])
+    note = (
+        "Medians. Object: pixels whose darkest channel is below 0.97. Flat: the root of the squared forward differences, "
+        "summed over channels, is below 0.02. Colours: of 16 levels a channel, the fewest that cover 90% of the object."
+    )
+    return Part("flatness", results, [Table("Flatness", ["size", "", "sampled", "real renders"], rows, note)])
+
+
+def _rendered(bench: Bench, size: int, count: int) -> Tensor:
+    """The first icons in their pose from the vectors: uint8 [N, 3, size, size]."""
+    layers = [Layer(row, *POSE) for row in bench.singles.rows[:count]]
+    drawings = [compose_svg([layer], lambda row: bench.icons.icons[row]["svg"]) for layer in layers]
+    images = [torch.from_numpy(flatten(render_svg(drawing, size))) for drawing in drawings]
+    return torch.stack(images).permute(0, 3, 1, 2).contiguous()

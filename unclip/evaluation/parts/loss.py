@@ -1,0 +1,113 @@
+"""The decoder's loss by timestep: how well it denoises what it was trained on, and what was held out."""
+
+# N images, T timesteps, K candidates, P values of an image
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.render import Layer
+from ...diffusion import clean_from
+from .. import prompts as ask
+from ..bench import Bench
+from ..metrics import mean
+from ..poses import place, posed
+from ..prompts import Prompt
+from ..report import Part, Plot, Table
+
+TIMESTEPS = (100, 300, 500, 700, 800, 900, 980)
+SCENES = 256
+KNOWN = 64  # icons of which a denoiser that knows them is computed
+CANDIDATES = 512  # sizes and places that it averages over
+BATCH = 32
+
+
+def measure(bench: Bench) -> Part:
+    """Mean squared error of v at fixed timesteps and noise, from true embeddings and captions, without guidance.
+
+    Of single icons that were trained on, in their pose; of held-out scenes; and of a denoiser that knows an icon but not its
+    size and place, which no decoder can surpass on icons of random size and place. It knows nothing of the decoder.
+    """
+    singles = bench.singles
+    scenes = ask.scenes(bench.icons, bench.split, bench.count(SCENES))
+    errors = {
+        "training icons": decoder_errors(bench, singles.prompts, singles.true_embeddings, singles.real),
+        "held-out scenes": decoder_errors(bench, scenes, bench.true_embeddings(scenes), bench.truths(scenes)),
+        "icon known": _known(bench),
+    }
+    results = {
+        name: {str(t): mean(column) for t, column in zip(TIMESTEPS, found.T, strict=True)} for name, found in errors.items()
+    }
+    rows = [[name, *found.values()] for name, found in results.items()]
+    note = (
+        f"{len(singles.prompts)} training icons in their pose and {len(scenes)} held-out scenes, without guidance; an image's "
+        f"noise is the same at every timestep. Icon known: the posterior mean over {CANDIDATES} sizes and places of the icon."
+    )
+    lines = {name: [(float(t), estimate) for t, estimate in found.items()] for name, found in results.items()}
+    table = Table("Loss by timestep (mean squared error of v)", ["", *map(str, TIMESTEPS)], rows, note)
+    return Part("loss", results, [table, Plot("Loss by timestep", "timestep", "mean squared error of v", lines)])
+
+
+@torch.no_grad()
+def decoder_errors(bench: Bench, prompts: list[Prompt], embeds: Tensor, images: Tensor) -> Tensor:
+    """Mean squared errors of v [N, T] of the decoder, conditioned as the pipeline conditions it.
+
+    Args:
+        embeds: image embeddings [N, D].
+        images: uint8 [N, 3, S, S], what the noise is laid over; image n with that of seed `bench.gallery.seed` + n.
+    """
+    scheduler, device = bench.pipe.decoder_scheduler, bench.pipe._execution_device
+    clean = images.to(device).float() / 127.5 - 1
+    noise = torch.stack([_noise(clean[0].shape, bench.gallery.seed + n) for n in range(len(clean))]).to(device)
+    found = []
+    for start in range(0, len(prompts), BATCH):
+        some = slice(start, start + BATCH)
+        predict = bench.pipe.decoder_prediction([p.text for p in prompts[some]], embeds[some])
+
+        def denoised(noised: Tensor, t: int) -> Tensor:
+            prediction = predict(noised, torch.tensor(t, device=device))[:, : noised.shape[1]].float()  # noqa: B023
+            return clean_from(scheduler, prediction, noised, torch.full((len(noised),), t, device=device))
+
+        found.append(velocity_errors(scheduler.alphas_cumprod, denoised, clean[some], noise[some]))
+    return torch.cat(found).cpu()
+
+
+def velocity_errors(alpha_bar: Tensor, denoised, clean: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared errors of v [N, T] of `denoised`, a function of noised images and a timestep that estimates x0.
+
+    v = alpha eps - sigma x0 = (alpha x_t - x0) / sigma (arXiv 2202.00512, appendix D), so that an error of x0 is sigma times
+    one of v, whatever a network predicts.
+    """
+    found = []
+    for t in TIMESTEPS:
+        signal = alpha_bar[t].to(clean)
+        noised = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        found.append((denoised(noised, t) - clean).square().flatten(1).mean(1) / (1 - signal))
+    return torch.stack(found, 1)
+
+
+def _known(bench: Bench) -> Tensor:
+    """Mean squared errors of v [N, T] of a denoiser that knows the icon, on icons of random size and place."""
+    rng, rows = np.random.default_rng([bench.gallery.seed, 9]), bench.singles.rows[: bench.count(KNOWN)]
+    alpha_bar = bench.pipe.decoder_scheduler.alphas_cumprod.cpu()
+    places = [place(rng) for _ in range(CANDIDATES)]
+    found = []
+    for n, (row, image) in enumerate(zip(rows, bench.singles.moved, strict=False)):
+        known = posed(bench.icons, [Layer(row, *place) for place in places]).float() / 127.5 - 1
+        clean = image[None].float() / 127.5 - 1
+        noise = _noise(clean[0].shape, bench.gallery.seed + n)[None]
+        found.append(velocity_errors(alpha_bar, lambda x, t: posterior_mean(x, known, alpha_bar[t]), clean, noise))  # noqa: B023
+    return torch.cat(found)
+
+
+def posterior_mean(noised: Tensor, candidates: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The expected x0 [N, ...] where x0 is one of `candidates` [K, ...], each as likely before."""
+    signal, noise = alpha_bar.sqrt(), 1 - alpha_bar
+    x, known = noised.flatten(1), candidates.flatten(1)  # [N, P], [K, P]
+    squares = known.square().sum(1)
+    weights = ((signal * x @ known.T - alpha_bar * squares / 2) / noise).softmax(1)  # |x|^2 is the same for all
+    return (weights @ known).view_as(noised)
+
+
+def _noise(shape: torch.Size, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

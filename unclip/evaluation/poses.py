@@ -1,0 +1,38 @@
+"""Real renders of single icons: in their one pose, or at stated sizes and places."""
+
+# N images
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.icons import IconSet
+from ..data.render import Layer, compose_sprites
+
+POSE = (0.5, 0.5, 0.91)  # x, y and size of a single icon, as fractions of the image's side
+SIZES, PLACES = (0.84, 0.98), (0.48, 0.52)  # between which icons vary that are not in their pose
+
+
+def in_pose(icons: IconSet, rows: Sequence[int], scale: float = 1.0) -> Tensor:
+    """The icons of these rows centred on white at the size of `POSE` times `scale`: uint8 [N, 3, 64, 64]."""
+    x, y, size = POSE
+    return posed(icons, [Layer(row, x, y, size * scale) for row in rows])
+
+
+def moved(icons: IconSet, rows: Sequence[int], seed: int) -> Tensor:
+    """The icons of these rows at other sizes and places, each its own: uint8 [N, 3, 64, 64]."""
+    rng = np.random.default_rng([seed, 8])
+    return posed(icons, [Layer(row, *place(rng)) for row in rows])
+
+
+def place(rng: np.random.Generator) -> tuple[float, float, float]:
+    """x, y and size of an icon, uniform between `PLACES` and `SIZES`."""
+    return rng.uniform(*PLACES), rng.uniform(*PLACES), rng.uniform(*SIZES)
+
+
+def posed(icons: IconSet, layers: Sequence[Layer]) -> Tensor:
+    """Each layer in an image of its own on white: uint8 [N, 3, 64, 64]."""
+    images = np.stack([compose_sprites([layer], icons.sprites, 64) for layer in layers])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,119 @@
+"""Single things by their names, as several parts look at them: which they are, and what the model samples for them."""
+
+# N names, D embedding dimension, S pixels of a side
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data.captions import style_phrase
+from ..data.icons import IconSet
+from ..data.plans import split_of_icon
+from . import prompts as ask
+from .alignment import Match, nearest_icon
+from .poses import in_pose, moved
+from .prompts import Prompt
+
+if TYPE_CHECKING:
+    from .bench import Bench
+
+NAMES = 256
+
+
+class Singles:
+    """The first names of a split that the model was trained on, each with one of the icons it was trained on.
+
+    Images are uint8 [N, 3, S, S], those of real renders at 64 px with the icon in its one pose. What is sampled for the bare
+    names after the prior are the part recognition's images.
+    """
+
+    def __init__(self, bench: "Bench"):
+        self.bench, self.icons = bench, bench.icons
+        every = ask.recognition(bench.icons, bench.split)
+        self.numbers = bench.cut([n for n, prompt in enumerate(every) if prompt.known], NAMES)
+        self._asked = every[: self.numbers[-1] + 1]
+        self.prompts = [every[n] for n in self.numbers]
+        self.rows = [trained_icon(bench.icons, prompt) for prompt in self.prompts]
+        self.of_name = [styles_of(bench.icons, prompt.text) for prompt in self.prompts]
+
+    @cached_property
+    def styled(self) -> list[Prompt]:
+        """The same names with the style of their icon."""
+        styles = [self.icons.icons[row]["style"] for row in self.rows]
+        return [
+            Prompt(f"{prompt.text} in {style_phrase(style)}", prompt.truth, prompt.right)
+            for prompt, style in zip(self.prompts, styles, strict=True)
+        ]
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Real renders of `rows`."""
+        return in_pose(self.icons, self.rows)
+
+    @cached_property
+    def moved(self) -> Tensor:
+        """Real renders of `rows` at other sizes and places."""
+        return moved(self.icons, self.rows, self.bench.gallery.seed)
+
+    @cached_property
+    def true_embeddings(self) -> Tensor:
+        """What the model's own CLIP gives `real`: [N, D]."""
+        return torch.cat([self.bench.clip.encode_image(chunk.float() / 255) for chunk in self.real.split(64)])
+
+    @cached_property
+    def from_prior(self) -> Tensor:
+        """Sampled for the bare names, image embeddings by the prior."""
+        return self.bench.draw("recognition", self._asked)[self.numbers]
+
+    @cached_property
+    def from_true(self) -> Tensor:
+        """Sampled for the bare names from `true_embeddings`."""
+        return self.bench.draw("names-true-embedding", self.prompts, self.true_embeddings)
+
+    @cached_property
+    def from_prior_styled(self) -> Tensor:
+        """Sampled for the names with their style, image embeddings by the prior."""
+        return self.bench.draw("names-styled", self.styled)
+
+    def enlarged(self, size: int, count: int) -> Tensor:
+        """The first `count` of `from_prior` through the upsampler, uint8 [count, 3, size, size]."""
+        low = self.from_prior[:count]
+        texts = [prompt.text for prompt in self.prompts[:count]]
+        large = self.bench.enlarged(f"upsampled-names-{low.shape[-1]}-{size}", texts, low.float() / 255, size)
+        return (large * 255).round().byte()
+
+    def nearest(self, images: Tensor) -> Match:
+        """For each of the names' images the most similar real render of the name, of any style."""
+        return nearest_icon(images, self.icons, self.of_name)
+
+    @cached_property
+    def nearest_to_prior(self) -> Match:
+        """`nearest` of the images `from_prior`."""
+        return self.nearest(self.from_prior)
+
+    @cached_property
+    def nearest_to_true(self) -> Match:
+        """`nearest` of the images `from_true`."""
+        return self.nearest(self.from_true)
+
+    @cached_property
+    def nearest_to_moved(self) -> Match:
+        """`nearest` of the real renders `moved`."""
+        return self.nearest(self.moved)
+
+
+def styles_of(icons: IconSet, concept: str) -> list[int]:
+    """A concept's rows, one in each style that has it, without a skin tone where there is such a one."""
+    return [rows[0] for rows in icons.by_concept[concept].values()]
+
+
+def trained_icon(icons: IconSet, prompt: Prompt) -> int:
+    """A row of the prompt's concept that was trained on: in the style of the prompt's truth, or in the next that was."""
+    (concept,) = prompt.right
+    styles = list(icons.by_concept[concept])
+    first = styles.index(prompt.truth.style)
+    order = styles[first:] + styles[:first]
+    seen = next((style for style in order if split_of_icon(concept, style) == "train"), order[0])
+    return icons.by_concept[concept][seen][0]
