@@ -14,6 +14,7 @@ import numpy as np
 
 from .anchors import called, table
 from .icons import IconSet
+from .layouts import FIT_SHIFT, FIT_SIZES
 from .plans import Plan
 from .render import GROUNDS, Layer
 
@@ -152,8 +153,8 @@ class Attachments:
         """The squares moved and scaled alike so that what is drawn fills the image, up to a margin."""
         drawn = [_drawn(square, self.extent(row)) for square, row in zip(squares, rows, strict=True)]
         left, top, right, bottom = (f(box[n] for box in drawn) for n, f in enumerate((min, min, max, max)))
-        scale = rng.uniform(0.86, 0.96) / max(right - left, bottom - top)
-        dx, dy = rng.uniform(-0.01, 0.01, 2)
+        scale = rng.uniform(*FIT_SIZES) / max(right - left, bottom - top)
+        dx, dy = rng.uniform(-FIT_SHIFT, FIT_SHIFT, 2)
         x0, y0 = 0.5 + dx - scale * (left + right) / 2, 0.5 + dy - scale * (top + bottom) / 2
         return [Square(x0 + scale * s.x, y0 + scale * s.y, scale * s.size) for s in squares]
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 
 import typeguard
@@ -147,3 +148,10 @@ def with_article(noun: str) -> str:
 @cache
 def plural(noun: str) -> str:
     return _INFLECT.plural_noun(noun) or noun
+
+
+def name_spans(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Where names stand in a caption, apart from each other ("dog" is not meant by "hot dog"); () if they do not."""
+    spans = [[m.span() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption)] for name in names]
+    apart = (s for s in product(*spans) if all(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(s, 2)))
+    return next(apart, ())

@@ -1,9 +1,6 @@
 """Training examples by index: the same (seed, index) is the same example on any process and after any resume."""
 
-import re
 import zlib
-from collections.abc import Sequence
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,14 @@ from torch.utils.data import Dataset
 from upsamplers.degrade import bsr
 
 from ..runtime.config import ConfigError, construct
+from .captions import name_spans
+from .layouts import PLACES
 from .pictures import PictureCrops, Pictures
 from .reading import check_there
 from .render import BACKGROUNDS, WHITE, Layer, apply_matrix, flatten, hue_rotation, render_svg
 from .scenes import IconSet, Scene, SceneSampler, mentions_style, split_of_concept
 from .sources import SPRITE_SIZE, STYLES
 
-PLACES = 16  # to a picture's side, where an example says what covers what
 _MIDDLES = (np.arange(PLACES) + 0.5) / PLACES
 
 
@@ -79,7 +77,7 @@ def _grounds(scene: Scene, icons: IconSet) -> dict[str, torch.Tensor]:
     sides = np.zeros((PLACES, PLACES), np.int8)
     order = scene.order or tuple(n % len(scene.names) for n in range(len(scene.layers)))
     coloured = any(layer.matrix is not None for layer in scene.layers)  # no longer what the icon is
-    for number, span in enumerate(() if coloured or len(scene.names) > 2 else _named(scene.caption, scene.names)):
+    for number, span in enumerate(() if coloured or len(scene.names) > 2 else name_spans(scene.caption, scene.names)):
         spans[number], rows[number] = torch.tensor(span), scene.layers[order.index(number)].icon
     if rows[1] >= 0:
         for number, layer in zip(order, scene.layers, strict=True):
@@ -105,13 +103,6 @@ def _opaque(layer: Layer, icons: IconSet) -> np.ndarray:
     ]
     across, down = (cell.clip(0, len(alpha) - 1) for cell in cells)
     return _square(layer) & (alpha[down[:, None], across] > 127)
-
-
-def _named(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Where names stand in a caption, apart from each other ("dog" is not meant by "hot dog"); () if they do not."""
-    spans = [[m.span() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption)] for name in names]
-    apart = (s for s in product(*spans) if all(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(s, 2)))
-    return next(apart, ())
 
 
 class EmojiCrops(Dataset):

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .captions import SIZE_WORDS, is_everyday, style_phrase, with_tone
+from .layouts import POSE_SIZE
 from .plans import NUMBERS, Scene
 from .render import BACKGROUNDS, COLOURS, area_weights, compose_sprites, compose_svg
 from .shapes import shape_icons
 from .words import Vocabulary, Words, load_words
 
-POSE_SIZE = 0.91  # of the side: how large a single icon is where all of them have one pose
 OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 _LETTERS = re.compile(r"\bbutton\b|^keycap|^input |^(circled m|copyright|registered|trade mark|atm sign|information)$")
 

@@ -22,7 +22,21 @@ from .captions import (
     with_tone,
     wordings,
 )
-from .icons import OBJECT_GROUPS, POSE_SIZE, IconSet
+from .icons import OBJECT_GROUPS, IconSet
+from .layouts import (
+    COUNT_SPOTS,
+    GROUND_SHIFT,
+    GROUND_SIZES,
+    LARGE,
+    LARGE_SHIFT,
+    NAMED_SIZES,
+    PAIR_RELATIONS,
+    POSE_SIZE,
+    RELATION_SPOTS,
+    SHIFT,
+    SHRINK,
+    SINGLE_SIZES,
+)
 from .plans import (
     KIND_WEIGHTS,
     MORE_KINDS,
@@ -72,20 +86,6 @@ GROUP_WEIGHTS = {
 }
 TONE_SHARE = 0.2
 MAX_TRIES = 10_000
-_COUNT_SPOTS = {
-    2: ((0.26, 0.5, 0.46), (0.74, 0.5, 0.46)),
-    3: ((0.5, 0.27, 0.44), (0.26, 0.73, 0.44), (0.74, 0.73, 0.44)),
-    4: ((0.26, 0.26, 0.44), (0.74, 0.26, 0.44), (0.26, 0.74, 0.44), (0.74, 0.74, 0.44)),
-    5: ((0.2, 0.2, 0.34), (0.8, 0.2, 0.34), (0.5, 0.5, 0.34), (0.2, 0.8, 0.34), (0.8, 0.8, 0.34)),
-}
-# The first spot is the first-named object's.
-_RELATION_SPOTS = {
-    "left": ((0.26, 0.5, 0.48), (0.74, 0.5, 0.48)),
-    "right": ((0.74, 0.5, 0.48), (0.26, 0.5, 0.48)),
-    "above": ((0.5, 0.26, 0.48), (0.5, 0.74, 0.48)),
-    "below": ((0.5, 0.74, 0.48), (0.5, 0.26, 0.48)),
-    "on top": ((0.5, 0.30, 0.48), (0.5, 0.67, 0.60)),
-}
 
 
 class SceneSampler:
@@ -161,13 +161,17 @@ class SceneSampler:
         self._pair_words = [words for words in PAIR_WORDS if "attachment" not in of_kinds or " with " not in words]
 
     def scene(self, index: int) -> Scene:
+        return self.lay_out(*self.planned(index))
+
+    def planned(self, index: int) -> tuple[Plan, np.random.Generator]:
+        """What scene `index` shows, and the generator that lays it out."""
         rng = self._rng(index)
         if self.contrast and index % 2 and rng.random() < self.contrast:
             changes = self.changes(self.plan(index - 1))
             if changes:
-                return self.lay_out(pick(rng, changes), rng)
+                return pick(rng, changes), rng
             rng = self._rng(index, 1)
-        return self.lay_out(self._plan(rng), rng)
+        return self._plan(rng), rng
 
     def plan(self, index: int) -> Plan:
         """What scene `index` shows, where no neighbour is contrasted."""
@@ -260,21 +264,21 @@ class SceneSampler:
         tone = plan.kind == "single" and rng.random() < self.tones
         rows = [self._row(c, plan.style, rng, tone) for c in plan.concepts] * plan.count
         if plan.count > 1:
-            spots = _COUNT_SPOTS[plan.count]
+            spots = COUNT_SPOTS[plan.count]
         elif plan.relation:
-            spots = _RELATION_SPOTS[plan.relation]
+            spots = RELATION_SPOTS[plan.relation]
         elif len(rows) == 2:
-            spots = _RELATION_SPOTS[pick(rng, ["left", "right"])]
+            spots = RELATION_SPOTS[pick(rng, PAIR_RELATIONS)]
         else:
-            side = rng.uniform(0.84, 0.98)
-            side = {"small": 0.42, "large": 1.0}.get(plan.size, POSE_SIZE if self.single_pose else side)
+            side = rng.uniform(*SINGLE_SIZES)
+            side = NAMED_SIZES.get(plan.size, POSE_SIZE if self.single_pose else side)
             spots = ((0.5, 0.5, side),)
         matrix = self._turned(rows[0], plan.colour)
-        shrink = rng.uniform(0.9, 1.0) if len(rows) > 1 else 1.0
+        shrink = rng.uniform(SHRINK, 1.0) if len(rows) > 1 else 1.0
         layers = []
-        jitter = 0.0 if self.single_pose and len(rows) == 1 else 0.02
+        shift = 0.0 if self.single_pose and len(rows) == 1 else SHIFT
         for row, (x, y, size) in zip(rows, spots, strict=True):
-            dx, dy = rng.uniform(-jitter, jitter, 2) * (1.0 if size < 0.95 else 0.3)
+            dx, dy = rng.uniform(-shift, shift, 2) * (1.0 if size < LARGE else LARGE_SHIFT)
             layers.append(Layer(row, x + dx, y + dy, size * shrink, matrix))
         ground = _ground(plan.background, rng)
         tone_name = self.icons.icons[rows[0]]["tone"]
@@ -289,9 +293,9 @@ class SceneSampler:
             layers, order = self._attachments.lay_out(plan, rows, rng)
         else:
             order = (0, 0, 1) if len(rows) == 2 else tuple(range(len(rows)))
-            spots = _COUNT_SPOTS[3] if plan.kind == "three" else ((0.5, 0.5, rng.uniform(0.7, 0.92)),)
+            spots = COUNT_SPOTS[3] if plan.kind == "three" else ((0.5, 0.5, rng.uniform(*GROUND_SIZES)),)
             spots = [spots[n] for n in rng.permutation(3)] if len(rows) == 2 else spots
-            shrink, moved = rng.uniform(0.9, 1.0), rng.uniform(-0.02, 0.02, (len(spots), 2))
+            shrink, moved = rng.uniform(SHRINK, 1.0), rng.uniform(-SHIFT, SHIFT, (len(spots), 2))
             placed = zip(order, spots, moved, strict=True)
             layers = [Layer(rows[n], x + dx, y + dy, size * shrink) for n, (x, y, size), (dx, dy) in placed]
         if plan.colours:
@@ -377,7 +381,8 @@ def _ground(name: str | None, rng: np.random.Generator) -> tuple[int, int, int]:
     """The colour behind the objects: white, or about that of the name."""
     if not name:
         return WHITE
-    return tuple(int(np.clip(v + rng.integers(-10, 11), 0, 255)) for v in (BACKGROUNDS | GROUNDS)[name])
+    shifts = (int(rng.integers(-GROUND_SHIFT, GROUND_SHIFT + 1)) for _ in range(3))
+    return tuple(min(max(v + shift, 0), 255) for v, shift in zip((BACKGROUNDS | GROUNDS)[name], shifts, strict=True))
 
 
 def _normalised(weights: list[float]) -> np.ndarray:

@@ -10,7 +10,8 @@ import typeguard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.data.examples import EmojiCrops, EmojiScenes, _named
+from unclip.data.captions import name_spans
+from unclip.data.examples import EmojiCrops, EmojiScenes
 from unclip.data.render import (
     COLOURS,
     Layer,
@@ -305,7 +306,7 @@ def test_a_scene_of_two_says_where_each_is_and_where_its_caption_names_it(icons)
     ],
 )
 def test_a_name_inside_the_other_is_not_meant(caption, names, found):
-    assert _named(caption, names) == found
+    assert name_spans(caption, names) == found
 
 
 def test_crops_of_one_rendering_are_windows_of_it_whatever_was_asked_before(monkeypatch):
