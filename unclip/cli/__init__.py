@@ -8,7 +8,7 @@ import typer
 
 from .clip import classify, search
 from .convert import kandinsky_prior, karlo
-from .data import emoji, phrases
+from .data import bank, emoji, phrases
 from .embed import embed
 from .evaluate import evaluate
 from .generate import generate, rerank
@@ -101,3 +101,4 @@ convert_app.command()(karlo)
 convert_app.command("kandinsky-prior")(kandinsky_prior)
 data_app.command()(emoji)
 data_app.command()(phrases)
+data_app.command()(bank)

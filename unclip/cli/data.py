@@ -48,3 +48,43 @@ def phrases(
 
     heard, concepts = hear_phrases(data, clip.encode_text, progress)
     print(f"{heard} phrases are heard as {concepts} concepts")
+
+
+def bank(
+    config: Annotated[Path, typer.Argument(help="A stage's configuration, whose data section says which scenes.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("data/emoji/bank.npz"),
+    plans: Annotated[int, typer.Option(help="How many scenes.")] = 1_000_000,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model, or the run of a CLIP: its tokenizer spells the captions. Default: objective.clip."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="That make plans side by side; the bank is the same.")] = 2,
+    force: Force = False,
+) -> None:
+    """Make the plans of emoji scenes ahead, so that training makes its batches on its device alone."""
+    from tqdm import tqdm
+
+    from ..checkpoints import components_folder, load_components, readable_size
+    from ..config import load_config
+    from ..data.bank_build import build_bank
+
+    for name, value in (("plans", plans), ("processes", processes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists already; choose another file or pass --force")
+    settings = load_config(config, overrides or [])
+    clip = model or (settings.get("objective") or {}).get("clip")
+    if clip is None:
+        raise ValueError(f"{config} names no objective.clip, whose tokenizer spells the captions; give one with --model")
+    tokenizer = load_components(components_folder(clip), ["tokenizer"])["tokenizer"]
+
+    def progress(chunks, total):
+        return tqdm(chunks, total=total, desc="plans", file=sys.stderr)
+
+    made = build_bank(settings.get("data") or {}, tokenizer, plans, "train", settings.get("seed", 0), processes, progress)
+    made.save(out)
+    print(f"{len(made)} plans, {len(made.lengths)} captions, {readable_size(out.stat().st_size)}")
