@@ -77,7 +77,8 @@ class BankScenes(nn.Module):
         """
         plans = indices % len(self.plans)
         icon, other, layout, matrix, ground, caption = self.plans[plans].long().unbind(1)
-        layers = self._layers(indices, torch.stack([icon, other], 1), layout, matrix)
+        icons, random = torch.stack([icon, other], 1), scalars(self.seed, indices)
+        layers = self._layers(indices, random, icons, layout, matrix)
         text, named, names_style = self._text(caption)
         style = self.styles[icon]
         return {
@@ -88,8 +89,8 @@ class BankScenes(nn.Module):
             "style": style,
             "caption_style": torch.where(names_style, style, -1),
             "icon": torch.where(self.is_single[layout], icon, -1),
-            "random": scalars(self.seed, indices),
-            "rows": torch.where(torch.arange(2, device=named.device) < named[:, None], torch.stack([icon, other], 1), -1),
+            "random": random,
+            "rows": torch.where(torch.arange(2, device=named.device) < named[:, None], icons, -1),
             "sides": _sides(layers) * (named == 2)[:, None, None],
         }
 
@@ -104,17 +105,16 @@ class BankScenes(nn.Module):
         layers = Layers(icons[:, None], half, half, torch.full_like(half, POSE_SIZE))
         return compose(self.atlas, layers, self.grounds[:1].expand(len(icons), -1), self.size)
 
-    def _layers(self, indices: Tensor, icons: Tensor, layout: Tensor, matrix: Tensor) -> Layers:
-        """The layers [B, L] of scenes of one concept or two, `icons` [B, 2]."""
+    def _layers(self, indices: Tensor, random: Tensor, icons: Tensor, layout: Tensor, matrix: Tensor) -> Layers:
+        """The layers [B, L] of scenes of one concept or two, `icons` [B, 2], by the examples' `scalars`."""
         spots, numbers = self.spots[layout], self.concepts[layout]  # [B, L, 3], [B, L]
         growth, least, shift = self.ranges[layout].unbind(1)  # [B] each
         count = numbers.shape[1]
-        drawn = uniform(self.seed, Stream.SCENE_SIZE, indices), uniform(self.seed, Stream.SCENE_SHRINK, indices)
         places = uniform(self.seed, Stream.SCENE_PLACE, indices, count, 2) * 2 - 1  # [B, L, 2]
-        size = spots[..., 2] + (growth * drawn[0])[:, None]  # [B, L]
+        size = spots[..., 2] + (growth * random[:, Stream.SCENE_SIZE])[:, None]  # [B, L]
         moved = shift[:, None] * torch.where(size < LARGE, 1.0, LARGE_SHIFT)
         x, y = (spots[..., :2] + moved[..., None] * places).unbind(2)
-        shrunk = size * (least + (1 - least) * drawn[1])[:, None]
+        shrunk = size * (least + (1 - least) * random[:, Stream.SCENE_SHRINK])[:, None]
         icons = torch.where(numbers < 0, -1, icons.gather(1, numbers.clamp_min(0)))
         matrices = self.matrices[matrix][:, None].expand(-1, count, -1, -1) if self.has_colours else None
         return Layers(icons, x, y, shrunk, matrices)

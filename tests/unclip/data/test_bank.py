@@ -19,6 +19,7 @@ from unclip.data.plans import KIND_WEIGHTS, Scene
 from unclip.data.render import Layer
 from unclip.data.scenes import SceneSampler, is_everyday
 from unclip.objectives.frozen_clip import FrozenCLIP
+from unclip.runtime.random import scalars
 
 COUNT = 400
 DATA = {"path": "shapes", "contrast": 0.3, "loose": 0.2}
@@ -64,7 +65,7 @@ def wanted(examples) -> dict[str, Tensor]:
 
 def layers_of(scenes: BankScenes, indices: Tensor) -> list[list[Layer]]:
     icon, other, layout, matrix, *_ = scenes.plans[indices % len(scenes.plans)].long().unbind(1)
-    layers = scenes._layers(indices, torch.stack([icon, other], 1), layout, matrix)
+    layers = scenes._layers(indices, scalars(scenes.seed, indices), torch.stack([icon, other], 1), layout, matrix)
     rows = zip(*(t.tolist() for t in (layers.icons, layers.x, layers.y, layers.size)), strict=True)
     return [[Layer(*facts) for facts in zip(*row, strict=True) if facts[0] >= 0] for row in rows]
 
