@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from unclip.data.distort import DISTORTIONS
-from unclip.data.emoji import STYLES
 from unclip.data.icons import IconSet
 from unclip.data.judged import damaged, renders
 from unclip.data.plans import split_of_concept
+from unclip.data.sources import STYLES
 from unclip.evaluation.poses import in_pose
 from unclip.evaluation.style_judge import FILE, StyleJudge, train
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.icons import IconSet
+from ..data.icons import POSE_SIZE, IconSet
 from ..data.render import Layer, compose_sprites
 
-POSE = (0.5, 0.5, 0.91)  # x, y and size of a single icon, as fractions of the image's side
+POSE = (0.5, 0.5, POSE_SIZE)  # x, y and size of a single icon, as fractions of the image's side
 SIZES, PLACES = (0.84, 0.98), (0.48, 0.52)  # between which icons vary that are not in their pose
 
 

@@ -36,15 +36,15 @@ class Singles:
         self._asked = every[: self.numbers[-1] + 1]
         self.prompts = [every[n] for n in self.numbers]
         self.rows = [trained_icon(bench.icons, prompt) for prompt in self.prompts]
+        self.styles = [bench.icons.icons[row]["style"] for row in self.rows]
         self.of_name = [styles_of(bench.icons, prompt.text) for prompt in self.prompts]
 
     @cached_property
     def styled(self) -> list[Prompt]:
         """The same names with the style of their icon."""
-        styles = [self.icons.icons[row]["style"] for row in self.rows]
         return [
             Prompt(f"{prompt.text} in {style_phrase(style)}", prompt.truth, prompt.right)
-            for prompt, style in zip(self.prompts, styles, strict=True)
+            for prompt, style in zip(self.prompts, self.styles, strict=True)
         ]
 
     @cached_property
@@ -69,8 +69,8 @@ class Singles:
 
     @cached_property
     def from_true(self) -> Tensor:
-        """Sampled for the bare names from `true_embeddings`."""
-        return self.bench.draw("names-true-embedding", self.prompts, self.true_embeddings)
+        """Sampled for the names with their style from `true_embeddings`, which are of that style."""
+        return self.bench.draw("names-true-embedding", self.styled, self.true_embeddings)
 
     @cached_property
     def from_prior_styled(self) -> Tensor:

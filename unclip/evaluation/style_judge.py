@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.emoji import STYLES
-from ..judge import SHIPPED
+from ..clip.judge import SHIPPED
+from ..data.sources import STYLES
 from .metrics import objects, steps
 
 FILE = SHIPPED / "style.safetensors"

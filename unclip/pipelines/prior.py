@@ -70,6 +70,7 @@ class UnCLIPPriorPipeline(UnCLIPBase):
         call = self._begin(count, images, given, generator, callback=callback_on_step_end, callback_inputs=inputs)
 
         text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
+        text.style = self._styles(None, [prompt] if isinstance(prompt, str) else prompt, len(text), generator)
         embedding = self._draw_embedding(text, call, prior_latents)
 
         self.maybe_free_model_hooks()

@@ -22,15 +22,13 @@ from unclip.data.scenes import IconSet
 from unclip.evaluation import prompts as ask
 from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
+from unclip.evaluation.parts import PARTS
 from unclip.evaluation.parts.composition import answered
 from unclip.evaluation.parts.fidelity import COPY, nearest_render, training_renders
 from unclip.evaluation.parts.prior import TURNS, WAYS
 from unclip.evaluation.run import Settings, _open
 from unclip.evaluation.run import evaluate as run_evaluation
-from unclip.io.checkpoints import save_components
 from unclip.pipelines import UnCLIPPipeline
-from unclip.runtime.config import load_config
-from unclip.training.objectives import create
 
 
 class Oracle:
@@ -55,11 +53,6 @@ class Comparing:
         small = F.interpolate(pictures.float() / 255, (16, 16), mode="area")
         found = F.normalize((small - small[:, :, :1, :1]).flatten(1), dim=-1)
         return found, found
-
-
-@pytest.fixture(scope="module")
-def icons() -> IconSet:
-    return IconSet.load("shapes")
 
 
 def bench(icons: IconSet, tmp_path: Path, prompts: list[ask.Prompt]) -> tuple[Bench, torch.Tensor]:
@@ -144,24 +137,6 @@ def test_a_gallery_draws_what_is_missing_and_nothing_else(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- the command
-
-
-@pytest.fixture(scope="module")
-def tiny_judge(tmp_path_factory) -> Path:
-    config = load_config(ROOT / "configs/tiny/judge.yaml")
-    torch.manual_seed(0)
-    objective = create("judge", {k: config[k] for k in ("model", "data", "objective")}, seed=0)
-    folder = tmp_path_factory.mktemp("judge")
-    save_components(folder, objective.eval().components())
-    return folder
-
-
-@pytest.fixture
-def evaluate(command, tiny_folder, tiny_judge):
-    def call(out: Path, *more, model: Path = tiny_folder) -> tuple[int, str, str]:
-        return command("evaluate", model, "--out", out, "--data", "shapes", "--judge", tiny_judge, "--limit", 8, *more)
-
-    return call
 
 
 @pytest.fixture
@@ -318,8 +293,9 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     code, _, error = evaluate(tmp_path / "report")
     assert code == 0, error
     found = numbers(tmp_path / "report")
-    expected = ["judge", "recognition", "composition", "rectangle", "fidelity", "prior", "sweeps", "upsamplers"]
-    assert list(found["results"]) == expected and "everyday" in found["protocol"]["left_out"]
+    assert (
+        list(found["results"]) == [name for name in PARTS if name != "everyday"] and "everyday" in found["protocol"]["left_out"]
+    )
     assert {row["what"] for row in found["summary"]} >= {"weights, MB", "Fréchet distance, times the floor"}
     assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
     own, pictures = found["protocol"]["sampling"]["decoder_guidance_scale"], tmp_path / "report" / "pictures"

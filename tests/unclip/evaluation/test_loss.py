@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_networks
 
 from unclip.data.icons import IconSet
-from unclip.diffusion import schedule
+from unclip.diffusion.schedules import schedule
 from unclip.evaluation import prompts as ask
 from unclip.evaluation.bench import Bench
 from unclip.evaluation.drawing import Gallery
@@ -47,7 +47,8 @@ def bench_of(pipe: UnCLIPPipeline, folder: Path) -> Bench:
 
 
 def errors(bench: Bench, prompts: list[ask.Prompt]) -> torch.Tensor:
-    return decoder_errors(bench, prompts, bench.true_embeddings(prompts), bench.truths(prompts))
+    styles = [prompt.truth.style for prompt in prompts]
+    return decoder_errors(bench, prompts, styles, bench.true_embeddings(prompts), bench.truths(prompts))
 
 
 def test_it_is_of_the_decoder_as_the_pipeline_conditions_it(tiny, tmp_path):
@@ -75,7 +76,7 @@ def test_it_is_of_the_decoder_as_the_pipeline_conditions_it(tiny, tmp_path):
 
 def test_a_decoder_that_predicts_noise_and_its_variance_is_measured_alike(tmp_path):
     from decoder import Decoder
-    from unclip.diffusion import ancestral
+    from unclip.diffusion.schedules import ancestral
 
     networks = tiny_networks()
     config = dict(networks["decoder"].config)
@@ -93,6 +94,6 @@ def test_a_decoder_that_predicts_noise_and_its_variance_is_measured_alike(tmp_pa
 
 def test_what_is_no_prompt_or_embedding_is_refused(tiny):
     with pytest.raises(ValueError, match="prompt is empty"):
-        tiny.decoder_prediction("", torch.zeros(1, 32))
+        tiny.decoder_prediction([""], torch.zeros(1, 32))
     with pytest.raises(ValueError, match=r"image_embeds must be \[2, 32\], got \[1, 32\]"):
         tiny.decoder_prediction(["a star", "a ring"], torch.zeros(1, 32))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...data.icons import IconSet
 from ...data.render import Layer, compose_svg, flatten, render_svg
 from ..bench import Bench
 from ..metrics import colours, flat_share, median
@@ -24,7 +25,7 @@ def measure(bench: Bench) -> Part:
     true = {name: median(statistic(singles.from_true.float() / 255)) for name, statistic in STATISTICS.items()}
     if len(sizes) > 1:
         count = bench.count(LARGE)
-        pairs[sizes[1]] = (singles.enlarged(sizes[1], count), _rendered(bench, sizes[1], count))
+        pairs[sizes[1]] = (singles.enlarged(sizes[1], count), rendered(bench.icons, singles.rows[:count], sizes[1]))
     results: dict[str, dict] = {}
     for size, (sampled, real) in pairs.items():
         found = {}
@@ -44,9 +45,8 @@ def measure(bench: Bench) -> Part:
     return Part("flatness", results, [Table("Flatness", ["size", "", "sampled", "real renders"], rows, note)])
 
 
-def _rendered(bench: Bench, size: int, count: int) -> Tensor:
-    """The first icons in their pose from the vectors: uint8 [N, 3, size, size]."""
-    layers = [Layer(row, *POSE) for row in bench.singles.rows[:count]]
-    drawings = [compose_svg([layer], lambda row: bench.icons.icons[row]["svg"]) for layer in layers]
+def rendered(icons: IconSet, rows: list[int], size: int) -> Tensor:
+    """Icons in their pose, from the vectors: uint8 [N, 3, size, size]."""
+    drawings = [compose_svg([Layer(row, *POSE)], lambda n: icons.icons[n]["svg"]) for row in rows]
     images = [torch.from_numpy(flatten(render_svg(drawing, size))) for drawing in drawings]
     return torch.stack(images).permute(0, 3, 1, 2).contiguous()

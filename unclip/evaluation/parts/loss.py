@@ -2,12 +2,14 @@
 
 # N images, T timesteps, K candidates, P values of an image
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...data.render import Layer
-from ...diffusion import clean_from
+from ...diffusion.sampling import clean_from
 from .. import prompts as ask
 from ..bench import Bench
 from ..metrics import mean
@@ -16,6 +18,7 @@ from ..prompts import Prompt
 from ..report import Part, Plot, Table
 
 TIMESTEPS = (100, 300, 500, 700, 800, 900, 980)
+SURE = TIMESTEPS[2:]  # where `CANDIDATES` are as good as all sizes and places: with less noise their number shows
 SCENES = 256
 KNOWN = 64  # icons of which a denoiser that knows them is computed
 CANDIDATES = 512  # sizes and places that it averages over
@@ -31,14 +34,17 @@ def measure(bench: Bench) -> Part:
     singles = bench.singles
     scenes = ask.scenes(bench.icons, bench.split, bench.count(SCENES))
     errors = {
-        "training icons": decoder_errors(bench, singles.prompts, singles.true_embeddings, singles.real),
-        "held-out scenes": decoder_errors(bench, scenes, bench.true_embeddings(scenes), bench.truths(scenes)),
+        "training icons": decoder_errors(bench, singles.prompts, singles.styles, singles.true_embeddings, singles.real),
+        "held-out scenes": decoder_errors(
+            bench, scenes, [p.truth.style for p in scenes], bench.true_embeddings(scenes), bench.truths(scenes)
+        ),
         "icon known": _known(bench),
     }
     results = {
-        name: {str(t): mean(column) for t, column in zip(TIMESTEPS, found.T, strict=True)} for name, found in errors.items()
+        name: {str(t): mean(column) for t, column in zip(TIMESTEPS[-found.shape[1] :], found.T, strict=True)}
+        for name, found in errors.items()
     }
-    rows = [[name, *found.values()] for name, found in results.items()]
+    rows = [[name, *(found.get(str(t)) for t in TIMESTEPS)] for name, found in results.items()]
     note = (
         f"{len(singles.prompts)} training icons in their pose and {len(scenes)} held-out scenes, without guidance; an image's "
         f"noise is the same at every timestep. Icon known: the posterior mean over {CANDIDATES} sizes and places of the icon."
@@ -49,10 +55,11 @@ def measure(bench: Bench) -> Part:
 
 
 @torch.no_grad()
-def decoder_errors(bench: Bench, prompts: list[Prompt], embeds: Tensor, images: Tensor) -> Tensor:
+def decoder_errors(bench: Bench, prompts: list[Prompt], styles: list[str], embeds: Tensor, images: Tensor) -> Tensor:
     """Mean squared errors of v [N, T] of the decoder, conditioned as the pipeline conditions it.
 
     Args:
+        styles: the images' styles, for decoders that know some.
         embeds: image embeddings [N, D].
         images: uint8 [N, 3, S, S], what the noise is laid over; image n with that of seed `bench.gallery.seed` + n.
     """
@@ -62,7 +69,7 @@ def decoder_errors(bench: Bench, prompts: list[Prompt], embeds: Tensor, images: 
     found = []
     for start in range(0, len(prompts), BATCH):
         some = slice(start, start + BATCH)
-        predict = bench.pipe.decoder_prediction([p.text for p in prompts[some]], embeds[some])
+        predict = bench.pipe.decoder_prediction([p.text for p in prompts[some]], embeds[some], styles[some])
 
         def denoised(noised: Tensor, t: int) -> Tensor:
             prediction = predict(noised, torch.tensor(t, device=device))[:, : noised.shape[1]].float()  # noqa: B023
@@ -72,14 +79,20 @@ def decoder_errors(bench: Bench, prompts: list[Prompt], embeds: Tensor, images: 
     return torch.cat(found).cpu()
 
 
-def velocity_errors(alpha_bar: Tensor, denoised, clean: Tensor, noise: Tensor) -> Tensor:
+def velocity_errors(
+    alpha_bar: Tensor,
+    denoised: Callable[[Tensor, int], Tensor],
+    clean: Tensor,
+    noise: Tensor,
+    timesteps: Sequence[int] = TIMESTEPS,
+) -> Tensor:
     """Mean squared errors of v [N, T] of `denoised`, a function of noised images and a timestep that estimates x0.
 
     v = alpha eps - sigma x0 = (alpha x_t - x0) / sigma (arXiv 2202.00512, appendix D), so that an error of x0 is sigma times
     one of v, whatever a network predicts.
     """
     found = []
-    for t in TIMESTEPS:
+    for t in timesteps:
         signal = alpha_bar[t].to(clean)
         noised = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         found.append((denoised(noised, t) - clean).square().flatten(1).mean(1) / (1 - signal))
@@ -87,7 +100,7 @@ def velocity_errors(alpha_bar: Tensor, denoised, clean: Tensor, noise: Tensor) -
 
 
 def _known(bench: Bench) -> Tensor:
-    """Mean squared errors of v [N, T] of a denoiser that knows the icon, on icons of random size and place."""
+    """Mean squared errors of v, at the timesteps `SURE`, of a denoiser that knows the icon, not its size and place."""
     rng, rows = np.random.default_rng([bench.gallery.seed, 9]), bench.singles.rows[: bench.count(KNOWN)]
     alpha_bar = bench.pipe.decoder_scheduler.alphas_cumprod.cpu()
     places = [place(rng) for _ in range(CANDIDATES)]
@@ -96,7 +109,9 @@ def _known(bench: Bench) -> Tensor:
         known = posed(bench.icons, [Layer(row, *place) for place in places]).float() / 127.5 - 1
         clean = image[None].float() / 127.5 - 1
         noise = _noise(clean[0].shape, bench.gallery.seed + n)[None]
-        found.append(velocity_errors(alpha_bar, lambda x, t: posterior_mean(x, known, alpha_bar[t]), clean, noise))  # noqa: B023
+        found.append(
+            velocity_errors(alpha_bar, lambda x, t: posterior_mean(x, known, alpha_bar[t]), clean, noise, SURE)  # noqa: B023
+        )
     return torch.cat(found)
 
 

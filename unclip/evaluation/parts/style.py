@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.emoji import STYLES
 from ...data.icons import IconSet
 from ...data.judged import damaged, renders
 from ...data.plans import split_of_concept
+from ...data.sources import STYLES
 from ..bench import Bench
 from ..metrics import mean, ratio
 from ..poses import in_pose
