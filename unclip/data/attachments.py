@@ -7,6 +7,7 @@ of a thing that lies in its opening; `mask`, where another's face goes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -96,6 +97,32 @@ class Attachments:
         colours = colours if any(colours) else ()
         return Plan("attachment", tuple(concepts), style, relation=relation, background=ground, colours=colours)
 
+    def allows(self, plan: Plan) -> bool:
+        """Whether the icons have what the plan attaches, in its style, and somewhere to put it."""
+        base, *things = plan.concepts
+        if any(plan.style not in self.icons.by_concept[c] for c in plan.concepts):
+            return False
+        if plan.relation == "wearing":
+            return all(self._fits(thing, base, plan.style) for thing in things)
+        points = table()["bases"].get(base, {}).get(plan.style, {})
+        return plan.relation == "badge" or any(anchor in points for anchor in BASES[plan.relation])
+
+    def alternatives(self, plan: Plan, number: int) -> list[str]:
+        """The concepts that could take the place of the base (0) or of the thing (1) of a plan of two."""
+        if number == 0:
+            found = [base for base, style in self.bases[plan.relation] if style == plan.style]
+        else:
+            lists = {
+                "wearing": ["worn"],
+                "holding": ["held"],
+                "badge": ["badges"],
+                "face": ["faces"],
+                "inside": ["foods", "riders"],
+            }
+            found = sorted({c for name in lists.get(plan.relation, ["riders"]) for c in table()[name]} & self.concepts)
+        plans = ((c, replace(plan, concepts=(c, plan.concepts[1]) if number == 0 else (plan.concepts[0], c))) for c in found)
+        return [c for c, other in plans if c not in plan.concepts and self.allows(other)]
+
     def _thing(self, relation: str, base: str, style: str, rng: np.random.Generator) -> str | None:
         lists = table()
         if relation == "wearing":
@@ -157,6 +184,10 @@ class Attachments:
         dx, dy = rng.uniform(-FIT_SHIFT, FIT_SHIFT, 2)
         x0, y0 = 0.5 + dx - scale * (left + right) / 2, 0.5 + dy - scale * (top + bottom) / 2
         return [Square(x0 + scale * s.x, y0 + scale * s.y, scale * s.size) for s in squares]
+
+    def drawn(self, layer: Layer) -> Box:
+        """What a layer draws, in fractions of the image."""
+        return _drawn(Square(layer.x, layer.y, layer.size), self.extent(layer.icon))
 
     def extent(self, row: int) -> Box:
         """What an icon draws of its square, in fractions of it."""
