@@ -10,7 +10,8 @@ import yaml
 @cache
 def table() -> dict[str, Any]:
     """The table, with its points as fractions of the icon's square."""
-    found = yaml.safe_load((Path(__file__).parent / "attachments.yaml").read_text())
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is ten times as fast
+    found = yaml.load((Path(__file__).parent / "attachments.yaml").read_text(), Loader=loader)
     for icons in (found["bases"], found["worn"]):
         for styles in icons.values():
             for style, points in styles.items():

@@ -57,7 +57,7 @@ def test_the_table_is_of_emoji_and_of_points_on_them():
     assert known.issuperset(found["bases"]) and known.issuperset(found["worn"]) and known.issuperset(found["names"])
     for name in ("riders", "faces", "held", "foods", "dishes", "badges"):
         assert known.issuperset(found[name]) and max(Counter(found[name]).values()) == 1
-    assert set(found["dishes"]) <= set(found["bases"]) and len(found["bases"]) > 150
+    assert set(found["dishes"]) <= set(found["bases"]) and len(found["bases"]) > 200
     for styles in found["bases"].values():
         assert set(styles) <= set(STYLES)
         for points in styles.values():
