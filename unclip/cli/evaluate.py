@@ -19,7 +19,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Parts, repeatable: judge, recognition, everyday, composition, rectangle, fidelity, prior, sweeps, "
-            "upsamplers, likeness, loss, flatness, style, parts, copies, pairs."
+            "upsamplers, likeness, loss, flatness, style, parts, copies, pairs, attachments."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many pictures of each kind, for a quick look.")] = None,

@@ -5,7 +5,7 @@ or another thing, with one of the two alone, with the thing elsewhere, with the 
 compared with them in the judge's image embeddings, both cut to what stands on their ground.
 """
 
-# N images, K renders, D embedding dimension, P places
+# N images, K renders, D embedding dimension
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from ..data.attachments import Attachments, Box
 from ..data.plans import Plan
 from ..data.render import Layer, compose_sprites
 from ..data.scenes import IconSet
-from .detector import _centred, _ground
+from .detector import centred, ground_colour
 
 OTHERS = 49  # other bases, and other things, that each is told from, as far as so many go together
 SIDE = 7  # places in a row and in a column that the thing is tried at
@@ -36,12 +36,12 @@ class AttachedDetector:
         self.judge, self.icons = judge, icons
         self.attachments = Attachments(icons, icons.recognisable)
 
-    def answers(self, images: Tensor, plan: Plan) -> tuple[dict[str, list[bool]], dict[str, float]]:
-        """For each of `ASKED` whether each of the images uint8 [N, 3, S, S] answers rightly, and what chance gives.
+    def answers(self, images: Sequence[Tensor], plan: Plan) -> tuple[dict[str, list[bool]], dict[str, float]]:
+        """For each of `ASKED` whether each of the images, uint8 [3, S, S], answers rightly, and what chance gives.
 
         An image may be in any style that has both icons; the most similar one's renders are those that it is compared with.
         """
-        seen = self._embed([_centred(image, _ground(image)) for image in images])
+        seen = torch.cat([self._embed([centred(image, ground_colour(image))]) for image in images])  # of any size each
         plans = [replace(plan, style=style) for style in self._styles(plan)]
         true = torch.stack([self._see([self._layers(p)]) @ seen.T for p in plans])[:, 0]  # [styles, N]
         found: dict[str, list[bool]] = {about: [False] * len(images) for about in ASKED}
@@ -154,7 +154,7 @@ class AttachedDetector:
 
     def _see(self, renders: Sequence[list[Layer]]) -> Tensor:
         images = [torch.from_numpy(compose_sprites(layers, self.icons.sprites, 64)).permute(2, 0, 1) for layers in renders]
-        return self._embed([_centred(image, _ground(image)) for image in images])
+        return self._embed([centred(image, ground_colour(image)) for image in images])
 
     def _embed(self, images: Sequence[Tensor]) -> Tensor:
         return self.judge.see(torch.stack(list(images)))[0]

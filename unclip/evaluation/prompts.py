@@ -98,6 +98,25 @@ def composition(icons: IconSet, split: str, per_kind: int = PER_KIND) -> dict[st
     return {kind: list(_held_out(icons, split, kind, per_kind)) for kind in (*KINDS, "style")}
 
 
+def attachments(icons: IconSet, split: str, count: int = PER_KIND) -> list[Prompt]:
+    """One thing attached to another in ways that were held out of training, as people say it."""
+    check_split(split)
+    sampler = SceneSampler(icons, SPLITS[split], SEED, kinds=("attachment",), tones=0.0)
+    known, found = set(icons.recognisable), {}
+    for index in range(TRIES * count):
+        try:
+            plan = sampler.plan(index)
+        except ValueError:  # these icons allow no such scene
+            break
+        plain = len(plan.concepts) == 2 and not plan.colours and not plan.background
+        if plain and known.issuperset(plan.concepts) and {split_of_icon(c, plan.style) for c in plan.concepts} == {"train"}:
+            truth = sampler.lay_out(plan, np.random.default_rng([SEED, 1, index]))
+            found.setdefault(caption(plan), Prompt(caption(plan), truth, plan.concepts, plan))
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
 def scenes(icons: IconSet, split: str, count: int, first: int = 0) -> list[Prompt]:
     """Scenes of every kind as they come that are held out of any training, for distances between sets."""
     check_split(split)

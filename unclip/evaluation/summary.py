@@ -19,6 +19,7 @@ AT_LEAST: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     ("two objects in the stated places, of real's", ("composition", "relation", "all of it", "share_of_real"), 0.90),
     ("upsampler 64 to 256, dB over bicubic", ("upsamplers", "64 to 256", "gain"), 4),
     ("upsampler 256 to 1024, dB over bicubic", ("upsamplers", "256 to 1024", "gain"), 4),
+    ("attachments right", ("attachments", "all of it", "right"), 0.60),
     ("likeness from true embeddings, dB", ("likeness", "true embedding"), 24),
     ("likeness after the prior, dB", ("likeness", "prior"), 21.5),
     ("flat share of the object at 64 px", ("flatness", "64 px", "flat share", "sampled"), 0.25),

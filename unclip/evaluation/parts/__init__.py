@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ..bench import Bench
 from ..report import Part
 from . import (
+    attachments,
     components,
     composition,
     copies,
@@ -40,4 +41,5 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
     "parts": components.measure,
     "copies": copies.measure,
     "pairs": pairs.measure,
+    "attachments": attachments.measure,
 }

@@ -1,0 +1,58 @@
+"""Things worn, held, ridden, sat on, inside, in the corner of another, and one's face on another's body."""
+
+import torch
+
+from .. import prompts as ask
+from ..attached import ASKED, AttachedDetector
+from ..bench import Bench, Impossible
+from ..metrics import mean, ratio
+from ..report import Part, Sheet, Table
+
+SHOWN = 60
+
+
+def measure(bench: Bench) -> Part:
+    """Held-out combinations: are base and thing right, is the thing where it belongs, and is it attached?"""
+    prompts = ask.attachments(bench.icons, bench.split, bench.count(ask.PER_KIND))
+    if not prompts:
+        raise Impossible("these icons allow no attachments that were held out")
+    drawn, real = bench.draw("attachments", prompts), bench.truths(prompts)
+    detector = AttachedDetector(bench.judge, bench.icons)
+    hits: dict[str, list[list[bool]]] = {about: [] for about in (*ASKED, "all of it")}
+    chances: dict[str, list[float]] = {about: [] for about in ASKED}
+    for prompt, images in zip(prompts, zip(drawn, real, strict=True), strict=True):
+        found, chance = detector.answers(images, prompt.plan)
+        found["all of it"] = [all(answers) for answers in zip(*found.values(), strict=True)]
+        for about, answers in found.items():
+            hits[about].append(answers)
+        for about in ASKED:
+            chances[about].append(chance[about])
+    right = {about: torch.tensor(answers).float() for about, answers in hits.items()}  # [prompts, 2]: drawn, real
+    results, rows = {}, []
+    for about, answers in right.items():
+        results[about] = _found(answers)
+        if about in chances:
+            results[about]["chance"] = sum(chances[about]) / len(prompts)
+        rows.append([about, *results[about].values(), *([""] if about not in chances else [])])
+    relations = [prompt.plan.relation for prompt in prompts]
+    for relation in sorted(set(relations)):
+        member = torch.tensor([r == relation for r in relations])
+        results[relation] = _found(right["all of it"][member])
+        rows.append([f"all of it: {relation}", *results[relation].values(), ""])
+    results["prompts"] = [prompt.text for prompt in prompts]
+    results["pictures"] = [f"attachments/{n:05d}.png" for n in range(len(prompts))]
+    note = (
+        "Combinations that were held out of training, of parts that were in it. An image is compared, in the judge's image "
+        "embeddings, with renders of what it might show: base: other bases, or the thing alone; thing: other things, or the "
+        "base alone; place: the thing at 49 places, of which the most similar must be in its own region; relation: the two "
+        "swapped, and beside each other."
+    )
+    table = Table("Attachments", ["what is right", "drawn", "real renders", "of real's", "chance"], rows, note, True)
+    texts, marks = results["prompts"], right["all of it"][:, 0].bool().tolist()
+    return Part("attachments", results, [table, Sheet(f"The first {SHOWN}", drawn[:SHOWN], texts[:SHOWN], marks[:SHOWN])])
+
+
+def _found(answers: torch.Tensor) -> dict:
+    """Shares of drawn and real images, from `answers` [prompts, 2]."""
+    drawn, real = answers.unbind(1)
+    return {"right": mean(drawn), "real": mean(real), "share_of_real": ratio(drawn, real)}
