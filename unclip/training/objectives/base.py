@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ... import networks
 from ...io.checkpoints import save_components
+from ...runtime.compiling import forget_broken
 from ...runtime.config import ConfigError
 
 
@@ -66,6 +67,7 @@ class Objective(nn.Module):
 
     def compile_networks(self) -> None:
         """Compile the loss with the networks in it. Raises ConfigError for a stage that cannot be compiled."""
+        forget_broken()
         self.compute_loss = torch.compile(self.compute_loss, dynamic=False)
         self.compiled = True
 
