@@ -1,11 +1,12 @@
 """A training step of the decoder beside DALLE2-pytorch 1.15.6: as many parameters, 64 px, the same batch.
 
     python benchmarks/training_step.py [--batch 32] [--rounds 5] [--compile] [--peer FOLDER] [--device cuda]
+    python benchmarks/training_step.py --host [--batch 512] [--rounds 5] [--config emoji/decoder_32] [KEY=VALUE ...]
 
 The peer is installed into a virtual environment of its own, once, at --peer (default: ~/.cache/unclip/dalle2-pytorch). Both run
 in processes of their own, in turn, on random pictures, embeddings and token encodings: loss, backward pass, clipped gradient
 and AdamW, each as its library comes (the peer's Decoder in float32, ours through the precision of its training loop).
-`--compile` is our loop's setting `compile=true`.
+`--compile` is our loop's setting `compile=true`. `--host` tells what a step of our own costs the host (`training_host.py`).
 """
 
 import argparse
@@ -23,13 +24,22 @@ DIM, TOKENS = 384, 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="32, with --host 512")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peer", type=Path, default=Path.home() / ".cache" / "unclip" / "dalle2-pytorch")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--host", action="store_true", help="what a step costs the host, by cause")
+    parser.add_argument("--config", default="emoji/decoder_32", help="of --host: the stage's configuration")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of --host: changes to it")
     parser.add_argument("--worker", choices=["ours", "peer"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.batch = options.batch or (512 if options.host else 32)
+    if options.host:
+        from training_host import report
+
+        report(options.config, options.settings, options.batch, options.rounds)
+        return
     if options.worker:
         asked = options.batch, options.device
         serve(*(ours(*asked, options.compile) if options.worker == "ours" else peer(*asked)))

@@ -76,13 +76,23 @@ class SpatialAttention(nn.Module):
             nn.init.zeros_(self.position.weight)
         self.attention = Attention(channels, head_dim, context_dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, kept: Kept | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        kept: Kept | None = None,
+        names: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`mask`, `kept` and `names` as `Attention` takes them; with `names` the answer comes with the shares [B, H*W]."""
         height = x.shape[2]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H*W, C]
         if self.position is not None:
             tokens = tokens + self.position(places(*x.shape[2:], x.device).to(tokens))
-        attended = self.attention(tokens, context, mask, kept=kept)
-        return x + attended.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+        attended = self.attention(tokens, context, mask, kept=kept, names=names)
+        attended, shares = attended if names is not None else (attended, None)
+        x = x + attended.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+        return x if names is None else (x, shares)
 
 
 class Upsample(nn.Module):

@@ -87,10 +87,12 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
         text_mask: Tensor | None = None,
         do_classifier_free_guidance: bool = False,
         style: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        return_guess: bool = False,
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
         """-> context tokens [B, M, K] and the addition to the time embedding [B, T].
 
-        M is 4 + N, with `text_images` 4 + N + 4N (`of_context`).
+        M is 4 + N, with `text_images` 4 + N + 4N (`of_context`). With `return_guess` what `guess` says comes third, None
+        without `text_images`.
 
         `image_embeddings` [B, D], `prompt_embeds` [B, D], `text_encoder_hidden_states` [B, N, D], `text_mask` [B, N] bool:
         True for what is no padding, which alone the text layers look at (None: all). Under guidance the
@@ -110,11 +112,14 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
             added = added + self.style_embedding(self._unnamed(image_embeddings) if style is None else style)
         extra = self._extra(image_embeddings)
         text = self.read(text_encoder_hidden_states, text_mask)  # [B, N, K]
-        if self.text_to_image is None:
-            return torch.cat([extra, text], 1), added
-        meant = F.normalize(self.guess(text_encoder_hidden_states, text), dim=-1)  # [B, N, D]
-        images = self._extra(meant * self.embedding_scale) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
-        return torch.cat([extra, text, images.flatten(1, 2)], 1), added
+        context, guess = [extra, text], None
+        if self.text_to_image is not None:
+            guess = self.guess(text_encoder_hidden_states, text)  # [B, N, D]
+            meant = F.normalize(guess, dim=-1)
+            images = self._extra(meant * self.embedding_scale) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
+            context.append(images.flatten(1, 2))
+        answer = torch.cat(context, 1), added
+        return (*answer, guess) if return_guess else answer
 
     def draft_image(
         self, image_embeddings: Tensor, style: Tensor | None = None, do_classifier_free_guidance: bool = False

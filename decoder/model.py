@@ -3,6 +3,7 @@
 # B batch, C channels, H height, W width, N context tokens, K context width, T time-embedding width
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from prior.blocks import AttentionFunction, Checkpointed, set_attention
 from prior.storage import Int8Storage
 
 from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
+
+
+@dataclass
+class DecoderOutput(UNet2DConditionOutput):
+    """`sample` [B, out_channels, H, W]; `name_shares` of each attention layer [B, h*w], where `names` were given."""
+
+    name_shares: tuple[Tensor, ...] | None = None
 
 
 class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -107,8 +115,10 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
     ):
         """`sample` [B, in_channels, H, W]; `timestep` a number or [B]; `encoder_hidden_states` [B, N, K]; `class_labels`
         [B, T], added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended;
-        `cross_attention_kwargs` may have `kept`, the context's keys and values by layer; `draft` [B, draft_channels, R, R] is
-        resized to the first level, and left out (zeros) where it is None or the sample is not square.
+        `cross_attention_kwargs` may have `kept`, the context's keys and values by layer, and `names` [B, N], which are 1 and
+        -1 for the tokens of two names and 0 elsewhere: every attention layer then tells how it divides between the two.
+        `draft` [B, draft_channels, R, R] is resized to the first level, and left out (zeros) where it is None or the sample is
+        not square.
         """
         if sample.shape[-1] % self.stride or sample.shape[-2] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {list(sample.shape[-2:])}")
@@ -118,12 +128,16 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
         if class_labels is not None:
             emb = emb + class_labels
         emb = F.silu(emb)
-        context, kept = encoder_hidden_states, (cross_attention_kwargs or {}).get("kept")
+        context, more = encoder_hidden_states, cross_attention_kwargs or {}
+        kept, names, shares = more.get("kept"), more.get("names"), []
 
         def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
             x = self.run(parts["block"], x, emb)
             if "attention" in parts:
-                x = self.run(parts["attention"], x, context, _with_pixels(attention_mask, x), kept)
+                x = self.run(parts["attention"], x, context, _with_pixels(attention_mask, x), kept, names)
+                if names is not None:
+                    x, share = x
+                    shares.append(share)
             return x
 
         x = F.pixel_unshuffle(sample, 2)  # [B, 4 * in_channels, H/2, W/2]
@@ -148,7 +162,8 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
                 x = run(parts, torch.cat([x, skips.pop()], 1))
         x = self.conv_out(F.silu(self.norm_out(x)))  # [B, 12, H/2, W/2]
         x = F.pixel_shuffle(x, 2)  # [B, out_channels, H, W]
-        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+        given = (x,) if names is None else (x, tuple(shares))
+        return DecoderOutput(*given) if return_dict else given
 
     def _draft(self, draft: Tensor | None, x: Tensor) -> Tensor:
         """The draft at the size of `x` [B, C, H/2, W/2], or zeros."""

@@ -2,6 +2,7 @@
 
 # B batch, N query tokens, M key tokens, C channels, H heads, D channels of a head
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,10 +70,12 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         past: list[Tensor] | None = None,
         kept: Kept | None = None,
-    ) -> Tensor:
+        names: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """`past` holds the keys and values of earlier tokens, [] of none; those of `x` are added to it.
 
-        `kept` has what `of_context` answers, by layer.
+        `kept` has what `of_context` answers, by layer. With `names` [B, M], which are 1 and -1 for the context tokens of
+        two names and 0 elsewhere, the answer comes with `name_shares` [B, N].
         """
         query, key, value = self._heads(self.qkv(x), 3)  # each [B, N, H, D]
         key = self.key_norm(key)
@@ -83,11 +86,25 @@ class Attention(nn.Module):
             context_key, context_value = self.of_context(context) if kept is None else kept[self]
             key = torch.cat([context_key, key], 1)  # [B, M + N, H, D]
             value = torch.cat([context_value, value], 1)
-        attended = self.function(self.query_norm(query).to(value.dtype), key.to(value.dtype), value, mask)
-        return self.out(attended.flatten(2))  # [B, N, C]
+        query = self.query_norm(query)
+        attended = self.function(query.to(value.dtype), key.to(value.dtype), value, mask)
+        out = self.out(attended.flatten(2))  # [B, N, C]
+        return out if names is None else (out, name_shares(query, key[:, : names.shape[1]], names))
 
     def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
         return [p.unflatten(-1, (-1, self.head_dim)) for p in projected.chunk(parts, -1)]
+
+
+def name_shares(query: Tensor, key: Tensor, names: Tensor) -> Tensor:
+    """Of what each query attends to two names, the share that the first one gets, all heads together: [B, N].
+
+    `query` [B, N, H, D]; `key` [B, M, H, D] of the context tokens; `names` [B, M] has 1 for the first name's tokens, -1 for
+    the second's, 0 elsewhere. A row without names has finite numbers that mean nothing.
+    """
+    scores = torch.einsum("bnhd,bmhd->bhnm", query.float(), key.float()) / math.sqrt(query.shape[-1])
+    other = (names == 0) & (names != 0).any(1, keepdim=True)  # [B, M]
+    shares = scores.masked_fill(other[:, None, None], -torch.inf).softmax(-1)
+    return (shares * (names > 0)[:, None, None]).sum(-1).mean(1)
 
 
 class Block(nn.Module):

@@ -44,9 +44,9 @@ def predictor(
 
     `proj_embedding` [B, D], `encoder_hidden_states` [B, N, D], `attention_mask` [B, N] bool and `style` [B] are as the prior
     takes them; `style` is for priors that have some.
-    Tokens that are padding in every row are left out: nothing may look at them. Equal to the prior's own answer but for
-    rounding. A prior that is built otherwise, or whose parameters come and go with its `forward` (offloading), is called
-    as it is.
+    On a CPU tokens that are padding in every row are left out: nothing may look at them, and to find them would make the
+    host wait for a GPU. Equal to the prior's own answer but for rounding. A prior that is built otherwise, or whose
+    parameters come and go with its `forward` (offloading), is called as it is.
     """
     parts = _parts(prior)
     if parts is None or hasattr(prior, "_hf_hook") or hasattr(prior, "_diffusers_hook"):
@@ -56,11 +56,12 @@ def predictor(
         return lambda x, t: prior(x, t, text, encodings, mask, **named).predicted_image_embedding
 
     rows, device = len(proj_embedding), proj_embedding.device
-    seen = attention_mask.bool().any(0)
-    seen = torch.cat([seen, seen.new_ones(1)])  # and the text embedding
     named = () if style is None else (style,)
-    prefix = parts.embed_text(proj_embedding, encoder_hidden_states, *named)[:, seen]  # [B, P, C]
-    keys = torch.cat([attention_mask.bool(), attention_mask.new_ones(rows, 1, dtype=torch.bool)], 1)[:, seen]  # [B, P]
+    prefix = parts.embed_text(proj_embedding, encoder_hidden_states, *named)  # [B, P, C]
+    keys = torch.cat([attention_mask.bool(), attention_mask.new_ones(rows, 1, dtype=torch.bool)], 1)  # [B, P]
+    if device.type == "cpu":
+        seen = keys.any(0)
+        prefix, keys = prefix[:, seen], keys[:, seen]
     causal = torch.ones(keys.shape[1], keys.shape[1], dtype=torch.bool, device=device).tril()
     kept: list[list[Tensor]] = [[] for _ in parts.blocks]
     for block, past in zip(parts.blocks, kept, strict=True):

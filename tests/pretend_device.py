@@ -21,7 +21,7 @@ class Elsewhere(Tensor):
         return made
 
     def tolist(self):
-        return self.data_here.tolist()
+        return self.cpu().tolist()
 
     def numpy(self):
         raise TypeError("a tensor elsewhere has no numpy array")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, CLIPTextModelWithProjection
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisionModelOutput
 
 from decoder.blocks import ChannelNorm, ResBlock
@@ -68,11 +68,21 @@ class TextTower(Int8Storage, ModelMixin, ConfigMixin):
         """`input_ids` [B, N] int64, `attention_mask` [B, N] (1 = a token) -> CLIPTextModelOutput."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state  # [B, N, C]
+        seen = attention_mask.long()
+        if self.bert.config._attn_implementation == "sdpa":
+            seen = seen.bool()[:, None, None]  # [B, 1, 1, N]; of [B, N] BERT would look whether all of it is true
+        hidden = self.bert(input_ids=input_ids, attention_mask=seen).last_hidden_state  # [B, N, C]
         embeds = F.normalize(self.projection(mean_over_tokens(hidden, attention_mask)), dim=-1)  # [B, D]
         if not return_dict:
             return embeds, hidden
         return CLIPTextModelOutput(text_embeds=embeds, last_hidden_state=hidden)
+
+
+def tower_mask(tower: nn.Module, mask: Tensor) -> Tensor:
+    """A mask [B, N] of texts (true at a token) as a text tower takes it without looking at its values on the host."""
+    if isinstance(tower, CLIPTextModelWithProjection) and tower.config._attn_implementation == "sdpa":
+        return mask.bool()[:, None, None] & torch.ones(*mask.shape[1:] * 2, dtype=torch.bool, device=mask.device).tril()
+    return mask
 
 
 class ImageTower(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):

@@ -194,13 +194,26 @@ class Degraded(Dataset):
 def seeded_noise(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Normal noise for examples `indices`, of the rows' shape, dtype and device of `like` [B, ...].
 
-    Each row comes from its own generator, in fp32 and on the CPU: the same everywhere.
+    Each row comes from its own generator, in fp32 and on the CPU, where `indices` are too: the same everywhere.
     """
+    if torch.compiler.is_compiling():
+        return torch.ops.unclip.seeded_noise(seed, indices, like)
     rows = []
     for index in indices.tolist():
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         rows.append(torch.randn(like.shape[1:], generator=generator))
-    return torch.stack(rows).to(like)
+    return torch.stack(rows).to(like, non_blocking=True)
+
+
+@torch.library.custom_op("unclip::seeded_noise", mutates_args=())
+def _seeded_noise(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`seeded_noise` as one step of a compiled loss, in which there are no generators."""
+    return seeded_noise(seed, indices, like)
+
+
+@_seeded_noise.register_fake
+def _(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return like.new_empty(like.shape)
 
 
 def captioned_examples(data: dict, split: str = "train", seed: int = 0, pixels: bool = True) -> Dataset:

@@ -49,7 +49,7 @@ def denoise(
     """
     # twice: where the scheduler compares them and looks them up in its tables, a GPU's would be waited for at every step
     timesteps = place_timesteps(scheduler, steps, shift)
-    told, levels = timesteps.to(latents.device), timesteps.tolist()
+    told, levels = timesteps.to(latents.device, non_blocking=True), timesteps.tolist()
     takes = inspect.signature(scheduler.step).parameters
     latents = latents * scheduler.init_noise_sigma
     for i, t in enumerate(progress(timesteps)):

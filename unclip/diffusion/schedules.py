@@ -13,6 +13,7 @@ from .sampling import clean_from
 from .scheduler import UnCLIPScheduler
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
+WITHOUT_DOUBLES = ("mps", "xpu")  # kinds of devices
 
 
 def logit_normal_timesteps(random: Tensor, count: int, mean: float = 0.2, std: float = 1.2) -> Tensor:
@@ -30,8 +31,8 @@ def uniform_timesteps(random: Tensor, count: int) -> Tensor:
 
 
 def _double(values: Tensor) -> Tensor:
-    """In float64: there, or on the CPU where a device may have none (Apple's GPUs don't)."""
-    return (values if values.device.type in ("cpu", "cuda") else values.cpu()).double()
+    """In float64: there, or on the CPU where the device has none."""
+    return (values.cpu() if values.device.type in WITHOUT_DOUBLES else values).double()
 
 
 def target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -147,12 +148,18 @@ def ancestral(training: DDPMScheduler) -> UnCLIPScheduler:
     return UnCLIPScheduler(training.config.num_train_timesteps, "learned_range", prediction_type=kind)
 
 
+def move_schedule(scheduler: DDPMScheduler, device: torch.device) -> None:
+    """Keep the tables of a training schedule on `device`: moved at every call, they would make the host wait for it."""
+    for name in ("alphas", "betas", "alphas_cumprod"):
+        setattr(scheduler, name, getattr(scheduler, name).to(device))
+
+
 def levels(losses: Tensor, timesteps: Tensor, count: int, bins: int = 4) -> dict[str, Tensor]:
-    """Mean loss per quarter of the schedule: `t0` holds the least noise."""
+    """Mean loss per quarter of the schedule, NaN where there is none: `t0` holds the least noise."""
     which = (timesteps * bins // count).clamp(max=bins - 1)
-    means = {}
-    for number in range(bins):
-        chosen = losses[which == number]
-        if len(chosen):
-            means[f"t{number}"] = chosen.mean()
-    return means
+    return {f"t{number}": masked_mean(losses, which == number) for number in range(bins)}
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of `values` where `mask` is true, NaN of none. Unlike `values[mask]`, it makes no host wait for a device."""
+    return torch.where(mask, values, 0).sum() / mask.sum()

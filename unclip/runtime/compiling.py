@@ -29,13 +29,13 @@ def why_not(device: torch.device | str = "cpu") -> str | None:
 def compiled(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
     """`network`, compiled at its next call, once for each shape of its inputs; on CUDA its kernels become one graph."""
     if network._compiled_call_impl is None:
-        _forget_broken()
+        forget_broken()
         # the shapes of a loop stay the same: a graph for each is faster than one for all
         network.compile(dynamic=False, mode="reduce-overhead" if torch.device(device).type == "cuda" else None)
     return network
 
 
-def _forget_broken() -> None:
+def forget_broken() -> None:
     """Delete the empty libraries that a killed compilation leaves in torch's cache, which would be loaded as they are."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # a second's import
 

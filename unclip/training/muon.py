@@ -1,5 +1,8 @@
 """Muon beside AdamW: hidden layers step along their orthogonalised momentum, all other weights as AdamW would have them."""
 
+# K matrices of one shape, M rows, N columns
+
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -16,8 +19,8 @@ class Muon(torch.optim.AdamW):
     """AdamW, but for groups with `muon` true: orthogonalised Nesterov momentum (arXiv 2502.16982, algorithm 1).
 
     A convolution is the matrix [out, in * height * width]. An update is scaled to the root mean square of AdamW's, so that
-    one learning rate serves both. `dtype` is what the orthogonalisation computes in. Processes that train one network (DDP)
-    share the matrices out among them and tell each other what came of each.
+    one learning rate serves both. Matrices of one shape are orthogonalised as one batch, computed in `dtype`. Processes that
+    train one network (DDP) share the matrices out among them and gather each other's updates.
     """
 
     def __init__(self, groups: list[dict], dtype: torch.dtype = torch.float32, **adamw):
@@ -30,57 +33,95 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients, todo = {}, []
-        for group in self.param_groups:
-            for parameter in group["params"] if group.get("muon") else ():
-                gradient = gradients[parameter] = parameter.grad
-                if gradient is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
-                state["step"] += 1
-                state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-                todo.append((parameter, group))
-                parameter.grad = None  # AdamW passes over it
-        count, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_available() and dist.is_initialized() else (1, 0)
-        todo.sort(key=lambda pair: _cost(pair[0]), reverse=True)  # what is done at the same time costs alike
-        for first in range(0, len(todo), count):
-            together = todo[first : first + count]
-            updates = [torch.empty(len(p), p[0].numel(), dtype=self.dtype, device=p.device) for p, _ in together]
-            if rank < len(together):
-                mine = together[rank][0]
-                updates[rank].copy_(self._update(mine, gradients[mine]))
-            for turn, (update, (parameter, group)) in enumerate(zip(updates, together, strict=True)):
-                if count > 1:
-                    dist.broadcast(update, turn)
-                scale = ADAM_RMS * max(update.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
+        groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups if g.get("muon")]
+        parameters = [p for _, members in groups for p in members]
+        gradients = [p.grad for p in parameters]
+        updates = iter(self._updates(self._directions(parameters, gradients)) if parameters else ())
+        for group, members in groups:
+            if members and group["weight_decay"]:
+                torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
+            if members:
+                torch._foreach_add_(members, [next(updates) for _ in members], alpha=-group["lr"])
+        for parameter in parameters:
+            parameter.grad = None  # AdamW passes over it
         super().step()
-        for parameter, gradient in gradients.items():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """Which way `parameter` goes, as the matrix that it is."""
-        return orthogonalised(gradient.lerp(self.state[parameter]["momentum"], MOMENTUM).flatten(1).to(self.dtype))
+    def _directions(self, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Nesterov momentum, with `gradients` taken in: what is to be orthogonalised."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_add_([self.state[p]["step"] for p in parameters], 1)
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        return list(torch._foreach_lerp(gradients, momenta, MOMENTUM))
+
+    def _updates(self, directions: list[Tensor]) -> list[Tensor]:
+        """`directions` orthogonalised, in the size of AdamW's updates and in their own memory layouts."""
+        directions = [d if _is_dense(d) else d.contiguous() for d in directions]
+        # in the order of memory: a permutation of a matrix's columns permutes those of the result
+        matrices = [d.as_strided((len(d), d.numel() // len(d)), (d.numel() // len(d), 1)) for d in directions]
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        updates = _orthogonalised_by_shape(matrices, self.dtype) if alone else self._shared_out(matrices)
+        return [u.as_strided(d.shape, d.stride()) for u, d in zip(updates, directions, strict=True)]
+
+    def _shared_out(self, matrices: list[Tensor]) -> list[Tensor]:
+        """What `_orthogonalised_by_shape` answers, of which each process has computed a share."""
+        count, rank = dist.get_world_size(), dist.get_rank()
+        order = sorted(range(len(matrices)), key=lambda n: (_cost(matrices[n]), matrices[n].shape), reverse=True)
+        shares = [order[first::count] for first in range(count)]  # shares cost alike, and every process deals alike
+        sizes = [sum(matrices[n].numel() for n in share) for share in shares]
+        mine = _orthogonalised_by_shape([matrices[n] for n in shares[rank]], self.dtype)
+        sent = torch.zeros(max(sizes), dtype=self.dtype, device=matrices[0].device)
+        if mine:
+            torch.cat([m.flatten() for m in mine], out=sent[: sizes[rank]])
+        received = sent.new_empty(count * max(sizes))
+        dist.all_gather_into_tensor(received, sent)
+        updates: dict[int, Tensor] = {}
+        for share, part in zip(shares, received.to(matrices[0].dtype).split(max(sizes)), strict=True):
+            lengths = [matrices[n].numel() for n in share]
+            parts = part[: sum(lengths)].split(lengths)
+            updates |= {n: flat.view(matrices[n].shape) for n, flat in zip(share, parts, strict=True)}
+        return [updates[n] for n in range(len(matrices))]
 
 
-def _cost(parameter: Tensor) -> int:
+def _is_dense(weight: Tensor) -> bool:
+    """Whether the rows of a weight [out, ...] follow each other in memory, without gaps."""
+    return weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+
+
+def _cost(matrix: Tensor) -> int:
     """Of orthogonalising: in proportion to the multiplications."""
-    return parameter.numel() * min(parameter.flatten(1).shape)
+    return matrix.numel() * min(matrix.shape)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Nearly U V^T of the `matrix` U S V^T [M, N]: singular values between about 0.7 and 1.2 (Newton-Schulz)."""
+def _orthogonalised_by_shape(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each of `matrices` orthogonalised in `dtype` and scaled to AdamW's updates, those of one shape together."""
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, matrix in enumerate(matrices):
+        by_shape[matrix.shape].append(number)
+    updates: dict[int, Tensor] = {}
+    for shape, numbers in by_shape.items():
+        stacked = torch.stack([matrices[n] for n in numbers])
+        found = orthogonalised(stacked.to(dtype)).to(stacked.dtype).contiguous()
+        updates |= zip(numbers, found.mul_(ADAM_RMS * max(shape) ** 0.5).unbind(), strict=True)
+    return [updates[n] for n in range(len(matrices))]
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Nearly U V^T of `matrices` U S V^T [K, M, N]: singular values between about 0.7 and 1.2 (Newton-Schulz)."""
     a, b, c = COEFFICIENTS
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    return x if wide is matrix else x.T
+        square = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
 
 
 def hidden_matrices(network: nn.Module) -> Iterator[str]:

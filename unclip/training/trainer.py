@@ -157,20 +157,20 @@ class PowerEMA:
     def update(self, parameters: dict[str, Tensor], step: int) -> None:
         """Take in the weights after step `step` (from 1)."""
         beta = min((1 - 1 / step) ** (self.gamma + 1), self.decay or 1.0)
-        shadow = [self.shadow[n] for n in parameters]
-        torch._foreach_lerp_(shadow, [p.detach().float() for p in parameters.values()], 1 - beta)
+        weights = [p if p.dtype == torch.float32 else p.float() for p in parameters.values()]
+        torch._foreach_lerp_([self.shadow[n] for n in parameters], weights, 1 - beta)
 
     @contextmanager
     def applied(self, parameters: dict[str, Tensor]) -> Iterator[None]:
         """The averaged weights in place of the trained ones, for the length of a `with`."""
-        kept = {n: p.detach().clone() for n, p in parameters.items()}
+        weights = [p.detach() for p in parameters.values()]
+        kept = [torch.empty_like(w) for w in weights]
+        torch._foreach_copy_(kept, weights)
         try:
-            for n, p in parameters.items():
-                p.data.copy_(self.shadow[n])
+            torch._foreach_copy_(weights, [self.shadow[n] for n in parameters])
             yield
         finally:
-            for n, p in parameters.items():
-                p.data.copy_(kept[n])
+            torch._foreach_copy_(weights, kept)
 
 
 class GlobalBatches(Sampler):
@@ -491,7 +491,7 @@ class Loop:
     def _train(self) -> None:
         run = self.run
         batches = iter(self._loader())
-        seen: dict[str, list[float]] = {}
+        seen: dict[str, list[Tensor]] = {}
         logged, saved_at = self.step, time.monotonic()
         logged_at = saved_at
         self.objective.train()
@@ -503,11 +503,11 @@ class Loop:
             while self.step < run.max_steps and not stopping:
                 for scalars in self._step(batches):
                     for key, value in scalars.items():
-                        seen.setdefault(key, []).append(float(value))
+                        seen.setdefault(key, []).append(value)
                 bar.update()
                 if self.step % run.log_every == 0 or self.step == 1:
                     now = time.monotonic()
-                    means = {k: sum(v) / len(v) for k, v in seen.items()}
+                    means = _means(seen)
                     self.seconds += now - logged_at
                     speed = (self.step - logged) * self._samples_per_step() / (now - logged_at)
                     bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.1f}", refresh=False)
@@ -715,6 +715,12 @@ class Loop:
             settings = {k: str(v) for k, v in {**vars(self.run), **self.sections}.items()}
             more = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
             self.accelerator.init_trackers("unclip", settings, more)
+
+
+def _means(seen: dict[str, list[Tensor]]) -> dict[str, float]:
+    """The means of scalars over several backward passes, read from the device at once; NaN is a mean of nothing."""
+    found = {name: [v for v in torch.stack(values).tolist() if not math.isnan(v)] for name, values in seen.items()}
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:

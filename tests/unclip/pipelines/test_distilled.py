@@ -54,7 +54,7 @@ def objective(clip, **settings) -> DecoderDistillObjective:
 
 
 def batch(found, count: int = 6) -> dict:
-    return torch.utils.data.default_collate([found.examples[n] for n in range(count)])
+    return found.to_tensors(torch.utils.data.default_collate([found.examples[n] for n in range(count)]))
 
 
 def adapted(found, scale: float = 0.1):
@@ -78,7 +78,7 @@ def test_parts_of_one_step_are_guidance_distillation(clip):
     """Where a part is the teacher's own step, the target of the first one is the guided prediction itself."""
     found = adapted(objective(clip, evaluations=8, drop_image=0.0, drop_text=0.0))
     examples = batch(found)
-    rows = len(examples["caption"])
+    rows = len(examples["image"])
     with torch.no_grad():
         losses, timesteps = found._losses(examples)
         lesson = found._lesson(examples)

@@ -11,13 +11,16 @@ from torch.utils.data import Dataset, default_collate
 
 from ... import networks
 from ...io.checkpoints import save_components
+from ...runtime.compiling import forget_broken
 from ...runtime.config import ConfigError
 
 
 class Objective(nn.Module):
     """Networks and a loss. The loop calls `forward` on collated `examples` and optimises `trained`.
 
-    `trained` holds what is optimised, averaged and saved; frozen helpers (a CLIP, say) live outside it.
+    `trained` holds what is optimised, averaged and saved; frozen helpers (a CLIP, say) live outside it. `forward` is
+    `to_tensors`, which is the host's work, and `compute_loss`, which is the device's, and during which nothing may be read
+    from it: no `.item()`, no boolean index, no shape that depends on values.
     """
 
     examples: Dataset
@@ -28,9 +31,18 @@ class Objective(nn.Module):
     lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
     shardable = True  # whether its networks may be in parts over the processes
     shards_blocks = True  # whether a sharded block may be gathered for its own call alone
+    compiled = False  # whether `compute_loss` is
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of a batch and scalars to log."""
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of a batch and scalars to log; NaN is a mean of nothing."""
+        return self.compute_loss(self.to_tensors(batch))
+
+    def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """A collated batch as `compute_loss` takes it: tensors alone, texts tokenised."""
+        return batch
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `forward` answers, of a batch of tensors."""
         raise NotImplementedError
 
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
@@ -54,8 +66,16 @@ class Objective(nn.Module):
             raise ConfigError(f"gradient_checkpointing: no network of this stage can, of {', '.join(self.trained)}")
 
     def compile_networks(self) -> None:
-        """Compile the networks whose input shapes stay the same. Raises ConfigError where there are none."""
-        raise ConfigError(f"compile=true: no network of this stage is compiled, of {', '.join(self.trained)}; leave it out")
+        """Compile the loss with the networks in it. Raises ConfigError for a stage that cannot be compiled."""
+        forget_broken()
+        self.compute_loss = torch.compile(self.compute_loss, dynamic=False)
+        self.compiled = True
+
+    @property
+    def fixes_lengths(self) -> bool:
+        """Whether texts are padded to one length for all batches: for each a compiler would start anew, and so may a GPU's
+        allocator. A CPU is spared the padding."""
+        return self.compiled or next(self.trained.parameters()).device.type != "cpu"
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -68,8 +88,9 @@ class Objective(nn.Module):
         return None
 
     def _held_out(self, count: int) -> dict[str, Any]:
-        """The first `count` held-out examples as a batch, where the networks are."""
-        return to_device(default_collate([self.validation[i] for i in range(count)]), next(self.trained.parameters()).device)
+        """The first `count` held-out examples as `compute_loss` takes them, where the networks are."""
+        batch = default_collate([self.validation[i] for i in range(count)])
+        return self.to_tensors(to_device(batch, next(self.trained.parameters()).device))
 
     def components(self) -> dict[str, Any]:
         """The trained networks and what belongs to them, by their names in a pipeline."""
@@ -81,8 +102,9 @@ class Objective(nn.Module):
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """`batch` with its tensors on `device`."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """`batch` with its tensors on `device`; but `index` stays on the CPU, where the examples' own generators are."""
+    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor) and k != "index"}
+    return batch | moved
 
 
 def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from ... import networks
 from ...clip.model import CLIP
-from ...clip.towers import TextTower
+from ...clip.towers import TextTower, tower_mask
 from ...data.examples import captioned_examples
 from ...data.pictures import Pictures
 from ...data.scenes import split_of_concept
 from ...runtime.config import ConfigError
-from .base import Objective
+from .base import Objective, to_device
 
 MAX_LOGIT_SCALE = 100.0  # section 2.4: "clipped to prevent scaling the logits by more than 100"
 
@@ -82,13 +82,20 @@ class ClipObjective(Objective):
         yield {n: p for n, p in named.items() if not n.startswith("text_encoder")}, 1.0
         yield {n: p for n, p in named.items() if n.startswith("text_encoder")}, self.text_rate
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = self.clip.tokenize(batch["caption"], padding=True).to(batch["image"].device)
+    def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        tokens = self.clip.tokenize(batch["caption"], padding="max_length" if self.fixes_lengths else True)
+        device = batch["image"].device
+        self._start = {n: start.to(device) for n, start in self._start.items()}  # they came before the accelerator
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        return tensors | to_device({"tokens": tokens.input_ids, "mask": tokens.attention_mask}, device)
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         text, image = self.trained["text_encoder"], self.trained["image_encoder"]
         pixels = jitter(batch["image"].float() / 127.5 - 1, batch["random"], self.augment)
         if next(image.parameters()).is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        said, seen = text(tokens.input_ids, attention_mask=tokens.attention_mask).text_embeds, image(pixels).image_embeds
+        said = text(batch["tokens"], attention_mask=tower_mask(text, batch["mask"])).text_embeds
+        seen = image(pixels).image_embeds
         text_embeds, image_embeds = (_gathered(F.normalize(e.float(), dim=-1)) for e in (said, seen))  # [B, D] each
         key, style, caption_style = (_gathered(batch[n]) for n in ("key", "style", "caption_style"))
         same_meaning = key[:, None] == key[None, :]
@@ -99,7 +106,6 @@ class ClipObjective(Objective):
         of_text = F.cross_entropy(logits.T, positives.T / positives.T.sum(1, keepdim=True))
         loss = (of_image + of_text) / 2
         named = dict(text.named_parameters())
-        self._start = {n: start.to(named[n].device) for n, start in self._start.items()}  # they came before the accelerator
         moved = ((named[n].float() - start).square().sum() for n, start in self._start.items())
         drift = sum(moved, loss.new_zeros(()))
         best = logits.argmax(1, keepdim=True)

@@ -1,5 +1,6 @@
 """What prior and decoder begin alike with: diffusion on captioned pictures, conditioned on a frozen CLIP."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,13 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from ...data.examples import captioned_examples, seeded_noise
-from ...diffusion.schedules import levels, logit_normal_timesteps, schedule, snr_weight, uniform_timesteps
+from ...diffusion.schedules import levels, logit_normal_timesteps, move_schedule, schedule, snr_weight, uniform_timesteps
 from ...pipelines.lora import save_adapter
 from ...runtime.config import ConfigError, construct
 from .base import Objective, to_device
-from .frozen_clip import frozen_clip
+from .frozen_clip import frozen_clip, unpadded_length
 
-LENGTHS = 4  # a text's length is a multiple of this: few lengths, for each is compiled anew
 # The layers that an adapter changes where its settings name none: attention, in our networks and in diffusers'.
 TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
 # What a decoder and its text projection may have that the weights they start from have not.
@@ -129,7 +129,7 @@ class ClipConditioned(Objective):
         self.frozen.to(device)
         for start in progress(range(0, count, 128)):
             batch = default_collate([self.examples[i] for i in range(start, min(start + 128, count))])
-            yield to_device(batch, torch.device(device))
+            yield self.to_tensors(to_device(batch, torch.device(device)))
 
     def adapt(self) -> None:
         if self.lora is not None:
@@ -142,7 +142,21 @@ class ClipConditioned(Objective):
         else:
             save_adapter(folder, {self.network: self.trained[self.network]})
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        device = batch["random"].device
+        move_schedule(self.schedule, device)
+        if "text_embeds" in batch:
+            length = batch["mask"].shape[1] if self.fixes_lengths else unpadded_length(batch["mask"])
+            batch = batch | {name: batch[name][:, :length] for name in ("encodings", "mask")}
+        elif "caption" in batch:
+            batch = batch | to_device(self._tokenize(batch), device)
+        return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+
+    def _tokenize(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What is made of a batch's captions, on the CPU."""
+        return self.frozen.tokenize(batch["caption"], self.fixes_lengths)
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         losses, timesteps = self._losses(batch)
         return losses.mean(), levels(losses.detach(), timesteps, self.schedule.config.num_train_timesteps)
 
@@ -162,7 +176,7 @@ class ClipConditioned(Objective):
         parts = [self._losses({k: v[i : i + 32] for k, v in batch.items()}) for i in range(0, self.held_out, 32)]
         losses, timesteps = (torch.cat(p) for p in zip(*parts, strict=True))
         found = levels(losses, timesteps, self.schedule.config.num_train_timesteps)
-        return {"loss": losses.mean().item()} | {k: v.item() for k, v in found.items()}
+        return {"loss": losses.mean().item()} | numbers(found)
 
     def _noised(self, clean: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """`clean` [B, ...] at each example's own noise level; the noise; the timesteps [B]."""
@@ -172,25 +186,27 @@ class ClipConditioned(Objective):
 
     def _text(self, batch: dict[str, Tensor], dropped: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Text embeddings [B, D], encodings [B, N, D] and mask [B, N]; of "" where `dropped` [B]. Cached ones if there are."""
-        dropped = torch.zeros(len(batch["caption"]), dtype=torch.bool) if dropped is None else dropped
-        if "text_embeds" not in batch:
-            return self.frozen.text(["" if d else c for c, d in zip(batch["caption"], dropped.tolist(), strict=True)])
-        empty = self.frozen.text([""] * len(dropped))
-        given = (batch["text_embeds"], batch["encodings"], batch["mask"])
-        dropped = dropped.to(given[0].device)
-        pairs = zip(empty, given, strict=True)
-        return tuple(torch.where(dropped.view(-1, *[1] * (g.ndim - 1)), e.to(g), g) for e, g in pairs)
+        cached = "text_embeds" in batch
+        given = tuple(batch[name] for name in (("text_embeds", "encodings", "mask") if cached else ("tokens", "mask")))
+        if dropped is not None:
+            pairs = zip(self.frozen.empty(), given, strict=True)  # as long as they may be, and as long as the batch's
+            columns = [(dropped.view(-1, *[1] * (g.ndim - 1)), e[:, : g.shape[1]].to(g), g) for e, g in pairs]
+            given = tuple(torch.where(*column) for column in columns)
+        return given if cached else self.frozen.encode(*given)
+
+    def _empty_text(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`_text` of as many empty captions, and as long."""
+        return self._text(batch, torch.ones_like(batch["random"][:, 0], dtype=torch.bool))
 
     def _image(self, batch: dict[str, Tensor]) -> Tensor:
         """Image embeddings [B, D], the cached ones if there are."""
         return batch["image_embeds"] if "image_embeds" in batch else self.frozen.image(in_range(batch["image"]))
 
 
-def unpadded(encodings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`encodings` [B, N, D] and `mask` [B, N] without the padding that all rows end in, N still a multiple of `LENGTHS`."""
-    longest = int(mask.any(0).nonzero().max()) + 1
-    kept = -(-longest // LENGTHS) * LENGTHS
-    return encodings[:, :kept], mask[:, :kept]
+def numbers(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Metrics as Python's numbers, without those of nothing (NaN)."""
+    found = {name: value.item() for name, value in metrics.items()}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def gained(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,10 +13,11 @@ from decoder import Decoder, of_context
 from ... import networks
 from ...data.examples import EmojiScenes, seeded_noise
 from ...diffusion.sampling import denoise
-from ...diffusion.schedules import ancestral, dpm_solver, target, variational_bound
+from ...diffusion.schedules import ancestral, dpm_solver, levels, target, variational_bound
 from ...runtime.config import ConfigError
 from .base import grid
-from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range, unpadded
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range
+from .frozen_clip import name_tokens
 from .grounding import Grounding, IconEmbeddings
 from .icon_bank import IconBank
 
@@ -52,7 +53,6 @@ class DecoderObjective(ClipConditioned):
     """
 
     network, anew = "decoder", ("decoder",)
-    compiled = False
 
     def __init__(
         self,
@@ -128,40 +128,43 @@ class DecoderObjective(ClipConditioned):
                     state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
         return state
 
-    def compile_networks(self) -> None:
-        self._without_grounding("compile")
-        self.trained["decoder"].compile()
-        self.compiled = True
+    def _tokenize(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.frozen.tokenize(batch["caption"], self.fixes_lengths, offsets=bool(self.grounding))
 
-    def checkpoint_activations(self) -> None:
-        self._without_grounding("gradient_checkpointing")
-        super().checkpoint_activations()
+    @torch.no_grad()
+    def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        batch = super().to_tensors(batch)
+        if self.grounding and int(batch["index"][0]) // len(batch["index"]) % self.grounding_every == 0:
+            batch["names"] = name_tokens(batch.pop("offsets"), batch["spans"])
+            batch["icon_embeds"] = self.icon_embeds(batch["rows"])
+        if self.icon_bank is not None:
+            batch["sampled_embeds"] = self.icon_bank.sampled(batch["icon"].clamp_min(0), batch["random"][:, 11])
+        return batch
 
-    def _without_grounding(self, setting: str) -> None:
-        if self.grounding:
-            raise ConfigError(f"objective.grounding watches every attention and does not go together with {setting}")
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        if not self.grounding or int(batch["index"][0]) // len(batch["index"]) % self.grounding_every:
-            return super().forward(batch)
-        names = self.frozen.tokens_of(batch["caption"], batch["spans"]).to(batch["sides"].device)
-        names = names.masked_fill(self._dropped(batch["random"])[1][:, None], 0)
-        alone = self.icon_embeds(batch["rows"])
-        with Grounding(self.trained["decoder"], self.trained["text_proj"], names, batch["sides"], alone) as grounding:
-            loss, metrics = super().forward(batch)
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if "names" not in batch:
+            return super().compute_loss(batch)
+        names = batch["names"].masked_fill(self._dropped(batch["random"])[1][:, None], 0)
+        grounding = Grounding(names, batch["sides"], batch["icon_embeds"])
+        losses, timesteps = self._losses(batch, grounding)
         taught, shown = grounding.losses()
-        return loss + self.grounding * taught, metrics | shown
+        found = levels(losses.detach(), timesteps, self.schedule.config.num_train_timesteps)
+        return losses.mean() + self.grounding * taught, found | shown
 
-    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Per-example losses [B] and their timesteps [B]."""
+    def _losses(self, batch: dict[str, Tensor], grounding: Grounding | None = None) -> tuple[Tensor, Tensor]:
+        """Per-example losses [B] and their timesteps [B]; what `grounding` needs of the networks' answers is put into it."""
         clean, image_embeds = self._pictures(batch)
         text, image_embeds = self._heard(batch, image_embeds)
         noised, noise, timesteps = self._noised(clean, batch)
-        if not self.compiled:  # for which every length would be another graph
-            text = text[0], *unpadded(*text[1:])
-        conditions = self._conditions(text, image_embeds, self._style(batch), batch["random"][:, 12] < self.drop_draft)
+        no_draft = batch["random"][:, 12] < self.drop_draft
+        conditions = self._conditions(text, image_embeds, self._style(batch), no_draft, grounding)
         seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
-        predicted = self.trained["decoder"](seen, timesteps, **conditions).sample.float()
+        if grounding is not None:
+            conditions["cross_attention_kwargs"] = {"names": of_context(self.trained["text_proj"], grounding.names, 0)}
+        answer = self.trained["decoder"](seen, timesteps, **conditions)
+        if grounding is not None:
+            grounding.shares = answer.name_shares
+        predicted = answer.sample.float()
         predicted, share = predicted[:, :3], predicted[:, 3:]
         losses = self._squared_error(predicted, target(self.schedule, clean, noise, timesteps), timesteps)
         if self.learned_variance:
@@ -183,9 +186,8 @@ class DecoderObjective(ClipConditioned):
 
     def _sampled(self, batch: dict[str, Tensor], image_embeds: Tensor) -> Tensor:
         """`image_embeds` [B, D] with those that the prior sampled in place of a share of the single icons'."""
-        random, icons = batch["random"], batch["icon"]
-        sampled = self.icon_bank.sampled(icons.clamp_min(0), random[:, 11])
-        return torch.where(((icons >= 0) & (random[:, 10] < self.sampled))[:, None], sampled, image_embeds)
+        chosen = (batch["icon"] >= 0) & (batch["random"][:, 10] < self.sampled)
+        return torch.where(chosen[:, None], batch["sampled_embeds"], image_embeds)
 
     def _style(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The styles [B] that the decoder is told, as `text_proj` numbers them; None where examples or networks have none."""
@@ -218,18 +220,22 @@ class DecoderObjective(ClipConditioned):
         image_embeds: Tensor,
         style: Tensor | None = None,
         no_draft: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+        grounding: Grounding | None = None,
+    ) -> dict[str, Any]:
         """The decoder's arguments beside sample and timestep, all [B, ...]; `no_draft` [B] says which get no draft."""
         text_embeds, encodings, mask = text
         project = self.trained["text_proj"]
         named = {} if style is None else {"style": style}
-        context, added = project(
+        context, added, guess = project(
             image_embeddings=image_embeds,
             prompt_embeds=text_embeds,
             text_encoder_hidden_states=encodings,
             text_mask=mask,
+            return_guess=True,
             **named,
         )
+        if grounding is not None:
+            grounding.guess = guess
         mask = of_context(project, mask, True)
         conditions = {"encoder_hidden_states": context, "class_labels": added, "attention_mask": mask}
         draft = project.draft_image(image_embeds, **named) if getattr(project, "draft_head", None) is not None else None
@@ -238,11 +244,10 @@ class DecoderObjective(ClipConditioned):
             conditions["draft"] = draft if no_draft is None else draft * ~no_draft[:, None, None, None]
         return conditions
 
-    def _guided(self, alone: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`_conditions` with those of no text and no embedding before them: [2B, ...]."""
-        rows = len(alone["class_labels"])
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(rows, -1)
-        empty = self._conditions(self.frozen.text([""] * rows), null)
+    def _guided(self, batch: dict[str, Tensor], alone: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`_conditions` of a batch with those of no text and no embedding before them: [2B, ...]."""
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(len(alone["class_labels"]), -1)
+        empty = self._conditions(self._empty_text(batch), null)
         return {name: torch.cat([empty[name], value]) for name, value in alone.items()}
 
     @torch.no_grad()
@@ -256,7 +261,7 @@ class DecoderObjective(ClipConditioned):
         known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)
         rows = [clean]
         for image_embeds in (embeds, null):
-            conditions = self._guided(self._conditions(text, image_embeds, batch.get("style")))
+            conditions = self._guided(batch, self._conditions(text, image_embeds, batch.get("style")))
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
                 seen = torch.cat([x, known], 1)

@@ -19,6 +19,7 @@ from ...io.checkpoints import components_folder, resolve
 from ...pipelines.distilled import FILE, Distilled, fingerprint
 from ...runtime.config import ConfigError
 from .base import grid
+from .conditioned import numbers
 from .decoder import SHOWN, DecoderObjective
 
 # Every convolution and linear layer: guidance and steps are no matter of attention alone.
@@ -95,7 +96,10 @@ class DecoderDistillObjective(DecoderObjective):
             raise ConfigError(f"objective.timestep_shift must be from 0.01 to 100, got {timestep_shift}")
         self.guidance, self.evaluations, self.teacher_steps = float(guidance), evaluations, teacher_steps
         self.shift = float(timestep_shift)
-        self.starts = torch.tensor(shifted_timesteps(evaluations, self.shift, self.schedule.config.num_train_timesteps))  # [E]
+        starts = torch.tensor(shifted_timesteps(evaluations, self.shift, self.schedule.config.num_train_timesteps))  # [E]
+        self.register_buffer("starts", starts, persistent=False)
+        alphas = torch.cat([self.schedule.alphas_cumprod[starts], torch.ones(1)])  # [E + 1]
+        self.register_buffer("alphas", alphas, persistent=False)
         self.of_frozen: str | None = None
         self.begun = adapter and Distilled.load(_file(adapter))
 
@@ -138,7 +142,7 @@ class DecoderDistillObjective(DecoderObjective):
         known = self._known(true, batch["random"])
         text, image_embeds = self._heard(batch, image_embeds)
         alone = self._conditions(text, image_embeds, self._style(batch))
-        both = self._guided(alone)
+        both = self._guided(batch, alone)
         noise = seeded_noise(self.seed, batch["index"], true)
         ends, part = [noise], self.teacher_steps // self.evaluations
 
@@ -159,9 +163,7 @@ class DecoderDistillObjective(DecoderObjective):
     def _errors(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """What `_losses` says of a lesson."""
         drawings = lesson.ends.shape[1]
-        starts = self.starts.to(lesson.ends.device).repeat_interleave(drawings)
-        table = self.schedule.alphas_cumprod.cpu()[self.starts]  # where it is changes with what the scheduler was asked last
-        table = torch.cat([table, torch.ones(1)]).to(lesson.ends)  # [E + 1]
+        starts, table = self.starts.repeat_interleave(drawings), self.alphas.to(lesson.ends)
         before, after = (t.repeat_interleave(drawings)[:, None, None, None] for t in (table[:-1], table[1:]))
         begun, ended = lesson.ends[:-1].flatten(0, 1), lesson.ends[1:].flatten(0, 1)
         wanted = target(self.schedule, *through(begun, before, ended, after), starts)
@@ -194,7 +196,7 @@ class DecoderDistillObjective(DecoderObjective):
         losses, timesteps = self._errors(lesson)
         found = levels(losses, timesteps, self.schedule.config.num_train_timesteps)
         found |= {"loss": losses.mean(), "apart": (self._few(lesson, self.evaluations) - lesson.ends[-1]).square().mean()}
-        return {k: v.item() for k, v in found.items()}
+        return numbers(found)
 
     @torch.no_grad()
     def sample(self) -> Image.Image:

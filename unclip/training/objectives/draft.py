@@ -96,18 +96,23 @@ class DraftObjective(Objective):
         noise = torch.randn(NOISES, self.frozen.dim, generator=torch.Generator().manual_seed(self.seed))
         self.noise = noise.to(device) / self.frozen.dim**0.5
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def to_tensors(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         random, rows = batch["random"], batch["row"]
         self._fill(rows.device)
         from_prior = random[:, 0] < self.sampled
+        noise = self.noise[(batch["index"] * 2_654_435_761 % NOISES).to(rows.device, non_blocking=True)]
         embeds = self._embeds(rows, random[:, 1], from_prior)
+        looked_up = {"embeds": embeds, "noise": noise, "image": self.images[rows], "from_prior": from_prior}
+        return {"random": random, "style": batch["style"]} | looked_up
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        random, embeds, from_prior = batch["random"], batch["embeds"], batch["from_prior"]
         if self.embedding_noise:
-            noise = self.noise[batch["index"] * 2_654_435_761 % NOISES]
-            embeds = F.normalize(embeds + self.embedding_noise * random[:, 2, None] * noise, dim=-1)
+            embeds = F.normalize(embeds + self.embedding_noise * random[:, 2, None] * batch["noise"], dim=-1)
         unnamed = len(STYLES)
         style = torch.where(random[:, 3] < self.drop_style, unnamed, batch["style"])
         drafts = self.trained["text_proj"].draft_image(embeds, style).float()
-        losses = (drafts - self.images[rows]).square().mean((1, 2, 3))  # [B]
+        losses = (drafts - batch["image"]).square().mean((1, 2, 3))  # [B]
         shown = {}
         for name, chosen in (("true", ~from_prior), ("sampled", from_prior)):
             shown[name] = (losses.detach() * chosen).sum() / chosen.sum().clamp_min(1)

@@ -7,10 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...clip.model import CLIP
+from ...clip.towers import tower_mask
 from ...data.embeddings import EmbeddingCache
 from ...io.checkpoints import components_folder
 from ...networks import embedding_dim
 from ...runtime.config import ConfigError, maker
+
+LENGTHS = 4  # a text's length is a multiple of this, where it is not that of the tower
 
 
 class FrozenCLIP(nn.Module):
@@ -26,6 +29,9 @@ class FrozenCLIP(nn.Module):
         shift = 2 * scale * (0.5 - torch.tensor(clip.feature_extractor.image_mean).view(1, 3, 1, 1))
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+        empty = clip.tokenize([""])
+        self.register_buffer("empty_tokens", empty.input_ids, persistent=False)
+        self.register_buffer("empty_mask", empty.attention_mask.bool(), persistent=False)
         self.fingerprint = clip.fingerprint
 
     @classmethod
@@ -38,30 +44,40 @@ class FrozenCLIP(nn.Module):
     def train(self, mode: bool = True) -> "FrozenCLIP":
         return super().train(False)
 
-    @torch.no_grad()
-    def text(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Text embeddings [B, D], token encodings [B, N, D] and mask [B, N] bool."""
-        tokens = self.clip.tokenize(captions).to(self.towers["text"].device)
-        longest = int(tokens.attention_mask.sum(1).max())
-        ids, mask = tokens.input_ids[:, :longest], tokens.attention_mask[:, :longest]
-        output = self.towers["text"](ids, mask)
-        encodings = F.pad(output.last_hidden_state, (0, 0, 0, tokens.input_ids.shape[1] - longest))
-        return output.text_embeds.float(), encodings.float(), tokens.attention_mask.bool()
+    def tokenize(self, captions: list[str], fixed: bool = True, offsets: bool = False) -> dict[str, Tensor]:
+        """`tokens` [B, N] int64 and `mask` [B, N] bool of captions, on the CPU.
+
+        N is the tower's length, or, if it is not `fixed`, the longest caption's, rounded up to a multiple of `LENGTHS`.
+        With `offsets` there are also the `offsets` [B, N, 2] of the first character that a token spells and of the one past
+        the last; 0 and 0 of none.
+        """
+        tokens = self.clip.tokenize(captions)
+        found = {"tokens": tokens.input_ids, "mask": tokens.attention_mask.bool()}
+        if offsets:
+            found["offsets"] = torch.tensor([encoding.offsets for encoding in tokens.encodings])
+        length = found["tokens"].shape[1] if fixed else unpadded_length(found["mask"])
+        return {name: values[:, :length] for name, values in found.items()}
 
     def tokens_of(self, captions: list[str], spans: Tensor) -> Tensor:
-        """Which tokens spell the first span of each caption (1), the second (-1) or neither (0): [B, N] int8.
+        """`name_tokens` [B, N] of captions, N the tower's length."""
+        return name_tokens(self.tokenize(captions, offsets=True)["offsets"], spans)
 
-        `spans` [B, 2, 2] has the first character and the one past the last, -1 for no span.
-        """
-        encoded = self.clip.tokenize(captions)
-        found = torch.zeros(encoded.input_ids.shape, dtype=torch.int8)
-        for row, pair in enumerate(spans.tolist()):
-            for sign, (start, end) in zip((1, -1), pair, strict=True):
-                for at in range(start, end):
-                    token = encoded.char_to_token(row, at)
-                    if token is not None:  # a space, or past the tokenizer's length
-                        found[row, token] = sign
-        return found
+    def empty(self) -> tuple[Tensor, Tensor]:
+        """`tokens` and `mask` [1, N] of the empty caption, where the towers are."""
+        return self.empty_tokens, self.empty_mask
+
+    @torch.no_grad()
+    def encode(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings [B, D], token encodings [B, N, D] and the mask [B, N] of tokenised captions."""
+        output = self.towers["text"](tokens, tower_mask(self.towers["text"], mask))
+        return output.text_embeds.float(), output.last_hidden_state.float(), mask
+
+    def text(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings [B, D], token encodings [B, N, D] and mask [B, N] bool, N the tower's length."""
+        tokens, device = self.tokenize(captions, fixed=False), self.towers["text"].device
+        embeds, encodings, mask = self.encode(*(tokens[name].to(device, non_blocking=True) for name in ("tokens", "mask")))
+        padding = self.empty_tokens.shape[1] - mask.shape[1]
+        return embeds, F.pad(encodings, (0, 0, 0, padding)), F.pad(mask, (0, padding))
 
     @torch.no_grad()
     def image(self, pictures: Tensor) -> Tensor:
@@ -84,11 +100,26 @@ class CachedCLIP(nn.Module):
         self.register_buffer("encodings", encodings, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
-    def text(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """As `FrozenCLIP.text`, for empty captions only."""
-        if any(captions):
-            raise ValueError(f"an embedding cache cannot encode {next(filter(None, captions))!r}")
-        return tuple(t.expand(len(captions), *t.shape[1:]) for t in (self.embeds, self.encodings, self.mask))
+    def empty(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings [1, D], encodings [1, N, D] and mask [1, N] of the empty caption."""
+        return self.embeds, self.encodings, self.mask
+
+
+def name_tokens(offsets: Tensor, spans: Tensor) -> Tensor:
+    """Which tokens [B, N] spell the first name of a caption (1), the second (-1) or neither (0), int8.
+
+    `offsets` [B, N, 2] are as `FrozenCLIP.tokenize` has them; `spans` [B, 2, 2] have the first character and the one past the
+    last of both names, -1 for no name.
+    """
+    starts, ends = offsets[:, :, None].unbind(-1)  # each [B, N, 1]
+    first, second = ((starts < spans[:, None, :, 1]) & (ends > spans[:, None, :, 0])).unbind(-1)
+    return torch.where(second, -1, first.to(torch.int8)).to(torch.int8)
+
+
+def unpadded_length(mask: Tensor) -> int:
+    """Tokens [B, N] without the padding that all rows end in: a multiple of `LENGTHS`, at most N. Reads `mask`."""
+    longest = int(mask.any(0).nonzero().max()) + 1
+    return min(-(-longest // LENGTHS) * LENGTHS, mask.shape[1])
 
 
 def frozen_clip(model: str, embeddings: str | Path | None) -> FrozenCLIP | CachedCLIP:

@@ -1,18 +1,17 @@
-"""Teaching a decoder what its caption's names look like, and where in the picture each of them is."""
+"""Teaching a decoder what its caption's names look like, and where in the image each of them is."""
 
-# B batch, N pixels of a layer, M context tokens, T text tokens, H heads, C channels of a head, D embedding dimension
+# B batch, T text tokens, P places to an image's side, D embedding dimension
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decoder import of_context
-from prior.blocks import Attention, AttentionFunction
-
 from ...data.scenes import IconSet
+from ...diffusion.schedules import masked_mean
 from .frozen_clip import FrozenCLIP
 
 TOGETHER = 8  # icons
@@ -24,110 +23,86 @@ class IconEmbeddings(nn.Module):
     def __init__(self, icons: IconSet, frozen: FrozenCLIP):
         super().__init__()
         self.icons, self.frozen = icons, frozen
-        self.embeds = torch.full((len(icons), frozen.dim), torch.nan)  # no buffer: DDP would lay the first process's over all
+        # no buffers: DDP would lay the first process's over all
+        self.embeds, self.known = torch.zeros(len(icons), frozen.dim), torch.zeros(len(icons), dtype=torch.bool)
 
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:
-        """Embeddings [..., D] of the icons `rows`; of none, -1, whatever it may be."""
+        """Embeddings [..., D] of the icons `rows`; of none, -1, whatever they may be.
+
+        On a CPU only those of the icons that are asked for are computed; elsewhere, where looking at `rows` would make the
+        host wait, those of all icons at the first call.
+        """
         self.embeds = self.embeds.to(rows.device)
-        wanted = rows.unique()
-        missing = wanted[(wanted >= 0) & self.embeds[wanted].isnan().any(1)]
+        wanted = rows.unique() if rows.device.type == "cpu" else torch.arange(len(self.icons))
+        missing = wanted[(wanted >= 0) & ~self.known[wanted]] if not self.known.all() else wanted[:0]
         for start in (missing // TOGETHER * TOGETHER).unique().tolist():
-            pictures = self.icons.on_white(range(start, min(start + TOGETHER, len(self.icons)))).to(rows.device)
-            self.embeds[start : start + TOGETHER] = self.frozen.image(pictures * 2 - 1)
+            end = min(start + TOGETHER, len(self.icons))
+            images = self.icons.on_white(range(start, end)).to(rows.device, non_blocking=True)
+            self.embeds[start:end] = self.frozen.image(images * 2 - 1)
+            self.known[start:end] = True
         return self.embeds[rows]
 
 
 def of_two(names: Tensor, sides: Tensor) -> Tensor:
-    """Which rows of a batch say where each of two things is, of `names` [B, T] and `sides` [B, P, P] as in `Grounding`."""
-    return ((names > 0).any(1) & (names < 0).any(1) & (sides != 0).flatten(1).any(1)).nonzero()[:, 0]
+    """Which rows [B] of a batch say where each of two things is, of `names` [B, T] and `sides` [B, P, P] as in `Grounding`."""
+    return (names > 0).any(1) & (names < 0).any(1) & (sides != 0).flatten(1).any(1)
 
 
-def unlike(guessed: Tensor, names: Tensor, alone: Tensor) -> Tensor:
-    """1 - cosine between what a name's tokens are guessed to look like, `guessed` [B, T, D], and what it does: of all names.
+def unlike(guessed: Tensor, names: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - cosine of what a name's tokens are guessed to look like, `guessed` [B, T, D], and what it does; and which rows count.
 
-    `names` [B, T] and `alone` [B, 2, D] are as `Grounding` has them.
+    `names` [B, T] and `embeds` [B, 2, D] are as `Grounding` has them. Both answers are [B, 2]: of the first name and of the
+    second. What does not count is 0.
     """
-    found = []
-    for number, sign in enumerate((1, -1)):
-        said = (names == sign).any(1)
-        off = 1 - F.cosine_similarity(guessed[said].float(), alone[said, number, None], dim=-1)
-        found.append(mean_over(names[said] == sign, off))
-    return torch.cat(found)
+    off = [1 - F.cosine_similarity(guessed.float(), embeds[:, number, None], dim=-1) for number in (0, 1)]
+    pairs = [mean_over(names == sign, values) for sign, values in zip((1, -1), off, strict=True)]
+    return tuple(torch.stack(part, 1) for part in zip(*pairs, strict=True))
 
 
-def mean_over(tokens: Tensor, values: Tensor) -> Tensor:
-    """Means [B] of `values` [B, T] over the `tokens` [B, T] bool of each row."""
-    return (values * tokens).sum(1) / tokens.sum(1)
+def mean_over(tokens: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Means [B] of `values` [B, T] over the `tokens` [B, T] bool of each row, 0 where there are none; and where there are."""
+    return (values * tokens).sum(1) / tokens.sum(1).clamp_min(1), tokens.any(1)
 
 
+@dataclass
 class Grounding:
-    """Watches a decoder and its `text_proj` while it is entered, and says how far off they are.
+    """How far off a decoder and its `text_proj` are, from what they answered on a batch.
 
     `names` [B, T] has 1 for the text tokens of a caption's first name, -1 for those of its second, 0 elsewhere. `sides`
-    [B, P, P] has 1 where the first thing alone covers the picture, -1 where the second does, 0 elsewhere. `alone` [B, 2, D]
-    are CLIP's embeddings of the two.
+    [B, P, P] has 1 where the first thing alone covers the image, -1 where the second does, 0 elsewhere. `embeds` [B, 2, D]
+    are CLIP's embeddings of the two. `shares` of each attention layer [B, h*w] say how the decoder's pixels divide between
+    the names, and `guess` [B, T, D] what `text_proj` guessed the tokens to look like, None where it does not.
     """
 
-    def __init__(self, decoder: nn.Module, project: nn.Module, names: Tensor, sides: Tensor, alone: Tensor):
-        self.project, self.names, self.alone = project, names, alone
-        self.rows = of_two(names, sides)
-        self.sides = sides[self.rows, None].float()
-        self.layers = [m for m in decoder.modules() if isinstance(m, Attention) and m.context_kv is not None]
-        self.where: list[Tensor] = []  # of each layer [rows]
-        self.what: list[Tensor] = []  # of the names in the batch
-
-    def __enter__(self) -> "Grounding":
-        self.functions = [layer.function for layer in self.layers]
-        for layer in self.layers:
-            layer.function = self._watched(layer.function)
-        self.hooks = [self.project.register_forward_pre_hook(self._told, with_kwargs=True)]
-        if self.project.text_to_image is not None:
-            self.hooks.append(self.project.text_to_image.register_forward_hook(self._guessed))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for layer, function in zip(self.layers, self.functions, strict=True):
-            layer.function = function
-        for hook in self.hooks:
-            hook.remove()
+    names: Tensor
+    sides: Tensor
+    embeds: Tensor
+    shares: Sequence[Tensor] = ()
+    guess: Tensor | None = None
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the batch, to which examples that name nothing add 0, and the means of those that do.
+        """The loss of the batch, to which examples that name nothing add 0, and the means of those that do (NaN of none).
 
         "where" is the cross-entropy of which of the two names a pixel attends to (all heads together, other tokens left out),
         over the pixels that one of the things covers alone and over the layers; "what" is 1 - cosine of a name's tokens.
         """
-        loss, shown = self.sides.sum() * 0, {}
-        if self.where:
-            where = torch.stack(self.where).mean(0)  # [rows]
-            loss, shown["where"] = loss + where.sum() / len(self.names), where.detach().mean()
-        if len(what := torch.cat([self.sides.new_zeros(0), *self.what])):
-            loss, shown["what"] = loss + what.sum() / len(self.names), what.detach().mean()
+        loss, shown = self.embeds.new_zeros(()), {}
+        if self.shares:
+            where = self.where()
+            loss, shown["where"] = loss + where.sum() / len(where), masked_mean(where.detach(), of_two(self.names, self.sides))
+        if self.guess is not None:
+            what, named = unlike(self.guess, self.names, self.embeds)
+            loss, shown["what"] = loss + what.sum() / len(what), masked_mean(what.detach(), named)
         return loss, shown
 
-    def _told(self, module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
-        self.names = self.names[:, : named["text_encoder_hidden_states"].shape[1]]  # the rest is padding in every row
-        self.of_context = of_context(self.project, self.names[self.rows], 0)[:, None, None]  # [rows, 1, 1, M]
-
-    def _guessed(self, module: nn.Module, inputs: tuple, guessed: Tensor) -> None:
-        self.what.append(unlike(guessed, self.names, self.alone))
-
-    def _watched(self, function: AttentionFunction) -> AttentionFunction:
-        def watched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            if len(self.rows):
-                self.where.append(self._mistaken(query, key))
-            return function(query, key, value, mask)
-
-        return watched
-
-    def _mistaken(self, query: Tensor, key: Tensor) -> Tensor:
-        """ "where" of each row by one layer's queries [B, N, H, C] and keys [B, M + N, H, C]."""
-        pixels, side = query.shape[1], math.isqrt(query.shape[1])
-        context = key[self.rows, : key.shape[1] - pixels].float()  # [rows, M, H, C]
-        scores = torch.einsum("bnhc,bmhc->bhnm", query[self.rows].float(), context) / math.sqrt(query.shape[-1])
-        shares = scores.masked_fill(self.of_context == 0, -torch.inf).softmax(-1)
-        first = (shares * (self.of_context > 0)).sum(-1).mean(1)  # [rows, N]
-        sides = F.adaptive_avg_pool2d(self.sides, side).flatten(1)  # [rows, N]
-        right = torch.where(sides > 0, first, 1 - first).clamp_min(1e-6)
-        return -(sides.abs() * right.log()).sum(1) / sides.abs().sum(1)
+    def where(self) -> Tensor:
+        """ "where" of each row [B], 0 of those that do not say where two things are."""
+        told = of_two(self.names, self.sides)
+        found = []
+        for shares in self.shares:
+            sides = F.adaptive_avg_pool2d(self.sides[:, None].float(), math.isqrt(shares.shape[1])).flatten(1)  # [B, h*w]
+            right = torch.where(sides > 0, shares, 1 - shares).clamp_min(1e-6)
+            covered = torch.where(told, sides.abs().sum(1), 1)
+            found.append(-(sides.abs() * right.log()).sum(1) / covered)
+        return torch.where(told, torch.stack(found).mean(0), 0)

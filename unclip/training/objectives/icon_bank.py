@@ -19,7 +19,6 @@ from ...data.sources import STYLES
 from ...diffusion.sampling import denoise
 from ...io.checkpoints import components_folder, load_components, resolve, save_tensors, write_beside
 from ...runtime.config import ConfigError
-from .conditioned import unpadded
 
 PRIOR_STEPS, PRIOR_GUIDANCE = 10, 3.5
 TOGETHER = 128  # icons that are embedded or sampled at once
@@ -127,7 +126,7 @@ class PriorSampler:
             style = torch.cat([torch.full_like(style, len(STYLES)), style]).to(text.device)
         else:
             style = None
-        predict = predictor(self.prior, both[0], *unpadded(*both[1:]), style=style)
+        predict = predictor(self.prior, *both, style=style)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + seed) % 2**63)
         start = torch.randn(text.shape, generator=generator).to(text)
         drawn = denoise(predict, start, self.scheduler, PRIOR_STEPS, guidance=PRIOR_GUIDANCE)

@@ -18,7 +18,7 @@ from ...data.render import BACKGROUNDS, COLOURS
 from ...data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
 from ...data.sources import STYLES
 from ...runtime.config import ConfigError, construct
-from .base import Objective
+from .base import Objective, to_device
 from .clip import MAX_LOGIT_SCALE, image_processor, jitter
 
 CHECKED = 640
@@ -78,16 +78,21 @@ class JudgeObjective(Objective):
     def judge(self) -> Judge:
         return Judge(self.trained["text_encoder"], self.tokenizer, self.trained["image_encoder"], self.feature_extractor)
 
-    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        device, (texts, drawn) = batch["image"].device, self._texts(batch)
+        tokens = self.judge.tokenize(texts, padding="max_length" if self.fixes_lengths else True)
+        tensors = {"tokens": tokens.input_ids, "mask": tokens.attention_mask, "name_facts": self._name_facts[drawn]}
+        return {name: v for name, v in batch.items() if isinstance(v, Tensor)} | to_device(tensors, device)
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         image_tower, text_tower = self.trained["image_encoder"], self.trained["text_encoder"]
         pixels = jitter(batch["image"].float() / 127.5 - 1, batch["random"], self.augment)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        texts, said = self._texts(batch)
-        tokens = self.judge.tokenize(texts, padding=True).to(pixels.device)
+        said = torch.cat([batch["facts"].flatten(0, 1), batch["name_facts"]])  # [T, FACTS]
         images = image_tower(pixels).image_embeds.float()  # [B, D]
-        words = text_tower(tokens.input_ids, tokens.attention_mask).text_embeds.float()  # [T, D]
+        words = text_tower(batch["tokens"], batch["mask"]).text_embeds.float()  # [T, D]
         shown = torch.cat([batch["facts"][:, 0, :1], batch["style"][:, None], batch["facts"][:, 0, 2:]], 1)  # [B, FACTS]
-        true, vague = compare(shown, said.to(shown.device))  # each [B, T]
+        true, vague = compare(shown, said)  # each [B, T]
         logits = self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE) * images @ words.T
         logits = logits.masked_fill(vague, -1e4)
         of_image = F.cross_entropy(logits, true.float() / true.sum(1, keepdim=True))
@@ -97,12 +102,12 @@ class JudgeObjective(Objective):
         return (of_image + of_text) / 2, {"accuracy": best, "scale": self.log_scale.exp()}
 
     def _texts(self, batch: dict[str, Any]) -> tuple[list[str], Tensor]:
-        """All candidate texts [T] of a batch and their facts [T, FACTS]."""
+        """All candidate texts [T] of a batch, and the numbers of the names that they end in."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(batch["index"][0]))
         drawn = torch.randperm(len(self._name_facts), generator=generator)[: self.names]
         texts = [line for lines in batch["captions"] for line in lines.split("\n")]
         texts += [self.examples.icons.recognisable[n] for n in drawn.tolist()]
-        return texts, torch.cat([batch["facts"].flatten(0, 1).cpu(), self._name_facts[drawn]])
+        return texts, drawn
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from ... import networks
 from ...data.examples import seeded_noise
 from ...diffusion.sampling import denoise
 from ...diffusion.schedules import ddim
-from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, gained, unpadded
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, gained
 
 
 class PriorObjective(ClipConditioned):
@@ -46,6 +46,10 @@ class PriorObjective(ClipConditioned):
         self.trained = nn.ModuleDict({"prior": networks.prior(model, self.frozen.dim, self.frozen.fingerprint)})
         self.drop_text, self.drop_style, self.whitening_examples = drop_text, drop_style, whitening_examples
 
+    @property
+    def fixes_lengths(self) -> bool:
+        return super().fixes_lengths or not isinstance(self.trained["prior"], DiffusionPrior)
+
     @torch.no_grad()
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Mean and standard deviation of every embedding dimension, from the first training examples."""
@@ -59,8 +63,6 @@ class PriorObjective(ClipConditioned):
         prior = self.trained["prior"]
         clean = (self._image(batch) - prior.clip_mean) / prior.clip_std
         text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
-        if isinstance(prior, DiffusionPrior):
-            encodings, mask = unpadded(encodings, mask)
         noised, _, timesteps = self._noised(clean, batch)
         named = self._style(batch)
         predicted = prior(noised, timesteps, text, encodings, mask, **named).predicted_image_embedding.float()
@@ -85,8 +87,7 @@ class PriorObjective(ClipConditioned):
         few = self._held_out(128)
         true = self._image(few)
         text, encodings, mask = self._text(few)
-        null = self.frozen.text([""] * len(text))
-        both = [torch.cat(pair) for pair in zip(null, (text, encodings, mask), strict=True)]
+        both = [torch.cat(pair) for pair in zip(self._empty_text(few), (text, encodings, mask), strict=True)]
         prior = self.trained["prior"]
 
         def predict(x: Tensor, t: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import networks
-from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, unpadded
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, numbers
 from .prior import cosines
 
 
@@ -43,7 +43,7 @@ class AutoregressivePriorObjective(ClipConditioned):
         found = [(self._image(batch).cpu(), self._text(batch)[0].cpu()) for batch in first]
         self.trained["prior"].fit(*(torch.cat(part) for part in zip(*found, strict=True)))
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         losses = self._by_component(batch)
         return losses.mean(), _quarters(losses.detach())
 
@@ -52,7 +52,6 @@ class AutoregressivePriorObjective(ClipConditioned):
         prior, image_embeds = self.trained["prior"], self._image(batch)
         dot = prior.dot_tokens(image_embeds, self._text(batch)[0])
         text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
-        encodings, mask = unpadded(encodings, mask)
         tokens = prior.quantise(image_embeds)
         logits = prior(tokens[:, :-1], dot, text, encodings, mask)
         return F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
@@ -65,12 +64,10 @@ class AutoregressivePriorObjective(ClipConditioned):
         losses = torch.cat([self._by_component(part) for part in parts])
         few = parts[0]
         text, encodings, mask = self._text(few)
-        null = self.frozen.text([""] * len(text))
-        both = [torch.cat(pair) for pair in zip(null, (text, encodings, mask), strict=True)]
+        both = [torch.cat(pair) for pair in zip(self._empty_text(few), (text, encodings, mask), strict=True)]
         generators = [torch.Generator().manual_seed(self.seed + int(i)) for i in few["index"]]
         drawn = self.trained["prior"].draw(*both, guidance=2.0, generator=generators)
-        quarters = {k: v.item() for k, v in _quarters(losses).items()}
-        return {"loss": losses.mean().item()} | quarters | cosines(drawn, self._image(few), text)
+        return {"loss": losses.mean().item()} | numbers(_quarters(losses)) | cosines(drawn, self._image(few), text)
 
     def components(self) -> dict[str, Any]:
         return dict(self.trained)

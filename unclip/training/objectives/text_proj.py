@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ... import networks
 from ...data.examples import EmojiScenes, captioned_examples
+from ...diffusion.schedules import masked_mean
 from ...runtime.config import ConfigError
-from .base import Objective
-from .conditioned import gained, unpadded
-from .frozen_clip import frozen_clip
+from .base import Objective, to_device
+from .conditioned import gained, numbers
+from .frozen_clip import frozen_clip, name_tokens
 from .grounding import IconEmbeddings, mean_over, of_two, unlike
 
 LEARNED = ("encoder_hidden_states_proj.", "text_blocks.", "text_encoder_hidden_states_norm.", "text_to_image.")
@@ -49,32 +50,41 @@ class TextProjObjective(Objective):
     def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state | gained(self.trained[name], state)
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        what, where = self._misses(batch)
-        loss = (what.sum() + self.where * where.sum()) / len(batch["rows"])
-        return loss, {k: v.detach().mean() for k, v in {"what": what, "where": where}.items() if len(v)}
+    def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        tokens = self.frozen.tokenize(batch["caption"], self.fixes_lengths, offsets=True)
+        tokens = to_device(tokens, batch["rows"].device)
+        names, embeds = name_tokens(tokens["offsets"], batch["spans"]), self.icon_embeds(batch["rows"])
+        return tokens | {"names": names, "icon_embeds": embeds, "sides": batch["sides"]}
 
-    def _misses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """ "what" of all names in a batch, and "where" of those of two that are not wholly behind another."""
-        project, sides = self.trained["text_proj"], batch["sides"]
-        _, encodings, mask = self.frozen.text(batch["caption"])
-        encodings, mask = unpadded(encodings, mask)
-        names = self.frozen.tokens_of(batch["caption"], batch["spans"]).to(sides.device)[:, : encodings.shape[1]]
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        misses = self._misses(batch)
+        what, where = (values.sum() for values, _ in misses.values())
+        loss = (what + self.where * where) / len(batch["sides"])
+        return loss, {name: masked_mean(values.detach(), counted) for name, (values, counted) in misses.items()}
+
+    def _misses(self, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """ "what" of all names in a batch, and "where" of those of two that are not wholly behind another.
+
+        Each is [B, 2], of the first name and of the second, 0 where it does not count, and comes with where it counts.
+        """
+        project, sides, names = self.trained["text_proj"], batch["sides"], batch["names"]
+        _, encodings, mask = self.frozen.encode(batch["tokens"], batch["mask"])
         text = project.read(encodings, mask)
-        what = unlike(project.guess(encodings, text), names, self.icon_embeds(batch["rows"]))
-        rows = of_two(names, sides)
-        found, where = self.trained["places"](text[rows]).float(), []  # [rows, N, 2]
+        found, told = self.trained["places"](text).float(), of_two(names, sides)  # [B, N, 2], [B]
+        where, counted = [], []
         for sign in (1, -1):
-            covered = sides[rows] == sign
+            covered = sides == sign
             off = (found - centres(covered)[:, None]).abs().mean(-1)
-            where.append(mean_over(names[rows] == sign, off)[covered.flatten(1).any(1)])
-        return what, torch.cat(where)
+            counted.append(told & covered.flatten(1).any(1))
+            where.append(torch.where(counted[-1], mean_over(names == sign, off)[0], 0))
+        what = unlike(project.guess(encodings, text), names, batch["icon_embeds"])
+        return {"what": what, "where": (torch.stack(where, 1), torch.stack(counted, 1))}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Both of held-out captions, whose combinations were never seen and whose names partly were not."""
-        batch = self._held_out(512)
-        return {k: v.mean().item() for k, v in zip(("what", "where"), self._misses(batch), strict=True)}
+        misses = self._misses(self._held_out(512))
+        return numbers({name: masked_mean(values, counted) for name, (values, counted) in misses.items()})
 
     def components(self) -> dict[str, Any]:
         return {"text_proj": self.trained["text_proj"]}

@@ -13,7 +13,7 @@ from upsamplers.model import resize
 from ... import networks
 from ...data.examples import Degraded, crop_examples, seeded_noise
 from ...diffusion.sampling import clean_from, denoise
-from ...diffusion.schedules import ddim, schedule, target, uniform_timesteps
+from ...diffusion.schedules import ddim, move_schedule, schedule, target, uniform_timesteps
 from ...runtime.config import ConfigError
 from .base import Objective, grid
 
@@ -80,10 +80,11 @@ class UpsamplerObjective(Objective):
         last = max((k.rsplit(".", 1)[0] for k in new), default="")
         return state | {k: torch.zeros_like(v) if k.rsplit(".", 1)[0] == last else v for k, v in new.items()}
 
-    def compile_networks(self) -> None:
-        self.trained[self.name].compile()
+    def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        move_schedule(self.schedule, batch["image"].device)
+        return batch
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         sharp = batch["image"].float() / 127.5 - 1
         low, sigma = self._low(sharp, batch)
         resized = resize(low, sharp.shape[-1])
