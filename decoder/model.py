@@ -35,7 +35,8 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
     The output starts at zero. Seven `in_channels` are the noised picture, the part of the picture that is kept and the mask
     of what is not; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
     are multiples of `stride`. With `draft_channels` a low-resolution draft of the image (`DraftHead`) enters beside the
-    pixel-unshuffled sample. With `position_maps` every level adds a learned map [C, H, W] to its input, zero at the start;
+    pixel-unshuffled sample, through a convolution of its own that is zero at the start.
+    With `position_maps` every level adds a learned map [C, H, W] to its input, zero at the start;
     for other sizes than `sample_size` it is resized.
     """
 
@@ -74,7 +75,10 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
                 parts["attention"] = SpatialAttention(channels_out, cross_attention_dim, head_dim, positions)
             return parts
 
-        self.conv_in = nn.Conv2d(4 * in_channels + draft_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(4 * in_channels, channels[0], 3, padding=1)
+        self.draft_in = nn.Conv2d(draft_channels, channels[0], 3, padding=1, bias=False) if draft_channels else None
+        if draft_channels:
+            nn.init.zeros_(self.draft_in.weight)
         sides = [sample_size // 2 ** (level + 1) for level in range(len(channels))]
         maps = [torch.zeros(1, c, s, s) for c, s in zip(channels, sides, strict=True)] if position_maps else []
         self.position_embeddings = nn.ParameterList(maps)
@@ -140,10 +144,9 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
                     shares.append(share)
             return x
 
-        x = F.pixel_unshuffle(sample, 2)  # [B, 4 * in_channels, H/2, W/2]
-        if self.config.draft_channels:
-            x = torch.cat([x, self._draft(draft, x)], 1)
-        x = self.conv_in(_channels_last(x, self.conv_in))  # [B, C, H/2, W/2]
+        x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))  # [B, C, H/2, W/2]
+        if self.draft_in is not None and draft is not None and sample.shape[2] == sample.shape[3]:
+            x = x + self.draft_in(_channels_last(_resized(draft, x), self.draft_in))
         skips = []
         for level, stages in enumerate(self.down):
             if level:
@@ -164,12 +167,6 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
         x = F.pixel_shuffle(x, 2)  # [B, out_channels, H, W]
         given = (x,) if names is None else (x, tuple(shares))
         return DecoderOutput(*given) if return_dict else given
-
-    def _draft(self, draft: Tensor | None, x: Tensor) -> Tensor:
-        """The draft at the size of `x` [B, C, H/2, W/2], or zeros."""
-        if draft is None or x.shape[2] != x.shape[3]:
-            return x.new_zeros(len(x), self.config.draft_channels, *x.shape[2:])
-        return _resized(draft, x)
 
 
 def _resized(image: Tensor, x: Tensor) -> Tensor:

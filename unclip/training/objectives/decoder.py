@@ -1,12 +1,13 @@
 """Training the 64 px decoder (paper, section 2.1): a picture from its own CLIP embedding and its caption."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from decoder import Decoder, of_context
 
@@ -46,10 +47,12 @@ class DecoderObjective(ClipConditioned):
     look like (`text_images` of `text_proj`) shall be near to CLIP's embedding of the thing alone (`Grounding`). It is added in
     every `grounding_every`th batch.
 
-    Where `text_proj` has a draft head and the decoder `draft_channels`, the draft of the image embedding is an input, left out
-    in `drop_draft` of the examples; the head itself is not trained here. Where it has `styles`, the style is not named in
-    `drop_style` of them. With `prior` (a training run's or a pipeline's) a share `sampled` of single icons in their pose has an
-    image embedding that the prior sampled for a caption of theirs, of `samples` for each icon.
+    Where `text_proj` has a draft head and the decoder `draft_channels`, the draft of the image embedding is an input, left
+    out in `drop_draft` of the examples; the head itself is not trained here. What a decoder has beyond the weights that it
+    was started from (`draft_in`, `position_embeddings`, `style_embedding`) learns at `gained_rate` times the learning rate.
+    Where it has `styles`, the style is not named in `drop_style` of them. With `prior` (a training run's or a pipeline's) a
+    share `sampled` of single icons in their pose has an image embedding that the prior sampled for a caption of theirs, of
+    `samples` for each icon.
     """
 
     network, anew = "decoder", ("decoder",)
@@ -74,6 +77,7 @@ class DecoderObjective(ClipConditioned):
         grounding: float = 0.0,
         grounding_every: int = 1,
         drop_draft: float = 0.1,
+        gained_rate: float = 1.0,
         drop_style: float = 0.1,
         prior: str | None = None,
         sampled: float = 0.5,
@@ -92,7 +96,9 @@ class DecoderObjective(ClipConditioned):
             raise ConfigError("a learned variance goes with objective.prediction_type epsilon or sample, not v_prediction")
         self.drops, self.embedding_noise, self.vlb_weight = (drop_both, drop_image, drop_text), embedding_noise, vlb_weight
         self.inpainting, self.learned_variance = inputs == 7, outputs == 6
-        self.drop_draft, self.drop_style = drop_draft, drop_style
+        self.drop_draft, self.drop_style, self.gained_rate = drop_draft, drop_style, gained_rate
+        if not gained_rate > 0:
+            raise ConfigError(f"objective.gained_rate must be above 0, got {gained_rate}")
         if self.trained["text_proj"].draft_head is not None:
             self.trained["text_proj"].draft_head.requires_grad_(False)
         self.icon_bank, self.sampled = None, sampled
@@ -127,6 +133,12 @@ class DecoderObjective(ClipConditioned):
                 if missing[dim] > 0:  # the first channels are the picture's, also after pixel-unshuffling
                     state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
         return state
+
+    def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
+        named = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
+        fresh = {n for n in named if n.split(".")[1] in ("draft_in", "position_embeddings", "style_embedding")}
+        yield {n: p for n, p in named.items() if n not in fresh}, 1.0
+        yield {n: p for n, p in named.items() if n in fresh}, self.gained_rate
 
     def _tokenize(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.frozen.tokenize(batch["caption"], self.fixes_lengths, offsets=bool(self.grounding))
