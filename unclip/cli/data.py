@@ -67,9 +67,9 @@ def bank(
     """Make the plans of emoji scenes ahead, so that training makes its batches on its device alone."""
     from tqdm import tqdm
 
-    from ..checkpoints import components_folder, load_components, readable_size
-    from ..config import load_config
     from ..data.bank_build import build_bank
+    from ..io.checkpoints import components_folder, load_components, readable_size
+    from ..runtime.config import load_config
 
     for name, value in (("plans", plans), ("processes", processes)):
         if value < 1:

@@ -6,6 +6,7 @@ bank needs neither the dataset that it was made from nor the libraries that capt
 
 import hashlib
 import json
+import lzma
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,29 +14,37 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints import write_beside
-from ..config import ConfigError
-from .emoji import SKIN_TONES, STYLES
+from ..io.checkpoints import write_beside
+from ..runtime.config import ConfigError
 from .layouts import LAYOUTS
 from .plans import Plan
-from .render import BACKGROUNDS, COLOURS
+from .render import BACKGROUNDS, COLOURS, GROUNDS
+from .sources import SKIN_TONES, STYLES
 
 FORMAT = 1
-NO_ICON = 2**16 - 1
+CONCEPTS = 3  # of one plan, at most
+NO_ICON, NO_CONCEPT = 2**16 - 1, 2**8 - 1
+ATTACHED = 2**8 - 1  # in place of the number of a layout
+PLACE_UNIT = 2**-13  # of `places`
 NAMED, NAMES_STYLE = 0b011, 0b100  # of a caption's flags: how many of the things it names, and whether it names the style
+ALL_GROUNDS = BACKGROUNDS | GROUNDS
 
 
 @dataclass
 class PlanBank:
-    """P plans, U distinct captions of T tokens in all, N icons, M recoloured icons.
+    """P plans, of which A are attachments; U distinct captions of T tokens in all; N icons; M recoloured icons.
 
     Attributes:
         facts: JSON-like; what the bank was made of (`data`, `split`, `seed`), the fingerprints of the `sprites` and of the
-            `tokenizer`, its `length` and `pad` token, and the names of the `concepts`.
-        icons: uint16 [P, 2], the rows of the icons of one or two concepts, NO_ICON for none.
-        layouts: uint8 [P], rows of `LAYOUTS`.
-        colours: uint8 [P], 0 for none, else 1 + the number in `COLOURS`.
-        grounds: uint8 [P], 0 for white, else 1 + the number in `BACKGROUNDS`.
+            `tokenizer`, its `length` and `pad` token, and the names of the `concepts` and of the `relations` of attachments.
+        icons: uint16 [P, CONCEPTS], the rows of the concepts' icons, NO_ICON for none.
+        layouts: uint8 [P], rows of `LAYOUTS`, or ATTACHED.
+        colours: uint8 [P, CONCEPTS] that the caption names of each concept: 1 + the number in `COLOURS`, 0 for none.
+        grounds: uint8 [P], 1 + the number in `ALL_GROUNDS`, 0 for white.
+        relations: uint8 [A], numbers in facts["relations"].
+        orders: uint8 [A, CONCEPTS], the concepts that the layers show, back to front; NO_CONCEPT for none.
+        places: int16 [A, CONCEPTS, 3], x, y and size of each layer, times PLACE_UNIT, where what is drawn of all of them has
+            the centre 0 and the longer side 1.
         captions: int32 [P], numbers of captions, in the order of their first use.
         tokens: uint16 [T], the captions' tokens one after the other.
         lengths: uint8 [U], in tokens.
@@ -53,6 +62,9 @@ class PlanBank:
     layouts: np.ndarray
     colours: np.ndarray
     grounds: np.ndarray
+    relations: np.ndarray
+    orders: np.ndarray
+    places: np.ndarray
     captions: np.ndarray
     tokens: np.ndarray
     lengths: np.ndarray
@@ -68,36 +80,49 @@ class PlanBank:
     def __len__(self) -> int:
         return len(self.layouts)
 
-    def plan(self, number: int) -> Plan:
-        """What the plan says, as a sampler would have it."""
+    def attachments(self) -> np.ndarray:
+        """int64 [P], a plan's number among the attachments, -1 for no attachment."""
+        attached = self.layouts == ATTACHED
+        return np.where(attached, np.cumsum(attached) - 1, -1)
+
+    def plans(self) -> list[Plan]:
+        """What the plans say, as a sampler would have it."""
+        return [self._plan(number, attachment) for number, attachment in enumerate(self.attachments().tolist())]
+
+    def _plan(self, number: int, attachment: int) -> Plan:
         rows = [row for row in self.icons[number].tolist() if row != NO_ICON]
-        layout, colour, ground = LAYOUTS[self.layouts[number]], self.colours[number], self.grounds[number]
+        concepts = tuple(self.facts["concepts"][self.icon_concepts[row]] for row in rows)
+        colours = tuple(("", *COLOURS)[colour] for colour in self.colours[number, : len(rows)])
+        layout = None if attachment >= 0 else LAYOUTS[self.layouts[number]]
+        kind = layout.kind if layout else "attachment"
+        relation = self.facts["relations"][self.relations[attachment]] if layout is None else layout.relation
         return Plan(
-            layout.kind,
-            tuple(self.facts["concepts"][self.icon_concepts[row]] for row in rows),
+            kind,
+            concepts,
             STYLES[self.icon_styles[rows[0]]],
-            colour=list(COLOURS)[colour - 1] if colour else None,
-            count=layout.count,
-            relation=layout.relation if layout.kind == "relation" else None,
-            background=list(BACKGROUNDS)[ground - 1] if ground else None,
-            size=layout.size,
+            colour=colours[0] if kind == "colour" else None,
+            count=layout.count if kind == "count" else 1,
+            relation=relation if kind != "pair" else None,
+            background=(None, *ALL_GROUNDS)[self.grounds[number]],
+            size=layout.size if layout else None,
+            colours=colours if any(colours) and kind != "colour" else (),
         )
 
-    def tone(self, number: int) -> str:
-        """The skin tone of the plan's first icon, or ""."""
-        return ("", *SKIN_TONES)[self.icon_tones[self.icons[number, 0]]]
+    def tones(self) -> list[str]:
+        """The skin tones of the plans' first icons, "" for none."""
+        return [("", *SKIN_TONES)[tone] for tone in self.icon_tones[self.icons[:, 0]]]
 
     def keys(self) -> np.ndarray:
         """int64 [P], equal for plans of the same meaning: of which one caption, without a style word, is true."""
-        meant = [(of.count, of.relation if of.kind == "relation" else None, of.size) for of in LAYOUTS]
-        meaning = np.array([meant.index(facts) for facts in meant])[self.layouts]
+        said = [(of.kind in ("three", "ground"), of.count, of.kind != "pair" and of.relation, of.size) for of in LAYOUTS]
+        meanings = np.append([said.index(facts) for facts in said], len(LAYOUTS))[np.minimum(self.layouts, len(LAYOUTS))]
+        meanings[self.layouts == ATTACHED] += self.relations
         concepts = np.append(self.icon_concepts, NO_ICON)[np.minimum(self.icons, len(self.icon_concepts))].astype(np.int64)
-        pair = np.array([of.kind == "pair" for of in LAYOUTS])[self.layouts]
-        concepts[pair] = np.sort(concepts[pair], axis=1)
-        key = self.icon_tones[self.icons[:, 0]].astype(np.int64)
-        for bits, digit in ((16, concepts[:, 0]), (16, concepts[:, 1]), (8, meaning), (8, self.colours), (8, self.grounds)):
-            key = (key << bits) + digit
-        return key
+        alike = np.array([of.kind == "pair" or of.concepts == (0, 1, 2) for of in LAYOUTS] + [False])
+        any_order = alike[np.minimum(self.layouts, len(LAYOUTS))]
+        concepts[any_order] = np.sort(concepts[any_order], axis=1)
+        facts = (*concepts.T, self.icon_tones[self.icons[:, 0]], meanings, *self.colours.T, self.grounds)
+        return _mixed(facts)
 
     def used_tokens(self) -> np.ndarray:
         """The tokens that occur, ascending: the rows of a token embedding that training from the bank reads."""
@@ -114,16 +139,29 @@ class PlanBank:
         """Read what `save` wrote. Raises ConfigError, naming the file, where there is none or it is no bank."""
         try:
             with np.load(path, allow_pickle=False) as packed:
+                facts = json.loads(packed["facts"].tobytes())
+                if (found := facts.pop("format")) != FORMAT:
+                    raise ConfigError(
+                        f"{path} is a bank of format {found}, not {FORMAT}; make it again with `unclip data bank`"
+                    )
                 arrays = {field.name: packed[field.name] for field in fields(cls)}
-            facts = json.loads(arrays["facts"].tobytes())
-            found = facts.pop("format")
+        except ConfigError:
+            raise
         except FileNotFoundError:
             raise ConfigError(f"no plan bank at {path}; `unclip data bank` makes one") from None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError):
             raise ConfigError(f"{path} is no plan bank, or damaged; `unclip data bank` makes one") from None
-        if found != FORMAT:
-            raise ConfigError(f"{path} is a plan bank of format {found}, not {FORMAT}; make it again with `unclip data bank`")
         return cls(**arrays | {"facts": facts, "captions": _from_since_first(arrays["captions"])})
+
+
+def _mixed(digits: tuple[np.ndarray, ...]) -> np.ndarray:
+    """int64 hashes of rows of digits (SplitMix's steps, modulo 2^64)."""
+    key = np.zeros(len(digits[0]), np.uint64)
+    for digit in digits:
+        key = (key ^ digit.astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
+        key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        key ^= key >> np.uint64(31)
+    return key.view(np.int64)
 
 
 def _since_first(captions: np.ndarray) -> np.ndarray:

@@ -1,22 +1,36 @@
 """Making a bank of plans from the scenes of a dataset."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import ConfigError
-from .bank import NAMES_STYLE, NO_ICON, PlanBank, sprites_fingerprint, tokenizer_fingerprint
-from .captions import mentions_style, name_spans
-from .emoji import SKIN_TONES, STYLES
+from ..runtime.config import ConfigError
+from .attachments import WEIGHTS
+from .bank import (
+    ALL_GROUNDS,
+    ATTACHED,
+    CONCEPTS,
+    NAMES_STYLE,
+    NO_CONCEPT,
+    NO_ICON,
+    PLACE_UNIT,
+    PlanBank,
+    sprites_fingerprint,
+    tokenizer_fingerprint,
+)
+from .captions import concepts_of_layers, mentions_style, scene_spans
 from .examples import EmojiScenes, captioned_examples
 from .icons import IconSet
 from .layouts import layout_of
-from .render import BACKGROUNDS, COLOURS
+from .plans import Scene
+from .render import COLOURS
 from .scenes import SceneSampler
+from .sources import SKIN_TONES, STYLES
 
 _CHUNK = 2000  # plans that a process makes before it hands them over
+_RELATIONS = list(WEIGHTS)
 
 
 class _Caption(NamedTuple):
@@ -25,15 +39,22 @@ class _Caption(NamedTuple):
     names_style: bool
 
 
+class _Attachment(NamedTuple):
+    relation: int
+    order: list[int]
+    places: np.ndarray
+
+
 class _Planned(NamedTuple):
     """What a bank keeps of one scene."""
 
-    icons: tuple[int, int]
+    icons: list[int]
     layout: int
-    colour: int
+    colours: list[int]
     ground: int
     caption: _Caption
-    matrix: tuple[float, ...] | None
+    matrices: dict[int, tuple[float, ...]]  # by icon * 8 + colour
+    attachment: _Attachment | None
 
 
 def build_bank(
@@ -73,6 +94,7 @@ def build_bank(
         "length": tokenizer.model_max_length,
         "pad": tokenizer.pad_token_id,
         "concepts": examples.icons.concepts,
+        "relations": _RELATIONS,
     }
     return PlanBank(facts=facts, **packer.arrays(), **tokens, **_icon_facts(examples.icons))
 
@@ -92,28 +114,52 @@ def _chunk(bounds: tuple[int, int]) -> list[_Planned]:
 def _planned(sampler: SceneSampler, index: int) -> _Planned:
     plan, rng = sampler.planned(index)
     scene = sampler.lay_out(plan, rng)
-    rows = [layer.icon for layer in scene.layers]
-    matrix = scene.layers[0].matrix
-    spans = name_spans(scene.caption, scene.names) if matrix is None else ()  # recoloured, it is no longer what the icon is
+    order = concepts_of_layers(scene)
+    rows = [scene.layers[order.index(number)].icon for number in range(len(plan.concepts))]
+    colours = [("", *COLOURS).index(colour) for colour in plan.colours or [plan.colour or ""]]
+    matrices = {
+        rows[number] * 8 + colours[number]: layer.matrix
+        for number, layer in zip(order, scene.layers, strict=True)
+        if layer.matrix is not None
+    }
+    attached = plan.kind == "attachment"
     return _Planned(
-        (rows[0], rows[1] if len(plan.concepts) == 2 else NO_ICON),
-        layout_of(plan, scene.layers[0].x < scene.layers[-1].x),
-        1 + list(COLOURS).index(plan.colour) if plan.colour else 0,
-        1 + list(BACKGROUNDS).index(plan.background) if plan.background else 0,
-        _Caption(scene.caption, spans, mentions_style(scene)),
-        matrix,
+        _padded(rows, NO_ICON),
+        ATTACHED if attached else layout_of(plan, scene.layers),
+        _padded(colours, 0),
+        (None, *ALL_GROUNDS).index(plan.background),
+        _Caption(scene.caption, scene_spans(scene), mentions_style(scene)),
+        matrices,
+        _Attachment(_RELATIONS.index(plan.relation), _padded(order, NO_CONCEPT), _places(scene, sampler)) if attached else None,
     )
+
+
+def _padded(numbers: Sequence[int], filling: int) -> list[int]:
+    return [*numbers, *[filling] * (CONCEPTS - len(numbers))]
+
+
+def _places(scene: Scene, sampler: SceneSampler) -> np.ndarray:
+    """float [CONCEPTS, 3]: x, y and size of the layers where all that they draw has the centre 0 and the longer side 1."""
+    squares = np.array([(layer.x, layer.y, layer.size) for layer in scene.layers])
+    extents = np.array([sampler.attachments.extent(layer.icon) for layer in scene.layers])  # left, top, right, bottom
+    drawn = (squares[:, :2] - squares[:, 2:] / 2)[:, None] + squares[:, 2:, None] * extents.reshape(-1, 2, 2)
+    low, high = drawn[:, 0].min(0), drawn[:, 1].max(0)
+    places = np.zeros((CONCEPTS, 3))
+    places[: len(squares), :2], places[: len(squares), 2] = squares[:, :2] - (low + high) / 2, squares[:, 2]
+    return places / (high - low).max()
 
 
 class _Packer:
     """Collects the plans of a bank in order."""
 
     def __init__(self, count: int):
-        self.icons = np.empty((count, 2), np.uint16)
-        self.layouts, self.colours, self.grounds = np.empty((3, count), np.uint8)
+        self.icons = np.empty((count, CONCEPTS), np.uint16)
+        self.colours = np.empty((count, CONCEPTS), np.uint8)
+        self.layouts, self.grounds = np.empty((2, count), np.uint8)
         self.numbers = np.empty(count, np.int32)
         self.captions: dict[_Caption, int] = {}
         self.matrices: dict[int, tuple[float, ...]] = {}
+        self.attachments: list[_Attachment] = []
         self.filled = 0
 
     def add(self, planned: list[_Planned]) -> None:
@@ -121,15 +167,26 @@ class _Packer:
             at = self.filled
             self.icons[at], self.layouts[at], self.colours[at], self.grounds[at] = plan[:4]
             self.numbers[at] = self.captions.setdefault(plan.caption, len(self.captions))
-            if plan.matrix is not None:
-                self.matrices[plan.icons[0] * 8 + plan.colour] = plan.matrix
+            self.matrices |= plan.matrices
+            if plan.attachment is not None:
+                self.attachments.append(plan.attachment)
             self.filled += 1
 
     def arrays(self) -> dict[str, np.ndarray]:
         turned = sorted(self.matrices)
-        matrices = np.array([self.matrices[n] for n in turned], np.float32).reshape(-1, 9)
-        kept = {"icons": self.icons, "layouts": self.layouts, "colours": self.colours, "grounds": self.grounds}
-        return kept | {"captions": self.numbers, "turned": np.array(turned, np.uint32), "matrices": matrices}
+        places = np.array([a.places for a in self.attachments]).reshape(-1, CONCEPTS, 3)
+        return {
+            "icons": self.icons,
+            "layouts": self.layouts,
+            "colours": self.colours,
+            "grounds": self.grounds,
+            "captions": self.numbers,
+            "relations": np.array([a.relation for a in self.attachments], np.uint8),
+            "orders": np.array([a.order for a in self.attachments], np.uint8).reshape(-1, CONCEPTS),
+            "places": (places / PLACE_UNIT).round().clip(-(2**15), 2**15 - 1).astype(np.int16),
+            "turned": np.array(turned, np.uint32),
+            "matrices": np.array([self.matrices[n] for n in turned], np.float32).reshape(-1, 9),
+        }
 
 
 def _tokens(tokenizer: Any, captions: list[_Caption]) -> dict[str, np.ndarray]:

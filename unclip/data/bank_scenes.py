@@ -1,6 +1,6 @@
 """Training batches of scenes from a bank of plans, made on the device that trains."""
 
-# B scenes, L layers of each, N text tokens, P plans, U captions
+# B scenes, L layers of each, C concepts of each, N text tokens, P plans, U captions
 
 from collections.abc import Sequence
 
@@ -8,13 +8,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import ConfigError
+from ..runtime.config import ConfigError
 from ..runtime.random import Stream, integers, scalars, uniform
-from .bank import NAMED, NAMES_STYLE, NO_ICON, PlanBank, sprites_fingerprint
+from .bank import (
+    ALL_GROUNDS,
+    ATTACHED,
+    NAMED,
+    NAMES_STYLE,
+    NO_CONCEPT,
+    NO_ICON,
+    PLACE_UNIT,
+    PlanBank,
+    sprites_fingerprint,
+)
 from .compositor import Layers, compose
-from .emoji import SPRITE_SIZE
-from .layouts import GROUND_SHIFT, LARGE, LARGE_SHIFT, LAYOUTS, PLACES, POSE_SIZE, SHIFT, SHRINK
-from .render import BACKGROUNDS, WHITE
+from .layouts import (
+    FIT_SHIFT,
+    FIT_SIZES,
+    GROUND_SHIFT,
+    LARGE,
+    LARGE_SHIFT,
+    LAYOUTS,
+    PLACES,
+    POSE_SIZE,
+    SHIFT,
+)
+from .render import WHITE
+from .sources import SPRITE_SIZE
 
 _LENGTHS = 4  # texts are padded to a multiple of this
 
@@ -23,9 +43,10 @@ class BankScenes(nn.Module):
     """Endless scenes from a `bank` of plans and the `sprites` [N, 64, 64, 4] that it was made with.
 
     Example `index` shows plan `index` modulo their number, in a place, size and ground of its own: those of counter-based
-    random numbers of (`seed`, index), in the ranges of `SceneSampler.lay_out`. So a batch is a function of its indices, on any
-    device and in any split. Nothing is read back to the host, and `torch.compile` takes it whole. With `single_pose` single
-    icons have one size and place; None is what the bank's data section says.
+    random numbers of (`seed`, index), in the ranges of `SceneSampler.lay_out` (how things are attached to each other is the
+    plan's). So a batch is a function of its indices, on any device and in any split. Nothing is read back to the host, and
+    `torch.compile` takes it whole. With `single_pose` single icons have one size and place; None is what the bank's data
+    section says.
 
     Raises ConfigError where the bank was made with other sprites.
     """
@@ -34,27 +55,20 @@ class BankScenes(nn.Module):
         super().__init__()
         if (made_with := bank.facts["sprites"]) != (found := sprites_fingerprint(sprites)):
             raise ConfigError(f"the plan bank was made with the sprites {made_with}, but these are {found}; make it again")
-        self.seed, self.size = seed, SPRITE_SIZE
+        self.seed, self.size, self.pad = seed, SPRITE_SIZE, bank.facts["pad"]
         self.single_pose = bool(bank.facts["data"].get("single_pose")) if single_pose is None else single_pose
         self.length = -(-max(int(bank.lengths.max()), len(bank.empty)) // _LENGTHS) * _LENGTHS
-        pad = bank.facts["pad"]
-        empty = np.pad(bank.empty, (0, self.length - len(bank.empty)), constant_values=pad)
-        self._keep(
-            atlas=sprites if sprites.flags.writeable else np.array(sprites),
-            empty_tokens=empty.astype(np.int64),
-            empty_mask=np.arange(self.length) < len(bank.empty),
-            plans=_plan_table(bank),
-            keys=bank.keys(),
-            captions=_caption_table(bank),
-            all_tokens=np.pad(bank.tokens.astype(np.int32), (0, self.length), constant_values=pad),
-            styles=bank.icon_styles.astype(np.int64),
-            matrices=np.concatenate([np.eye(3, dtype=np.float32)[None], bank.matrices.reshape(-1, 3, 3)]),
-            grounds=np.array([WHITE, *BACKGROUNDS.values()]),
-            **_layout_tables(max(len(LAYOUTS[n].spots) for n in np.unique(bank.layouts)), self.single_pose),
-        )
-        self.pad, self.has_colours = pad, len(bank.matrices) > 0
-
-    def _keep(self, **tables: np.ndarray) -> None:
+        self.has_colours, self.has_attachments = len(bank.matrices) > 0, len(bank.relations) > 0
+        empty = np.pad(bank.empty, (0, self.length - len(bank.empty)), constant_values=self.pad)
+        tables = _plan_tables(bank) | _layout_tables(bank, self.single_pose) | _caption_tables(bank, self.length)
+        tables |= {
+            "atlas": sprites if sprites.flags.writeable else np.array(sprites),
+            "empty_tokens": empty.astype(np.int64),
+            "empty_mask": np.arange(self.length) < len(bank.empty),
+            "styles": bank.icon_styles.astype(np.int64),
+            "matrices": np.concatenate([np.eye(3, dtype=np.float32)[None], bank.matrices.reshape(-1, 3, 3)]),
+            "colours": np.array([WHITE, *ALL_GROUNDS.values()]),
+        }
         for name, table in tables.items():
             self.register_buffer(name, torch.from_numpy(table), persistent=False)
 
@@ -76,11 +90,16 @@ class BankScenes(nn.Module):
         neither (0), in place of `spans`.
         """
         plans = indices % len(self.plans)
-        icon, other, layout, matrix, ground, caption = self.plans[plans].long().unbind(1)
-        icons, random = torch.stack([icon, other], 1), scalars(self.seed, indices)
-        layers = self._layers(indices, random, icons, layout, matrix)
+        layout, attached, ground, caption = self.plans[plans].long().unbind(1)
+        icons, random = self.icons[plans].long(), scalars(self.seed, indices)
+        spots = torch.where(attached < 0, layout, attached + len(LAYOUTS))
+        concepts = self.concepts[spots]  # [B, L]
+        layers = self._layers(indices, random, layout, self.spots[spots])
+        layers.icons = torch.where(concepts < 0, -1, icons.gather(1, concepts.clamp_min(0)))
+        if self.has_colours:
+            layers.matrices = self.matrices[self.turns[plans].long().gather(1, concepts.clamp_min(0))]
         text, named, names_style = self._text(caption)
-        style = self.styles[icon]
+        style = self.styles[icons[:, 0]]
         return {
             "index": indices,
             "image": compose(self.atlas, layers, self._background(indices, ground), self.size),
@@ -88,10 +107,10 @@ class BankScenes(nn.Module):
             "key": self.keys[plans],
             "style": style,
             "caption_style": torch.where(names_style, style, -1),
-            "icon": torch.where(self.is_single[layout], icon, -1),
+            "icon": torch.where(self.is_single[layout], icons[:, 0], -1),
             "random": random,
-            "rows": torch.where(torch.arange(2, device=named.device) < named[:, None], icons, -1),
-            "sides": _sides(layers) * (named == 2)[:, None, None],
+            "rows": torch.where(torch.arange(2, device=named.device) < named[:, None], icons[:, :2], -1),
+            "sides": self._sides(layers, concepts, attached) * (named == 2)[:, None, None],
         }
 
     def empty(self, count: int) -> tuple[Tensor, Tensor]:
@@ -103,26 +122,24 @@ class BankScenes(nn.Module):
         """uint8 [B, 3, 64, 64]: the icons [B] alone, as all single icons are drawn where they have one pose."""
         half = torch.full((len(icons), 1), 0.5, device=icons.device)
         layers = Layers(icons[:, None], half, half, torch.full_like(half, POSE_SIZE))
-        return compose(self.atlas, layers, self.grounds[:1].expand(len(icons), -1), self.size)
+        return compose(self.atlas, layers, self.colours[:1].expand(len(icons), -1), self.size)
 
-    def _layers(self, indices: Tensor, random: Tensor, icons: Tensor, layout: Tensor, matrix: Tensor) -> Layers:
-        """The layers [B, L] of scenes of one concept or two, `icons` [B, 2], by the examples' `scalars`."""
-        spots, numbers = self.spots[layout], self.concepts[layout]  # [B, L, 3], [B, L]
-        growth, least, shift = self.ranges[layout].unbind(1)  # [B] each
-        count = numbers.shape[1]
-        places = uniform(self.seed, Stream.SCENE_PLACE, indices, count, 2) * 2 - 1  # [B, L, 2]
+    def _layers(self, indices: Tensor, random: Tensor, layout: Tensor, spots: Tensor) -> Layers:
+        """Layers at `spots` [B, L, 3], moved and scaled by chance; their icons are yet to be told."""
+        growth, least, most, shift = self.ranges[layout].unbind(1)  # [B] each
+        fitted = (layout == len(LAYOUTS))[:, None]  # all layers of attachments move and scale together, around the centre
+        drawn = uniform(self.seed, Stream.SCENE_PLACE, indices, spots.shape[1], 2) * 2 - 1  # [B, L, 2]
         size = spots[..., 2] + (growth * random[:, Stream.SCENE_SIZE])[:, None]  # [B, L]
-        moved = shift[:, None] * torch.where(size < LARGE, 1.0, LARGE_SHIFT)
-        x, y = (spots[..., :2] + moved[..., None] * places).unbind(2)
-        shrunk = size * (least + (1 - least) * random[:, Stream.SCENE_SHRINK])[:, None]
-        icons = torch.where(numbers < 0, -1, icons.gather(1, numbers.clamp_min(0)))
-        matrices = self.matrices[matrix][:, None].expand(-1, count, -1, -1) if self.has_colours else None
-        return Layers(icons, x, y, shrunk, matrices)
+        scale = (least + (most - least) * random[:, Stream.SCENE_SHRINK])[:, None]
+        shift = shift[:, None] * torch.where((size < LARGE) | fitted, 1.0, LARGE_SHIFT)
+        moved = shift[..., None] * torch.where(fitted[..., None], drawn[:, :1], drawn)
+        places = moved + torch.where(fitted[..., None], 0.5 + scale[..., None] * spots[..., :2], spots[..., :2])
+        return Layers(torch.empty_like(layout)[:, None], *places.unbind(2), size * scale)
 
     def _background(self, indices: Tensor, ground: Tensor) -> Tensor:
         """Colours [B, 3] from 0 to 255."""
         shift = integers(self.seed, Stream.SCENE_BACKGROUND, indices, 3, below=2 * GROUND_SHIFT + 1) - GROUND_SHIFT
-        return (self.grounds[ground] + shift * (ground > 0)[:, None]).clamp(0, 255)
+        return (self.colours[ground] + shift * (ground > 0)[:, None]).clamp(0, 255)
 
     def _text(self, caption: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """`tokens`, `mask` and `names`; how many things are named [B], and whether the style is [B]."""
@@ -134,49 +151,74 @@ class BankScenes(nn.Module):
         text = {"tokens": tokens, "mask": mask, "names": spelt[0] - spelt[1]}
         return text, flags[:, 0] & NAMED, (flags[:, 0] & NAMES_STYLE) > 0
 
+    def _sides(self, layers: Layers, concepts: Tensor, attached: Tensor) -> Tensor:
+        """int8 [B, PLACES, PLACES]: 1 where only the first concept's squares cover a place, -1 where the second's do.
 
-def _sides(layers: Layers) -> Tensor:
-    """int8 [B, PLACES, PLACES]: 1 where only the first layer's square covers a place, -1 where only the second's does."""
-    at = (torch.arange(PLACES, device=layers.x.device) + 0.5) / PLACES
-    across, down = ((at - centre[:, :2, None]).abs() < layers.size[:, :2, None] / 2 for centre in (layers.x, layers.y))
-    inside = (down[..., None] & across[..., None, :]).to(torch.int8)  # [B, 1 or 2, PLACES, PLACES]
-    return inside[:, 0] - inside[:, -1]
+        Of attachments: of two drawings the one that is seen there.
+        """
+        at = (torch.arange(PLACES, device=concepts.device) + 0.5) / PLACES
+        left, top, size = (t[..., None] for t in (layers.x - layers.size / 2, layers.y - layers.size / 2, layers.size))
+        across, down = (at - left) / size, (at - top) / size  # [B, L, PLACES], in the icon's own square
+        inside = ((across > 0) & (across < 1))[..., None, :] & ((down > 0) & (down < 1))[..., None]
+        sign = ((concepts == 0).to(torch.int8) - (concepts == 1).to(torch.int8))[..., None, None]  # [B, L, 1, 1]
+        sides = (inside * sign).sum(1, dtype=torch.int8)
+        if not self.has_attachments:
+            return sides
+        side = self.atlas.shape[1]
+        column, row = ((t * side).long().clamp(0, side - 1) for t in (across, down))
+        icons = layers.icons.clamp_min(0)[..., None, None]
+        drawn = inside & (self.atlas[icons, row[..., None], column[..., None, :], 3] > 127)
+        seen = torch.where(drawn[:, 1], sign[:, 1], drawn[:, 0] * sign[:, 0])  # the upper covers the lower
+        return torch.where((attached >= 0)[:, None, None], seen, sides)
 
 
-def _plan_table(bank: PlanBank) -> np.ndarray:
-    """int32 [P, 6]: icons of the first and of the second concept, layout, matrix (0 for none), ground, caption."""
-    wanted = bank.icons[:, 0].astype(np.int64) * 8 + bank.colours
-    at = np.minimum(np.searchsorted(bank.turned, wanted), max(len(bank.turned) - 1, 0))
-    matrix = np.where(bank.turned[at] == wanted, at + 1, 0) if len(bank.turned) else np.zeros_like(wanted)
-    other = np.where(bank.icons[:, 1] == NO_ICON, 0, bank.icons[:, 1])  # a number that may be looked up
-    columns = (bank.icons[:, 0], other, bank.layouts, matrix, bank.grounds, bank.captions)
-    return np.stack(columns, 1, dtype=np.int32, casting="unsafe")
+def _plan_tables(bank: PlanBank) -> dict[str, np.ndarray]:
+    """`plans` int32 [P, 4], layout, attachment (-1 for none), ground, caption; `icons` int32 [P, C], 0 for none; `turns` int32
+    [P, C], rows of the matrices, 0 for none; `keys`."""
+    wanted = bank.icons.astype(np.int64) * 8 + bank.colours
+    turns = np.zeros_like(wanted)
+    if len(bank.turned):
+        at = np.minimum(np.searchsorted(bank.turned, wanted), len(bank.turned) - 1)
+        turns = np.where(bank.turned[at] == wanted, at + 1, 0)
+    layouts = np.where(bank.layouts == ATTACHED, len(LAYOUTS), bank.layouts)
+    plans = np.stack([layouts, bank.attachments(), bank.grounds, bank.captions], 1)
+    icons = np.where(bank.icons == NO_ICON, 0, bank.icons)
+    found = {"plans": plans, "icons": icons, "turns": turns}
+    return {name: table.astype(np.int32) for name, table in found.items()} | {"keys": bank.keys()}
 
 
-def _caption_table(bank: PlanBank) -> np.ndarray:
-    """int32 [U, 7]: start among all tokens, length, spans of both names, flags."""
+def _caption_tables(bank: PlanBank, length: int) -> dict[str, np.ndarray]:
+    """`captions` int32 [U, 7]: start in `all_tokens`, length, spans of both names, flags."""
     lengths = bank.lengths.astype(np.int32)
     starts = np.cumsum(lengths) - lengths
-    return np.concatenate([starts[:, None], lengths[:, None], bank.spans, bank.flags[:, None]], 1).astype(np.int32)
+    captions = np.concatenate([starts[:, None], lengths[:, None], bank.spans, bank.flags[:, None]], 1).astype(np.int32)
+    tokens = np.pad(bank.tokens.astype(np.int32), (0, length), constant_values=bank.facts["pad"])
+    return {"captions": captions, "all_tokens": tokens}
 
 
-def _layout_tables(layers: int, single_pose: bool) -> dict[str, np.ndarray]:
-    """Of all layouts, for at most `layers` layers.
+def _layout_tables(bank: PlanBank, single_pose: bool) -> dict[str, np.ndarray]:
+    """Of all layouts, and after them of all attachments.
 
-    `spots` float32 [layouts, L, 3]; `concepts` int64 [layouts, L], the number of a layer's concept, -1 for no layer; `ranges`
-    float32 [layouts, 3], how much a size grows, the least share of it that several things have, and the shift of centres;
-    `is_single` bool [layouts].
+    `spots` float32 [layouts + A, L, 3] and `concepts` int64 [layouts + A, L], -1 for no layer. `ranges` float32
+    [layouts + 1, 4] has how much a size grows, the least and the largest share of it that chance leaves, and how far centres
+    are moved; `is_single` is bool [layouts + 1]. The last row of these two is of all attachments.
     """
-    spots = np.full((len(LAYOUTS), layers, 3), 0.5, np.float32)
-    concepts = np.full((len(LAYOUTS), layers), -1)
-    ranges = np.zeros((len(LAYOUTS), 3), np.float32)
+    used = [LAYOUTS[number] for number in np.unique(bank.layouts) if number != ATTACHED]
+    most = max([len(layout.spots) for layout in used] + [bank.orders.shape[1]] * (len(bank.orders) > 0))
+    spots = np.full((len(LAYOUTS) + len(bank.orders), most, 3), 0.5, np.float32)
+    concepts = np.full(spots.shape[:2], -1)
+    ranges = np.zeros((len(LAYOUTS) + 1, 4), np.float32)
     for number, layout in enumerate(LAYOUTS):
-        count = min(len(layout.spots), layers)
-        spots[number, :count], concepts[number, :count] = layout.spots[:count], np.arange(count) % layout.concepts
-        alone = len(layout.spots) == 1
-        ranges[number] = layout.growth, 1 if alone else SHRINK, SHIFT
-        if alone and single_pose:
+        count = min(len(layout.spots), most)
+        spots[number, :count], concepts[number, :count] = layout.spots[:count], layout.concepts[:count]
+        ranges[number] = layout.growth, layout.shrink, 1, SHIFT
+        if layout.posed and single_pose:
             spots[number, 0, 2] = POSE_SIZE if layout.growth else layout.spots[0][2]
-            ranges[number] = 0, 1, 0
-    is_single = np.array([layout.kind == "single" for layout in LAYOUTS])
+            ranges[number] = 0, 1, 1, 0
+    ranges[-1] = 0, *FIT_SIZES, FIT_SHIFT
+    if len(bank.orders):
+        kept, none = bank.orders.shape[1], bank.orders == NO_CONCEPT
+        spots[len(LAYOUTS) :, :kept] = np.where(none[..., None], 0.5, bank.places * PLACE_UNIT)
+        concepts[len(LAYOUTS) :, :kept] = np.where(none, -1, bank.orders.astype(np.int64))
+    is_single = np.array([layout.kind == "single" for layout in LAYOUTS] + [False])
     return {"spots": spots, "concepts": concepts, "ranges": ranges, "is_single": is_single}

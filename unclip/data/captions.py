@@ -155,3 +155,14 @@ def name_spans(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...
     spans = [[m.span() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption)] for name in names]
     apart = (s for s in product(*spans) if all(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(s, 2)))
     return next(apart, ())
+
+
+def scene_spans(scene: Scene) -> tuple[tuple[int, int], ...]:
+    """Where a scene's caption names the one or two icons that it shows in their own colours; () where it does not."""
+    coloured = any(layer.matrix is not None for layer in scene.layers)  # no longer what the icon is
+    return () if coloured or len(scene.names) > 2 else name_spans(scene.caption, scene.names)
+
+
+def concepts_of_layers(scene: Scene) -> tuple[int, ...]:
+    """The number of the concept that each layer shows."""
+    return scene.order or tuple(n % len(scene.names) for n in range(len(scene.layers)))

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from .render import COLOURS, render_svg, turn_to
 from .scenes import IconSet, SceneSampler, split_of_icon
-from .sources import SOURCES, SPRITE_SIZE
+from .sources import SKIN_TONES, SOURCES, SPRITE_SIZE
 from .words import KEYWORDS, WORDNET, Named, Vocabulary, english, hear, load_words, read_words, save_words, write_gzip
 
 NAMES = ("emojibase-data", "17.0.0")
-SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from upsamplers.degrade import bsr
 
 from ..runtime.config import ConfigError, construct
-from .captions import name_spans
+from .captions import concepts_of_layers, scene_spans
 from .layouts import PLACES
 from .pictures import PictureCrops, Pictures
 from .reading import check_there
@@ -75,9 +75,8 @@ def _grounds(scene: Scene, icons: IconSet) -> dict[str, torch.Tensor]:
     """`spans`, `rows` and `sides`, as `EmojiScenes` gives them."""
     spans, rows = torch.full((2, 2), -1), torch.full((2,), -1)
     sides = np.zeros((PLACES, PLACES), np.int8)
-    order = scene.order or tuple(n % len(scene.names) for n in range(len(scene.layers)))
-    coloured = any(layer.matrix is not None for layer in scene.layers)  # no longer what the icon is
-    for number, span in enumerate(() if coloured or len(scene.names) > 2 else name_spans(scene.caption, scene.names)):
+    order = concepts_of_layers(scene)
+    for number, span in enumerate(scene_spans(scene)):
         spans[number], rows[number] = torch.tensor(span), scene.layers[order.index(number)].icon
     if rows[1] >= 0:
         for number, layer in zip(order, scene.layers, strict=True):

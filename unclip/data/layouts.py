@@ -92,8 +92,9 @@ def layout_of(plan: Plan, layers: Sequence[Layer]) -> int:
     """The number of the layout that a plan, no attachment, was laid out by as `layers`."""
 
     def fits(layout: Layout) -> bool:
-        says_place = plan.kind != "relation" or layout.relation == plan.relation
-        return layout.kind == plan.kind and len(layout.spots) == len(layers) and layout.size == plan.size and says_place
+        if (layout.kind, layout.size, len(layout.spots)) != (plan.kind, plan.size, len(layers)):
+            return False
+        return max(layout.concepts) + 1 == len(plan.concepts) and plan.relation in (None, layout.relation)
 
     def off(number: int) -> float:
         places = zip(LAYOUTS[number].spots, layers, strict=True)

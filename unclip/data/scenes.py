@@ -156,7 +156,7 @@ class SceneSampler:
             [of_groups[icons.groups[c]] * (1 if split_of_concept(c) == "train" else late) for c in self._concepts]
         )
         self._objects = [c for c in icons.objects if c in kept]
-        self._attachments = Attachments(icons, self._concepts)
+        self.attachments = Attachments(icons, self._concepts)
         # A cat with a crown wears it, where attachments are shown.
         self._pair_words = [words for words in PAIR_WORDS if "attachment" not in of_kinds or " with " not in words]
 
@@ -196,7 +196,7 @@ class SceneSampler:
             concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
             return Plan(kind, (concept,), pick(rng, list(self.icons.by_concept[concept])))
         if kind == "attachment":
-            return self._attachments.candidate(rng)
+            return self.attachments.candidate(rng)
         if kind == "colour":
             concept = self._concepts[rng.choice(len(self._concepts), p=self._concept_weights)]
         else:
@@ -290,7 +290,7 @@ class SceneSampler:
         """`lay_out` of MORE_KINDS."""
         rows = [self._row(c, plan.style, rng, False) for c in plan.concepts]
         if plan.kind == "attachment":
-            layers, order = self._attachments.lay_out(plan, rows, rng)
+            layers, order = self.attachments.lay_out(plan, rows, rng)
         else:
             order = (0, 0, 1) if len(rows) == 2 else tuple(range(len(rows)))
             spots = COUNT_SPOTS[3] if plan.kind == "three" else ((0.5, 0.5, rng.uniform(*GROUND_SIZES)),)

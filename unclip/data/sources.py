@@ -8,4 +8,5 @@ SOURCES = (
     ("@iconify-json/twemoji", "1.2.5", "twemoji", "CC-BY-4.0", "Twemoji, Twitter and contributors"),
 )
 STYLES = tuple(source[2] for source in SOURCES)
+SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 SPRITE_SIZE = 64  # pixels

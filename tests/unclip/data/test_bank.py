@@ -1,5 +1,9 @@
 """Banks of plans: the scenes that a sampler would draw, and batches of them made on a device without text or host reads."""
 
+import gzip
+import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +12,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from unclip.config import ConfigError
 from unclip.data import bank_build
+from unclip.data.attachments import Attachments
 from unclip.data.bank import PlanBank, tokenizer_fingerprint
 from unclip.data.bank_build import build_bank
 from unclip.data.bank_scenes import BankScenes
-from unclip.data.examples import EmojiScenes, grounds
-from unclip.data.layouts import LAYOUTS
-from unclip.data.plans import KIND_WEIGHTS, Scene
-from unclip.data.render import Layer
+from unclip.data.compositor import Layers
+from unclip.data.examples import EmojiScenes, _grounds
+from unclip.data.layouts import FIT_SHIFT, FIT_SIZES, LAYOUTS, layout_of
+from unclip.data.plans import KIND_WEIGHTS, MORE_KINDS
+from unclip.data.render import BACKGROUNDS, GROUNDS, Layer
 from unclip.data.scenes import SceneSampler, is_everyday
-from unclip.objectives.frozen_clip import FrozenCLIP
-from unclip.runtime.random import scalars
+from unclip.data.sources import STYLES
+from unclip.runtime.config import ConfigError
+from unclip.training.objectives.frozen_clip import FrozenCLIP
 
-COUNT = 400
-DATA = {"path": "shapes", "contrast": 0.3, "loose": 0.2}
+COUNT = 600
+KINDS = KIND_WEIGHTS | MORE_KINDS
+DATA = {"path": "shapes", "contrast": 0.3, "loose": 0.2, "sentences": 0.2, "kinds": KINDS}
 ONE_POSE = {"path": "shapes", "single_pose": True}
+ATTACHABLE = (
+    *("dog face", "cat face", "dog", "horse", "panda", "owl", "crown", "top hat", "sunglasses", "glasses", "basket", "banana"),
+    *("red apple", "bowl with spoon", "key", "star", "bicycle", "canoe", "billed cap", "ribbon"),
+)
 INDICES = torch.arange(COUNT)
 
 
@@ -63,10 +74,34 @@ def wanted(examples) -> dict[str, Tensor]:
     return default_collate([examples[index] for index in range(COUNT)])
 
 
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory) -> str:
+    """A dataset of icons that can be attached to each other, drawn as plain boxes of a colour and extent of their own."""
+    rng, folder, icons, sprites = np.random.default_rng(0), tmp_path_factory.mktemp("boxes"), [], []
+    for concept in ATTACHABLE:
+        for style in STYLES:
+            sprites.append(np.zeros((64, 64, 4), np.uint8))
+            (left, top), (right, bottom) = rng.integers(2, 12, 2), rng.integers(52, 62, 2)
+            sprites[-1][top:bottom, left:right] = (*rng.integers(0, 200, 3), 255)
+            facts = {"concept": concept, "group": "objects", "style": style, "tone": "", "tags": [], "svg": ""}
+            icons.append(facts | {"colours": ["red", "blue"]})
+    (folder / "icons.json.gz").write_bytes(gzip.compress(json.dumps(icons).encode()))
+    np.save(folder / "sprites-64.npy", np.stack(sprites))
+    return str(folder)
+
+
 def layers_of(scenes: BankScenes, indices: Tensor) -> list[list[Layer]]:
-    icon, other, layout, matrix, *_ = scenes.plans[indices % len(scenes.plans)].long().unbind(1)
-    layers = scenes._layers(indices, scalars(scenes.seed, indices), torch.stack([icon, other], 1), layout, matrix)
-    rows = zip(*(t.tolist() for t in (layers.icons, layers.x, layers.y, layers.size)), strict=True)
+    """The layers that `scenes` draws for these indices, without their colours."""
+    composed = []
+
+    def keep(atlas: Tensor, layers: Layers, *rest: object) -> Tensor:
+        composed.append(layers)
+        return torch.zeros(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unclip.data.bank_scenes.compose", keep)
+        scenes(indices)
+    rows = zip(*(t.tolist() for t in (composed[0].icons, composed[0].x, composed[0].y, composed[0].size)), strict=True)
     return [[Layer(*facts) for facts in zip(*row, strict=True) if facts[0] >= 0] for row in rows]
 
 
@@ -83,16 +118,17 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_plans_are_those_of_the_sampler(bank, examples):
-    for number in range(COUNT):
-        assert bank.plan(number) == examples.sampler.planned(number)[0]
-    assert {bank.plan(number).kind for number in range(COUNT)} == set(KIND_WEIGHTS)
+    plans = bank.plans()
+    assert plans == [examples.sampler.planned(number)[0] for number in range(COUNT)]
+    assert {plan.kind for plan in plans} == set(KINDS)
+    assert any(plan.colours for plan in plans) and any(plan.background in GROUNDS for plan in plans)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize("all_concepts", [False, True])
 def test_held_out_combinations_stay_held_out(tokenizer, split, all_concepts):
     held = build_bank(DATA | {"all_concepts": all_concepts}, tokenizer, 150, split)
-    assert {held.plan(number).split(all_concepts) for number in range(150)} == {split}
+    assert {plan.split(all_concepts) for plan in held.plans()} == {split}
 
 
 def test_keys_are_equal_where_meanings_are(bank, wanted):
@@ -131,7 +167,7 @@ def test_what_is_no_bank_is_named(bank, tmp_path, monkeypatch):
     monkeypatch.setattr("unclip.data.bank.FORMAT", 0)
     bank.save(tmp_path / "old.npz")
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=r"old\.npz is a plan bank of format 0, not 1"):
+    with pytest.raises(ConfigError, match=r"old\.npz is a bank of format 0, not 1"):
         PlanBank.load(tmp_path / "old.npz")
 
 
@@ -218,7 +254,7 @@ def test_one_pose_draws_what_the_examples_draw(tokenizer):
     one_pose = build_bank(ONE_POSE, tokenizer, 200)
     examples = EmojiScenes(**ONE_POSE)
     found = BankScenes(one_pose, examples.icons.sprites).batch(range(200))
-    kinds = [one_pose.plan(index).kind for index in range(200)]
+    kinds = [plan.kind for plan in one_pose.plans()]
     alone = [index for index, kind in enumerate(kinds) if kind in ("single", "colour", "size")]
     assert {kinds[index] for index in alone} == {"single", "colour", "size"} and (one_pose.matrices != 0).any()
     wanted = torch.stack([examples[index]["image"] for index in alone])
@@ -240,12 +276,12 @@ def test_single_icons_in_one_pose_are_one_image_each(tokenizer):
 @pytest.mark.parametrize("number", range(len(LAYOUTS)))
 @pytest.mark.parametrize("single_pose", [False, True])
 def test_places_and_sizes_spread_as_the_sampler_spreads_them(bank, examples, number, single_pose):
-    """Quantiles of 200 layouts of one plan by the sampler and by the bank, of every kind."""
-    index = int((bank.layouts == number).argmax())
-    plan, left = bank.plan(index), LAYOUTS[number].spots[0][0] < LAYOUTS[number].spots[-1][0]
-    sampler = SceneSampler(examples.icons, "train", single_pose=single_pose)
-    drawn = [sampler.lay_out(plan, np.random.default_rng(n)).layers for n in range(500)]
-    drawn = [layers for layers in drawn if plan.kind != "pair" or (layers[0].x < layers[1].x) == left][:200]
+    """Quantiles of 200 layouts of one plan by the sampler and by the bank, of every layout."""
+    index, layout = int((bank.layouts == number).argmax()), LAYOUTS[number]
+    assert bank.layouts[index] == number
+    plan, sampler = bank.plans()[index], SceneSampler(examples.icons, "train", single_pose=single_pose)
+    drawn = (sampler.lay_out(plan, np.random.default_rng(n)).layers for n in range(3000))
+    drawn = list(itertools.islice((layers for layers in drawn if layout_of(plan, layers) == number), 200))
     scenes = BankScenes(bank, examples.icons.sprites, seed=1, single_pose=single_pose)
     made = layers_of(scenes, torch.arange(index, index + 200 * COUNT, COUNT))
     assert [layer.icon for layer in made[0]] == [layer.icon for layer in drawn[0]]
@@ -258,37 +294,76 @@ def test_places_and_sizes_spread_as_the_sampler_spreads_them(bank, examples, num
     )
     width = theirs[-1] - theirs[0]
     assert ((ours - theirs).abs() <= 0.2 * width + 1e-6).all()
-    assert (width.max() == 0) == (single_pose and len(made[0]) == 1)
+    assert (width.max() == 0) == (single_pose and layout.posed)
+
+
+def test_attachments_keep_their_places_and_fill_the_image_as_the_sampler_lets_them(tokenizer, boxes):
+    data = {"path": boxes, "kinds": ["attachment"]}
+    examples, attached = EmojiScenes(**data), build_bank(data, tokenizer, 300)
+    plans = [examples.sampler.planned(index)[0] for index in range(300)]
+    assert attached.plans() == plans
+    assert {"wearing", "riding", "inside", "holding", "face"} <= {plan.relation for plan in plans}
+    assert {len(plan.concepts) for plan in plans} == {2, 3}
+    extent = Attachments(examples.icons, []).extent
+    found = []
+    for made, index in zip(
+        layers_of(BankScenes(attached, examples.icons.sprites), torch.arange(600)), itertools.cycle(range(300))
+    ):
+        scene = examples.sampler.scene(index)
+        assert [layer.icon for layer in made] == [layer.icon for layer in scene.layers]
+        ours, theirs = (np.array([(layer.x, layer.y, layer.size) for layer in of]) for of in (made, scene.layers))
+        scale = ours[0, 2] / theirs[0, 2]
+        np.testing.assert_allclose(ours - ours[0], scale * (theirs - theirs[0]), atol=1e-3)
+        drawn = np.array([extent(layer.icon) for layer in made]) * ours[:, 2:] + np.tile(ours[:, :2] - ours[:, 2:] / 2, 2)
+        low, high = drawn[:, :2].min(0), drawn[:, 2:].max(0)
+        found.append((*(low + high) / 2, (high - low).max()))
+    found = np.array(found)
+    bounds = np.array([(0.5 - FIT_SHIFT, 0.5 + FIT_SHIFT)] * 2 + [FIT_SIZES]).T
+    assert (found.min(0) >= bounds[0] - 1e-3).all() and (found.max(0) <= bounds[1] + 1e-3).all()
+    assert (np.ptp(found, axis=0) > 0.9 * (bounds[1] - bounds[0])).all()
 
 
 def test_grounds_are_those_of_the_words_and_move_a_little(bank, batch):
     """The corner of an image is its ground: white, or the colour that the plan names, at most 10 of 255 off."""
-    from unclip.data.render import BACKGROUNDS
-
     corners = batch["image"][:, :, 0, 0].short()
-    named = {index: bank.plan(index).background for index in range(COUNT)}
-    of_single = [index for index, ground in named.items() if bank.plan(index).kind in ("count", "pair", "relation")]
-    assert (corners[of_single] == 255).all()
-    coloured = [index for index, ground in named.items() if ground and batch["sides"][index].abs().sum() == 0]
-    off = corners[coloured] - torch.tensor([BACKGROUNDS[named[index]] for index in coloured])
+    plans = bank.plans()
+    assert all((corners[index] == 255).all() for index, plan in enumerate(plans) if plan.kind in ("count", "pair", "relation"))
+    named = [index for index, plan in enumerate(plans) if plan.kind in ("background", "ground")]
+    off = corners[named] - torch.tensor([(BACKGROUNDS | GROUNDS)[plans[index].background] for index in named])
     clear = off.abs().amax(1) <= 10
     assert clear.float().mean() > 0.8  # a few icons reach the corner
     assert len(off[clear].unique()) > 10
 
 
-def test_sides_are_those_of_the_layers(bank, scenes, batch, wanted):
-    """As `EmojiScenes` finds them of the scene that was laid out."""
-    layers = layers_of(scenes, INDICES)
-    for index in range(COUNT):
-        plan = bank.plan(index)
-        names = tuple(name for name in wanted["caption"][index : index + 1] if wanted["rows"][index, 1] >= 0)
-        if not names:
-            assert not batch["sides"][index].any()
+def sides_of(examples: EmojiScenes, bank: PlanBank, made: list[list[Layer]]) -> Tensor:
+    """Of the sampler's scenes with the layers that were made in place of theirs, as `EmojiScenes` finds them."""
+    found = []
+    for index, layers in enumerate(made):
+        scene = examples.sampler.scene(index)
+        layers = [replace(layer, matrix=old.matrix) for layer, old in zip(layers, scene.layers, strict=True)]
+        found.append(_grounds(replace(scene, layers=tuple(layers)), examples.icons)["sides"])
+    return torch.stack(found)
+
+
+def test_sides_are_those_of_the_layers(bank, scenes, batch, examples, boxes, tokenizer):
+    assert torch.equal(batch["sides"], sides_of(examples, bank, layers_of(scenes, INDICES)))
+    attached = build_bank({"path": boxes, "kinds": ["attachment"]}, tokenizer, 100)
+    of_boxes = EmojiScenes(boxes, kinds=["attachment"])
+    making = BankScenes(attached, of_boxes.icons.sprites)
+    sides = making.batch(range(100))["sides"]
+    assert torch.equal(sides, sides_of(of_boxes, attached, layers_of(making, torch.arange(100))))
+    assert {-1, 0, 1} == set(sides.unique().tolist())
+
+
+def test_images_are_those_of_the_layers_in_their_colours(bank, scenes, batch, examples):
+    made = layers_of(scenes, INDICES)
+    for index, plan in enumerate(bank.plans()):
+        if plan.background:
             continue
-        spans = wanted["spans"][index].tolist()
-        spelt = tuple(wanted["caption"][index][start:end] for start, end in spans)
-        scene = Scene(plan.kind, plan.key, plan.style, wanted["caption"][index], spelt, tuple(layers[index]))
-        assert torch.equal(batch["sides"][index], grounds(scene)["sides"])
+        scene = examples.sampler.scene(index)
+        layers = [replace(layer, matrix=old.matrix) for layer, old in zip(made[index], scene.layers, strict=True)]
+        wanted = examples.icons.pixels(replace(scene, layers=tuple(layers)))
+        assert (batch["image"][index].permute(1, 2, 0).short() - torch.from_numpy(wanted).short()).abs().max() <= 1
 
 
 # ---------------------------------------------------------------------------------------------- batches
@@ -371,12 +446,12 @@ def test_the_command_writes_a_bank(command, tiny_folder, tmp_path, bank):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("data/emoji/icons.json.gz").exists(), reason="built by `unclip data emoji`")
 def test_a_bank_of_emoji_is_small_and_holds_out_what_it_should(tokenizer, tmp_path):
-    data = {"path": "data/emoji", "all_concepts": True, "loose": 0.3, "words": 0.3}
+    data = {"path": "data/emoji", "all_concepts": True, "loose": 0.3, "words": 0.3, "sentences": 0.2, "kinds": KINDS}
     examples = EmojiScenes(**data)
     made = build_bank(data, tokenizer, 20_000)
     made.save(tmp_path / "bank.npz")
     assert (tmp_path / "bank.npz").stat().st_size < 20 * 20_000
-    assert all(made.plan(number).split(True) == "train" for number in range(20_000))
-    assert any(made.tone(number) for number in range(20_000))
+    assert {plan.split(True) for plan in made.plans()} == {"train"}
+    assert any(made.tones())
     pairs = {(key, examples.sampler.scene(number).key) for number, key in enumerate(made.keys()[:2000].tolist())}
     assert len(pairs) == len({ours for ours, _ in pairs}) == len({theirs for _, theirs in pairs})
