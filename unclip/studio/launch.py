@@ -30,7 +30,7 @@ async def _refuse(url: str):
 
 def settings() -> dict[str, Any]:
     """What both ways of opening the page are given."""
-    from .page import CSS, HEAD, theme
+    from .layout import CSS, HEAD, theme
 
     return {
         "theme": theme(),
