@@ -94,16 +94,13 @@ class Handlers:
     def on_paint(
         self, editor, prompt, left, top, width, height, west, east, north, south, size, request: gr.Request
     ) -> Iterator:
-        if not isinstance(editor, dict) or not isinstance(editor.get("background"), Image.Image):
-            raise gr.Error("Give a picture first.", print_exception=False)
-        picture = on_white(editor["background"])
-        self.sessions.check_content(picture)
+        picture, layers = self._editor(editor)
         prompt, seed, size = self._text("prompt", prompt), random.randrange(MAX_SEED), self._size(size)
         numbers = zip(("left", "top", "width", "height"), (left, top, width, height), strict=True)
         rectangle = [number_between(name, value, 0, 100) for name, value in numbers]
         margins = [number_between("margin", value, 0, 100) for value in (west, east, north, south)]
         with user_errors():
-            picture, mask = inpainting_inputs(picture, editor.get("layers") or [], rectangle, margins)
+            picture, mask = inpainting_inputs(picture, layers, rectangle, margins)
         facts = {"inpaint_of": "an upload", "prompt": prompt, "seed": str(seed), "size": str(size)}
         draw = self.studio.inpaint(prompt, picture, mask, [seed], size=size)
         yield from self.sessions.run(draw, [facts], request)
@@ -206,7 +203,18 @@ class Handlers:
             raise gr.Error(f"The size must be one of {sizes} pixels, got {size!r}.", print_exception=False)
         return int(size)
 
-    def _picture(self, name: str, file: str | None) -> Image.Image:
+    def _editor(self, editor: Any) -> tuple[Image.Image, list[Image.Image]]:
+        """The editor's image and its layer of paint, as files of uploads."""
+        editor = editor if isinstance(editor, dict) else {}
+        files = editor.get("layers") or []
+        if editor.get("id") is not None or not isinstance(files, list) or len(files) > 1:
+            raise gr.Error("The editor takes a picture and one layer of paint.", print_exception=False)
+        picture = self._picture("a picture", editor.get("background"))
+        data = [upload_bytes("the paint", file) for file in files]
+        with user_errors():
+            return picture, [open_upload(content, "the paint") for content in data]
+
+    def _picture(self, name: str, file: Any) -> Image.Image:
         data = upload_bytes(name, file)
         with user_errors():
             picture = on_white(open_upload(data, name))

@@ -2,16 +2,17 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from gradio_client.utils import traverse
 
 from ..clip.search import Index
-from ..io.images import open_upload
 from ..pipelines.base import SAMPLERS
 from .generation import OWN, Studio
 from .handlers import Handlers
 from .session import status
-from .validation import MAX_PICTURES, MAX_PROMPT, MAX_SEED, MOST, RESTORED, upload_bytes, user_errors
+from .validation import MAX_PICTURES, MAX_PROMPT, MAX_SEED, MOST, RESTORED, check_uploaded
 
 KEPT = 3600  # seconds that Gradio keeps a picture's file
 SESSIONS = 16  # of which drawings wait for the model; beyond it, Gradio's queue
@@ -52,24 +53,16 @@ def theme() -> gr.themes.Base:
     )
 
 
-def limit_uploads(editor: gr.ImageEditor) -> None:
-    """Gradio's editor decodes what it is sent whatever it costs; this one a picture and a layer, in an upload's bounds."""
-    decode, preprocess = editor.convert_and_format_image, editor.preprocess
+class StudioBlocks(gr.Blocks):
+    """Blocks that take uploads alone.
 
-    def within(file, *args, **kwargs):
-        if file is not None:
-            data = upload_bytes("the picture", getattr(file, "path", None))
-            with user_errors():
-                open_upload(data, "the picture")
-        return decode(file, *args, **kwargs)
+    Gradio would fetch what a client names by URL, in any field, and take any path on this machine for an image's where the
+    mark of a file is missing.
+    """
 
-    def few(payload):
-        if payload is not None and (payload.id is not None or len(payload.layers or ()) > 1):
-            raise gr.Error("The editor takes a picture and one layer of paint.", print_exception=False)
-        return preprocess(payload)
-
-    editor.convert_and_format_image, editor.preprocess = within, few
-    editor.accept_blobs = None  # another way in, for listeners that this page has not: without bounds, and never emptied
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        traverse(inputs, check_uploaded, lambda value: isinstance(value, dict) and "path" in value)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
 
 def build(studio: Studio, index: Index | None = None) -> gr.Blocks:
@@ -82,7 +75,7 @@ class Page:
 
     def __init__(self, studio: Studio, index: Index | None = None):
         self.studio, self.index, self.handlers = studio, index, Handlers(studio, index)
-        with gr.Blocks(
+        with StudioBlocks(
             title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False, fill_width=True
         ) as self.blocks:
             gr.Markdown("# unCLIP studio\nA sentence in, a picture out. Nothing leaves this machine.", elem_id="title")
@@ -187,7 +180,6 @@ class Page:
             gr.Markdown("Paint over what is to be drawn anew.")
             self.editor = gr.ImageEditor(
                 label="Picture",
-                type="pil",
                 sources=["upload", "clipboard"],
                 layers=False,
                 transforms=(),
@@ -196,7 +188,6 @@ class Page:
                 elem_id="editor",
                 height=420,
             )
-            limit_uploads(self.editor)
             self.paint_prompt = gr.Textbox(
                 label="What the whole picture should show", max_length=MAX_PROMPT, elem_id="paint-prompt"
             )
@@ -239,11 +230,7 @@ class Page:
                 self.stages = gr.Gallery(label=say, columns=len(sizes), **kwargs)
 
     def _upload(self, label: str, name: str) -> gr.Image:
-        image = gr.Image(
-            label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[], elem_id=name
-        )
-        image.preprocess = lambda file: None if file is None else file.path  # handlers open it, and say what is wrong with it
-        return image
+        return gr.Image(label=label, sources=["upload", "clipboard"], height=220, buttons=[], elem_id=name)
 
     def _results(self) -> None:
         self.pictures = gr.Gallery(
@@ -277,24 +264,25 @@ class Page:
     def _wire(self) -> None:
         model = {"concurrency_limit": SESSIONS, "concurrency_id": "model"}  # the worker lets them in one by one
         model |= {"api_visibility": "private", "show_progress": "hidden"}
+        uploads = model | {"preprocess": False}  # handlers open files themselves, in bounds, and say what is wrong with them
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         shown = [self.pictures, self.status, self.cancel, self.history]
         given = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
         given += [self.sampler, self.transparent]
         gr.on([self.draw.click, self.prompt.submit], self.handlers.on_draw, given, [*shown, self.seed], **model)
         given = [self.varied, self.vary_number, self.keep_layout, self.vary_size]
-        self.vary.click(self.handlers.on_vary, given, shown, **model)
+        self.vary.click(self.handlers.on_vary, given, shown, **uploads)
         given = [self.first, self.first_text, self.second, self.second_text, self.blend_steps, self.blend_size]
-        self.blend.click(self.handlers.on_blend, given, [*shown, self.path, self.player, self.place, self.frame], **model)
+        self.blend.click(self.handlers.on_blend, given, [*shown, self.path, self.player, self.place, self.frame], **uploads)
         given = [self.edited, self.source, self.target, self.strength, self.edit_size]
-        self.edit.click(self.handlers.on_edit, given, shown, **model)
+        self.edit.click(self.handlers.on_edit, given, shown, **uploads)
         given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size]
-        self.paint.click(self.handlers.on_paint, given, shown, **model)
+        self.paint.click(self.handlers.on_paint, given, shown, **uploads)
         outputs = [*shown, self.formed, self.candidates, self.film, self.stages]
         gr.on([self.explore.click, self.explored.submit], self.handlers.on_explore, [self.explored], outputs, **model)
         if self.index is not None:
             given = [self.query, self.query_picture]
-            gr.on([self.find.click, self.query.submit], self.handlers.on_find, given, [self.pictures, self.status], **model)
+            gr.on([self.find.click, self.query.submit], self.handlers.on_find, given, [self.pictures, self.status], **uploads)
 
         self.cancel.click(self.handlers.on_cancel, None, [self.status, self.cancel], **quick)
         self.blocks.load(self.handlers.on_open, [self.session], self.history, js=SESSION, **quick)

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 from PIL import Image, ImageChops
 
 from ..io.images import with_margins
@@ -86,12 +87,20 @@ def inpainting_inputs(
     return picture, mask
 
 
+def check_uploaded(file: dict[str, Any]) -> dict[str, Any]:
+    """A file's data as Gradio's client sends them; a URL is refused, and a path that Gradio would not check to be an upload."""
+    if not is_file_obj_with_meta(file) or is_http_url_like(file["path"]):
+        raise gr.Error("Only files that were uploaded to this page are taken.", print_exception=False)
+    return file
+
+
 def upload_bytes(name: str, file: Any) -> bytes:
-    """An uploaded file's content; that there is none is told on the page."""
-    if not isinstance(file, str) or not file:
+    """The content of an uploaded file (its path, or Gradio's data of it); that there is none is told on the page."""
+    path = file.get("path") if isinstance(file, dict) else file
+    if not isinstance(path, str) or not path:
         raise gr.Error(f"Give {name} first.", print_exception=False)
     try:
-        return Path(file).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError):
         raise gr.Error(f"{name} is here no more: upload it again.".capitalize(), print_exception=False) from None
 

@@ -1,5 +1,6 @@
 """The studio's handlers and Gradio's own endpoints, without a browser."""
 
+import asyncio
 import base64
 import html
 import http.client
@@ -323,7 +324,7 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
 
     layer = Image.new("RGBA", (64, 64))
     layer.paste((255, 255, 255, 255), (0, 0, 20, 64))
-    editor = {"background": Image.open(file), "layers": [layer], "composite": None}
+    editor = editor_value(tmp_path, Image.open(file), layer)
     nothing = (0, 0, 0, 0)
     drawn, facts = last(page.handlers.on_paint(editor, "a star", *nothing, *nothing, 64, me))
     pixels = np.array(drawn)
@@ -343,24 +344,63 @@ def test_what_is_uploaded_is_opened_by_the_handlers_alone(page, tmp_path):
     me, damaged = SimpleNamespace(session_hash="me"), tmp_path / "damaged.png"
     damaged.write_bytes(b"not a picture")
     for file, said in ((damaged, "is no picture that can be read"), (tmp_path / "gone.png", "upload it again")):
-        given = page.varied.preprocess(ImageData(path=str(file)))
+        given = ImageData(path=str(file)).model_dump()
         with pytest.raises(gr.Error, match=said):
             list(page.handlers.on_vary(given, 1, 1.0, 64, me))
+        editor = EditorData(background=FileData(path=str(file)), layers=[], composite=None).model_dump()
         with pytest.raises(gr.Error, match=said):
-            page.editor.preprocess(EditorData(background=FileData(path=str(file)), layers=[], composite=None))
-    assert page.varied.preprocess(None) is None
+            list(page.handlers.on_paint(editor, "a star", *[0] * 8, 64, me))
+    files = {component._id for component in (page.varied, page.first, page.second, page.edited, page.editor)}
+    taken = [fn for fn in page.blocks.fns.values() if files & {component._id for component in fn.inputs}]
+    assert len(taken) == 4 and not any(fn.preprocess for fn in taken)
+
+
+@pytest.mark.parametrize("field", ["varied", "editor", "restore", "prompt"])
+@pytest.mark.parametrize("file", [{"path": "http://x.org/x.png", "meta": {"_type": "gradio.FileData"}}, {"path": "/tmp/x.png"}])
+def test_fields_take_uploads_alone(page, field, file):
+    """Gradio looks for files in what any field is sent, but checks that they are uploads only where they are marked."""
+    component = getattr(page, field)
+    fn = next(fn for fn in page.blocks.fns.values() if component in fn.inputs)
+    values = [{"background": file} if c is page.editor else file if c is component else None for c in fn.inputs]
+    with pytest.raises(gr.Error, match="files that were uploaded"):
+        asyncio.run(page.blocks.preprocess_data(fn, values, None))
+
+
+def editor_value(folder, picture: Image.Image, *layers: Image.Image) -> dict:
+    """What Gradio passes on of an editor: files of uploads."""
+    files = []
+    for number, image in enumerate((picture, *layers)):
+        image.save(folder / f"{number}.png")
+        files.append(FileData(path=str(folder / f"{number}.png")))
+    return EditorData(background=files[0], layers=files[1:], composite=files[0]).model_dump()
 
 
 def test_the_editor_takes_a_picture_and_one_layer(page, tmp_path):
-    file = tmp_path / "red.png"
-    Image.new("RGBA", (64, 64), "red").save(file)
-    one = FileData(path=str(file))
-    found = page.editor.preprocess(EditorData(background=one, layers=[one], composite=one))
-    assert found["background"].size == (64, 64) and len(found["layers"]) == 1
-    for many in ({"layers": [one, one]}, {"layers": [], "id": "kept"}):
+    red = Image.new("RGBA", (64, 64), "red")
+    editor = editor_value(tmp_path, red, red)
+    for many in (editor | {"layers": 2 * editor["layers"]}, editor | {"layers": [], "id": "kept"}, editor | {"layers": "ab"}):
         with pytest.raises(gr.Error, match="a picture and one layer"):
-            page.editor.preprocess(EditorData(background=one, composite=None, **many))
-    assert not getattr(page.editor.accept_blobs, "_is_server_fn", False), "as Gradio asks before it lets a request in"
+            list(page.handlers.on_paint(many, "a star", *[0] * 8, 64, SimpleNamespace(session_hash="me")))
+
+
+def test_functions_of_components_cannot_be_called(studio_address):
+    """The editor's would keep what it is sent, whatever its size, for as long as the server runs."""
+    address = studio_address()
+    config = json.load(urllib.request.urlopen(f"{address}/config"))
+    editor = next(c["id"] for c in config["components"] if c["type"] == "imageeditor")
+    body = {
+        "data": {"id": "x", "type": "composite", "index": 0},
+        "fn_name": "accept_blobs",
+        "component_id": editor,
+        "session_hash": "x",
+    }
+    for path in ("component_server", "component_server/"):
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(
+            f"{address}/gradio_api/{path}", json.dumps(body | {"session_hash": "x"}).encode(), headers
+        )
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(request, timeout=20)
 
 
 def test_a_search_passes_over_what_was_deleted(tiny_model, tmp_path, monkeypatch):
@@ -529,7 +569,7 @@ def test_what_a_session_draws_anew_takes_the_old_ones_place_and_its_status(page,
 
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def fuzz(page, counts, data):
+def fuzz(page, counts, file, data):
     """One handler with anything for its arguments, or with all but a few of them right."""
     me = SimpleNamespace(session_hash="me")
     right = {
@@ -537,7 +577,7 @@ def fuzz(page, counts, data):
         page.handlers.on_vary: [None, 1, 1, 64],
         page.handlers.on_blend: [None, "a star", None, "a ring", 2, 64],
         page.handlers.on_edit: [None, "a star", "a ring", 0.3, 64],
-        page.handlers.on_paint: [{"background": Image.new("RGB", (8, 8)), "layers": []}, "a star", *[50] * 4, *[0] * 4, 64],
+        page.handlers.on_paint: [{"background": file, "layers": []}, "a star", *[50] * 4, *[0] * 4, 64],
         page.handlers.on_explore: ["a star"],
     }
     handler = data.draw(st.sampled_from(list(right)))
@@ -553,11 +593,12 @@ def fuzz(page, counts, data):
         counts["refused"] += 1
 
 
-def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch):
+def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch, tmp_path):
     tiny = Image.new("RGB", (8, 8))
     monkeypatch.setattr(page.studio, "explore", lambda prompt, seed, size: lambda watch: Explored([], pictures=[tiny]))
     counts = Counter()
-    fuzz(page, counts)
+    tiny.save(tmp_path / "tiny.png")
+    fuzz(page, counts, str(tmp_path / "tiny.png"))
     print(dict(counts))
     assert counts["refused"] > 50 and counts["drawn"] > 0
     assert page.studio._jobs == {}
