@@ -4,8 +4,6 @@ from unclip import UnCLIPPipeline
 UnCLIPPipeline.from_pretrained("emoji")("a rocket").images[0].save("rocket.png")
 """
 
-import ctypes
-import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -59,23 +57,6 @@ _HOMES = {
     "UnCLIPTextDiffPipeline": "unclip.pipelines",
     "UnCLIPTextProjModel": "decoder",
 }
-
-
-def _has_gpu_driver() -> bool:
-    """Whether a CUDA or ROCm driver library can be loaded; asked without importing torch."""
-    for name in ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so"):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-# diffusers imports xformers wherever it is installed, and without a GPU that only prints a warning: hide it there.
-# Not from a diffusers that was imported first, which has noted that xformers is there and would miss it.
-if not {"xformers", "diffusers"} & set(sys.modules) and not _has_gpu_driver():
-    sys.modules["xformers"] = None
 
 
 moved.install()

@@ -33,6 +33,7 @@ UsageMistake = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "Clic
 def main() -> None:
     """Run the command line; never shows a traceback for a user's mistake."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # imported by diffusers, it warns on machines without a GPU
     try:
         sys.exit(app(standalone_mode=False))
     except UsageMistake as error:

@@ -1,10 +1,11 @@
-"""`unclip generate`: pictures of sentences."""
+"""`unclip generate` and `unclip rerank`: images of prompts."""
 
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,79 +13,77 @@ from .batch import draw_all, read_prompts
 from .options import Device, Dtype, Force, LowMemory, Model, Sampler, Seed, Size, Steps, Transparent
 from .pictures import load, output_files, save, slug
 
+Prompts = Annotated[
+    list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several pictures.")
+]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", metavar="FILE", help="A sentence a line, drawn into the folder --out; can be stopped and resumed."
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="A .png file, or a folder; default: a file named after the prompt, here.")]
+NumImages = Annotated[int, typer.Option(help="Pictures for each prompt.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="Guide the decoder at these shares of its noise levels only, as 0 0.8."),
+]
+TimestepShift = Annotated[
+    float | None, typer.Option(help="Above 1: take more of the decoder's steps at high noise; 1: evenly.")
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(help="diffusion or autoregressive: which the model must have; none: the decoder hears text alone."),
+]
+PriorGuidance = Annotated[float | None, typer.Option(help="Guidance scale of the prior.")]
+ClipGuidance = Annotated[float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")]
+Style = Annotated[
+    str | None, typer.Option(help="Drawing style, where the model knows several (emoji: noto, flat, 3d or twemoji).")
+]
+PriorSteps = Annotated[int | None, typer.Option(help="Denoising steps of the prior.")]
+ShowProfile = Annotated[
+    bool, typer.Option("--profile", help="Say what each stage costs: the pictures are drawn twice, to count and to time.")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the networks first: minutes, and then faster; for many pictures.")
+]
+
+Job = tuple[str, int]  # a prompt, and the seed of one image
+
 
 def generate(
-    prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several pictures.")
-    ] = None,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts", metavar="FILE", help="A sentence a line, drawn into the folder --out; can be stopped and resumed."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A .png file, or a folder; default: a file named after the prompt, here.")
-    ] = None,
+    prompts: Prompts = None,
+    prompts_file: PromptsFile = None,
+    out: Out = None,
     size: Size = None,
     seed: Seed = 0,
-    num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
-    guidance_interval: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="Guide the decoder at these shares of its noise levels only, as 0 0.8."),
-    ] = None,
+    num_images: NumImages = 1,
+    guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
     steps: Steps = None,
-    timestep_shift: Annotated[
-        float | None, typer.Option(help="Above 1: take more of the decoder's steps at high noise; 1: evenly.")
-    ] = None,
+    timestep_shift: TimestepShift = None,
     sampler: Sampler = None,
-    prior: Annotated[
-        str | None,
-        typer.Option(help="diffusion or autoregressive: which the model must have; none: the decoder hears text alone."),
-    ] = None,
-    prior_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the prior.")] = None,
-    clip_guidance: Annotated[
-        float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")
-    ] = 0.0,
-    style: Annotated[
-        str | None, typer.Option(help="Drawing style, where the model knows several (emoji: noto, flat, 3d or twemoji).")
-    ] = None,
-    prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
+    prior: Prior = None,
+    prior_guidance: PriorGuidance = None,
+    clip_guidance: ClipGuidance = 0.0,
+    style: Style = None,
+    prior_steps: PriorSteps = None,
     transparent: Transparent = False,
     low_memory: LowMemory = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Say what each stage costs: the pictures are drawn twice, to count and to time.")
-    ] = False,
-    compile_networks: Annotated[
-        bool, typer.Option("--compile", help="Compile the networks first: minutes, and then faster; for many pictures.")
-    ] = False,
+    profile: ShowProfile = False,
+    compile_networks: Compile = False,
     device: Device = None,
     dtype: Dtype = "auto",
     model: Model = "emoji",
     force: Force = False,
 ) -> None:
     """Draw pictures of sentences and print the files' names."""
-    import torch
-
-    from ..io.images import cut_out
-    from ..pipelines.base import MAX_IMAGES, pictures_at_once
-    from ..runtime.profiling import Profile, measured_peak, table
-
     if (not prompts) == (prompts_file is None):
         raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
     if prompts_file is not None and profile:
         raise ValueError("--profile goes with PROMPT, not with --prompts FILE")
-    if prompts_file is not None:
-        prompts = read_prompts(prompts_file)
-    if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
-        raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {len(prompts)} x {num_images}")
-    if not 0 <= seed <= 2**63 - 1 - num_images:
-        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
-    jobs = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
-    for prompt in prompts:
-        if not prompt.strip():
-            raise ValueError(f"prompt is empty: {prompt!r}")
+    jobs = jobs_of(read_prompts(prompts_file) if prompts_file is not None else prompts, num_images, seed)
     settings = {
         "size": size,
         "decoder_guidance_scale": guidance,
@@ -98,61 +97,121 @@ def generate(
         "clip_guidance": clip_guidance,
         "style": style,
     }
+    request = Request(jobs, settings, model, device, dtype, transparent, low_memory, compile_networks)
+    if prompts_file is not None:
+        _generate_file(request, out, force)
+    else:
+        _generate_prompts(request, out, profile, force)
 
-    def draw(chunk: list[tuple[str, int]], pipe) -> list:
-        generators = [torch.Generator().manual_seed(number) for _, number in chunk]
-        images = pipe([prompt for prompt, _ in chunk], generator=generators, **settings).images
-        return [cut_out(image) for image in images] if transparent else images
 
-    def prepare(place: str | None = None) -> tuple:
-        pipe = load(model, device or place, dtype, low_memory)
-        batch = pictures_at_once(size or pipe.sizes[-1])
-        if compile_networks:
-            warm_up(pipe, min(batch, len(jobs)))
+def jobs_of(prompts: list[str], num_images: int, seed: int) -> list[Job]:
+    """`num_images` jobs of each prompt, whose seeds count up from `seed`. Raises ValueError for what is out of range."""
+    from ..pipelines.base import MAX_IMAGES
+
+    if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
+        raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {len(prompts)} x {num_images}")
+    if not 0 <= seed <= 2**63 - 1 - num_images:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise ValueError(f"prompt is empty: {prompt!r}")
+    return [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The jobs of one call of `unclip generate`, and how they are sampled; `settings` go to the pipeline."""
+
+    jobs: list[Job]
+    settings: dict[str, Any]
+    model: str
+    device: str | None
+    dtype: str
+    transparent: bool
+    low_memory: bool
+    compile_networks: bool
+
+    def sample(self, jobs: list[Job], pipe: Any) -> list:
+        """One image for each job."""
+        import torch
+
+        from ..io.images import cut_out
+
+        generators = [torch.Generator().manual_seed(seed) for _, seed in jobs]
+        images = pipe([prompt for prompt, _ in jobs], generator=generators, **self.settings).images
+        return [cut_out(image) for image in images] if self.transparent else images
+
+    def load(self, default_device: str | None = None) -> tuple[Any, int]:
+        """The pipeline, compiled if that was asked for, and how many images it samples at once."""
+        from ..pipelines.base import pictures_at_once
+
+        pipe = load(self.model, self.device or default_device, self.dtype, self.low_memory)
+        batch = pictures_at_once(self.settings["size"] or pipe.sizes[-1])
+        if self.compile_networks:
+            self._compile(pipe, min(batch, len(self.jobs)))
         return pipe, batch
 
-    def warm_up(pipe, count: int) -> None:
-        """Draw once with every network compiled, and say how long the compiler took."""
+    def _compile(self, pipe: Any, count: int) -> None:
+        """Sample once with every network compiled, and say how long the compiler took."""
+        from ..runtime.profiling import Profile
+
         pipe.compile()
         print("compiling, which takes minutes: a first picture is drawn and thrown away", file=sys.stderr)
         warming = Profile(pipe.device)
         with warming.watch(pipe):
-            draw(jobs[:count], pipe)
+            self.sample(self.jobs[:count], pipe)
         taken = ", ".join(f"{cost.stage} {cost.seconds:.0f} s" for cost in warming.costs.values() if cost.seconds > 1)
         print(f"compiled: {taken or 'already'}", file=sys.stderr)
 
-    if prompts_file is not None:
-        if out is None or (out.suffix and not out.is_dir()):
-            raise ValueError(f"--prompts needs a folder to draw into: --out DIR, got {out}")
 
-        def quietly(place: str | None) -> tuple:
-            pipe, batch = prepare(place)
-            pipe.set_progress_bar_config(disable=True)
-            return pipe, batch
+def _generate_file(request: Request, out: Path | None, force: bool) -> None:
+    """Sample the jobs of a file of prompts into a folder, those that it lacks."""
+    if out is None or (out.suffix and not out.is_dir()):
+        raise ValueError(f"--prompts needs a folder to draw into: --out DIR, got {out}")
 
-        chosen = {k: v for k, v in (settings | {"transparent": transparent or None}).items() if v is not None}
-        draw_all(jobs, out, {"model": model, "settings": json.dumps(chosen, sort_keys=True)}, draw, quietly, force)
-        return
-    files = output_files(out, [f"{slug(prompt)}-{number}" for prompt, number in jobs], force)
-    pipe, batch = prepare()
+    def prepare(default_device: str | None) -> tuple[Any, int]:
+        pipe, batch = request.load(default_device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe, batch
+
+    given = request.settings | {"transparent": request.transparent or None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    facts = {"model": request.model, "settings": json.dumps(chosen, sort_keys=True)}
+    draw_all(request.jobs, out, facts, request.sample, prepare, force)
+
+
+def _generate_prompts(request: Request, out: Path | None, profile: bool, force: bool) -> None:
+    """Sample the jobs batch by batch and print the files' names; with `profile`, the first batch's costs too."""
+    from ..runtime.profiling import Profile
+
+    jobs = request.jobs
+    files = output_files(out, [f"{slug(prompt)}-{seed}" for prompt, seed in jobs], force)
+    pipe, batch = request.load()
     timed, counted = Profile(pipe.device), Profile(pipe.device, count=True)
     if profile:
         with counted.watch(pipe):  # and warms up
-            draw(jobs[:batch], pipe)
+            request.sample(jobs[:batch], pipe)
     for start in range(0, len(jobs), batch):
         if len(jobs) > batch:
             print(f"pictures {start + 1} to {min(start + batch, len(jobs))} of {len(jobs)}", file=sys.stderr)
         chunk = jobs[start : start + batch]
         with timed.watch(pipe) if profile and start == 0 else nullcontext():
-            images = draw(chunk, pipe)
-        for image, (prompt, number), path in zip(images, chunk, files[start : start + batch], strict=True):
-            save(image, path, {"prompt": prompt, "seed": str(number), "model": model})
+            images = request.sample(chunk, pipe)
+        for image, (prompt, seed), path in zip(images, chunk, files[start : start + batch], strict=True):
+            save(image, path, {"prompt": prompt, "seed": str(seed), "model": request.model})
             print(path)
     if profile:
-        peak = measured_peak(pipe.device, pipe.decoder.dtype)
-        print(table(timed, counted, peak), file=sys.stderr)
-        what = f"{peak / 1e9:.0f} GFLOP/s in {str(pipe.decoder.dtype).removeprefix('torch.')}"
-        print(f"peak: {what}, measured; pictures at once: {min(batch, len(jobs))}", file=sys.stderr)
+        _print_profile(pipe, timed, counted, min(batch, len(jobs)))
+
+
+def _print_profile(pipe: Any, timed: Any, counted: Any, batch: int) -> None:
+    """What each stage cost, beside the measured peak of the device."""
+    from ..runtime.profiling import measured_peak, table
+
+    peak = measured_peak(pipe.device, pipe.decoder.dtype)
+    print(table(timed, counted, peak), file=sys.stderr)
+    what = f"{peak / 1e9:.0f} GFLOP/s in {str(pipe.decoder.dtype).removeprefix('torch.')}"
+    print(f"peak: {what}, measured; pictures at once: {batch}", file=sys.stderr)
 
 
 def rerank(

@@ -32,8 +32,8 @@ def app(
 def page(pipe, model: str, search: Path | None, worker=None, content_filter=None, rate=None):
     """The page over a loaded pipeline, and over a folder's index, brought up to date."""
     from ..clip.search import Index
-    from ..studio.drawing import Studio
-    from ..studio.page import build
+    from ..studio.generation import Studio
+    from ..studio.layout import build
 
     studio, index = Studio(pipe, model, worker, content_filter, rate), None
     if search is not None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
-import typeguard
 import yaml
 
 from .anchors import called
@@ -15,17 +15,12 @@ from .plans import MORE_KINDS, NUMBERS, Plan, Scene
 _STYLE_WORDS = re.compile(r"\b(in )?(noto|flat|3d|twemoji) style\b")
 
 
-def _inflect():
-    """inflect, without the checks of its arguments that typeguard would write into every function of it, for seconds."""
-    checked, typeguard.typechecked = typeguard.typechecked, lambda function: function
-    try:
-        import inflect
-    finally:
-        typeguard.typechecked = checked
+@cache
+def _inflect() -> Any:
+    """inflect's engine, imported at the first use: typeguard checks its arguments, and takes seconds to prepare that."""
+    import inflect
+
     return inflect.engine()
-
-
-_INFLECT = _inflect()
 
 
 @cache
@@ -141,13 +136,13 @@ PAIR_WORDS = ("{} and {}", "{} with {}", "{} next to {}")
 def with_article(noun: str) -> str:
     """The noun with its article; plurals (scissors, cherries) take none."""
     head = noun.split(" in ")[0].split(" with ")[0].split(" of ")[0]
-    plural = _INFLECT.singular_noun(head) and not head.endswith("ss")
-    return noun if plural else _INFLECT.a(noun)
+    plural = _inflect().singular_noun(head) and not head.endswith("ss")
+    return noun if plural else _inflect().a(noun)
 
 
 @cache
 def plural(noun: str) -> str:
-    return _INFLECT.plural_noun(noun) or noun
+    return _inflect().plural_noun(noun) or noun
 
 
 def name_spans(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...]:

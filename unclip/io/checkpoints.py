@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,6 @@ STATISTICS = ("clip_mean", "clip_std")
 OWN = ("prior", "decoder", "upsamplers", "unclip")  # this package's modules, as a model_index.json begins their names
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
-_UMASK = os.umask(0o077)  # asking for it is setting it
-os.umask(_UMASK)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -55,7 +54,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def make_readable(path: Path) -> None:
-    path.chmod(0o666 & ~_UMASK)
+    """Give a file the permissions that the umask gives to new files, which an empty file beside it tells."""
+    probe = path.with_name(path.name + ".mode.partial")
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        path.chmod(stat.S_IMODE(os.fstat(descriptor).st_mode))
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

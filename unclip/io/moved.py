@@ -51,11 +51,35 @@ MODULES: dict[str, tuple[str, ...]] = {
     "unclip.sharding": ("unclip.training.sharding",),
     "unclip.tiling": ("unclip.diffusion.tiling",),
     "unclip.training": ("unclip.training.trainer",),
+    "unclip.server.drawing": ("unclip.server.work",),
+    "unclip.server.shelf": ("unclip.server.image_store",),
+    "unclip.studio.drawing": ("unclip.studio.generation",),
+    "unclip.studio.page": (
+        "unclip.studio.layout",
+        "unclip.studio.handlers",
+        "unclip.studio.session",
+        "unclip.studio.validation",
+    ),
     "unclip.worker": ("unclip.server.worker",),
 }
 
 # Classes of this package in place of those that a saved model_index.json names, whatever their module.
 CLASSES = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "unclip.diffusion.scheduler"}
+
+
+# Names that changed as well as their module.
+NAMES: dict[str, dict[str, str]] = {
+    "unclip.server.drawing": {"Painting": "GenerationWork", "Varying": "VariationWork", "Repainting": "EditWork"},
+    "unclip.server.shelf": {"Shelf": "ImageStore"},
+    "unclip.studio.page": {
+        "asker": "client_of",
+        "between": "number_between",
+        "mistakes": "user_errors",
+        "spoken": "readable",
+        "to_repaint": "inpainting_inputs",
+        "whole": "whole_number",
+    },
+}
 
 
 def class_module(module: str, name: str) -> str:
@@ -69,12 +93,13 @@ def attribute(old: str, name: str) -> Any:
     Raises AttributeError for a name that no module took over.
     """
     if not name.startswith("__"):
+        new_name = NAMES.get(old, {}).get(name, name)
         for new in MODULES[old]:
             module = import_module(new)
-            if hasattr(module, name):
-                message = f"{old}.{name} has moved to {new}.{name}; the old name will be removed in version 0.3"
+            if hasattr(module, new_name):
+                message = f"{old}.{name} has moved to {new}.{new_name}; the old name will be removed in version 0.3"
                 warnings.warn(message, DeprecationWarning, stacklevel=3)
-                return getattr(module, name)
+                return getattr(module, new_name)
     raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
 

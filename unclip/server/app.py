@@ -23,12 +23,12 @@ from .. import __version__
 from ..io.images import UPLOAD_BYTES, on_white, open_upload, png_facts
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
 from . import wire
-from .drawing import Painting, Repainting, Varying, reduced
 from .guard import LOOPBACK, BoundedBody, KeyCheck, LetGo, OwnPages, RequestLog
+from .image_store import ImageStore
 from .keys import Keys, Rate
 from .metrics import Metrics
-from .shelf import Shelf
 from .wire import Edit, Generation, Model, Models, Picture, Pictures, Refused, Variation
+from .work import EditWork, GenerationWork, VariationWork, reduced
 from .worker import Busy, Work, Worker
 
 # A prompt, an uploaded picture or a drawn one -> why it is refused, or None. Called in a thread.
@@ -118,7 +118,7 @@ class Endpoints:
         login: str | None,
     ):
         self.pipe, self.settings, self.worker, self.metrics, self.rate = pipe, settings, worker, metrics, rate
-        self.shelf = Shelf(settings.url_seconds)
+        self.image_store = ImageStore(settings.url_seconds)
         self.started = int(time.time())
         self.name = Path(settings.model).name
         self._decoders = anyio.CapacityLimiter(DECODERS)
@@ -146,7 +146,7 @@ class Endpoints:
         size, drawn = self._size(asked)
         seeds = self._seeds(asked)
         jobs = [(asked.prompt, seed) for seed in seeds]
-        return await self._draw(request, asked, Painting(self.pipe, drawn), jobs, size, seeds, {"prompt": asked.prompt})
+        return await self._draw(request, asked, GenerationWork(self.pipe, drawn), jobs, size, seeds, {"prompt": asked.prompt})
 
     async def variations(self, asked: Annotated[Variation, Form()], request: Request) -> Pictures:
         if self._varying is None:
@@ -155,7 +155,9 @@ class Endpoints:
         pixels = await self._prepared(lambda image: self._varying._seen([image]), image=asked.image)
         seeds = self._seeds(asked)
         jobs = [(pixels, seed) for seed in seeds]
-        return await self._draw(request, asked, Varying(self._varying, drawn), jobs, size, seeds, {"variation_of": "an upload"})
+        return await self._draw(
+            request, asked, VariationWork(self._varying, drawn), jobs, size, seeds, {"variation_of": "an upload"}
+        )
 
     async def edits(self, asked: Annotated[Edit, Form()], request: Request) -> Pictures:
         await self._filter(asked.prompt, "prompt")
@@ -166,12 +168,12 @@ class Endpoints:
 
         picture, mask = await self._prepared(prepare, image=asked.image, mask=asked.mask)
         seeds = self._seeds(asked)
-        work = Repainting(self._repainting, drawn, asked.prompt, picture, mask)
+        work = EditWork(self._repainting, drawn, asked.prompt, picture, mask)
         facts = {"prompt": asked.prompt, "inpaint_of": "an upload"}
         return await self._draw(request, asked, work, seeds, size, seeds, facts)
 
     async def file(self, name: str) -> Response:
-        picture = self.shelf.get(name.removesuffix(".png"))
+        picture = self.image_store.get(name.removesuffix(".png"))
         if picture is None:
             raise Refused(404, "there is no picture of this name, or no more")
         headers = {"cache-control": "private, max-age=600", "x-content-type-options": "nosniff"}
@@ -306,7 +308,7 @@ class Endpoints:
         if asked.response_format == "b64_json":
             return Picture(b64_json=base64.b64encode(data).decode("ascii"))
         base = (self.settings.public_url or str(request.base_url)).rstrip("/")
-        return Picture(url=f"{base}/v1/images/files/{self.shelf.put(data)}.png")
+        return Picture(url=f"{base}/v1/images/files/{self.image_store.put(data)}.png")
 
 
 async def _left(request: Request) -> None:

@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import inflect
 import numpy as np
 import pytest
 import torch
-import typeguard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -327,14 +325,14 @@ def test_crops_of_one_rendering_are_windows_of_it_whatever_was_asked_before(monk
         EmojiCrops("shapes", crops_each=0)
 
 
-def test_the_types_of_inflects_arguments_alone_go_unchecked():
-    """typeguard takes seconds to write its checks into inflect's functions."""
-
-    @typeguard.typechecked
-    def double(number: int) -> int:
-        return 2 * number
-
-    with pytest.raises(typeguard.TypeCheckError):
-        double("2")
-    assert "typeguard" in double.__code__.co_names
-    assert "typeguard" not in inflect.engine.plural_noun.__code__.co_names
+def test_inflect_is_imported_when_a_caption_is_first_made_and_typeguard_stays_as_it_is(run):
+    code = """
+import sys, typeguard
+before = typeguard.typechecked
+from unclip.data.captions import plural, with_article
+assert "inflect" not in sys.modules
+assert (with_article("hourglass"), with_article("scissors"), plural("wolf")) == ("an hourglass", "scissors", "wolves")
+assert typeguard.typechecked is before and sys.modules["inflect"].typechecked is before
+"""
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr

@@ -1,6 +1,7 @@
 """Folders that cannot be used say so in one line that names the file."""
 
 import json
+import os
 import re
 import shutil
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unclip import CLIP, UnCLIPPipeline
-from unclip.io.checkpoints import check_folder, checkpoints, load_checkpoint, save_checkpoint
+from unclip.io.checkpoints import check_folder, checkpoints, load_checkpoint, save_checkpoint, save_tensors
 
 
 @pytest.fixture
@@ -129,3 +130,14 @@ def test_whoever_may_read_the_configurations_may_read_the_weights(tiny_folder, t
     for folder in (tiny_folder, tmp_path):
         files = {path.name: oct(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
         assert any(name.endswith(".safetensors") for name in files) and len(set(files.values())) == 1, files
+
+
+def test_weights_follow_the_umask_of_the_moment(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+        (tmp_path / "b.json").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    assert modes == {"a.safetensors": "0o640", "b.json": "0o640"}

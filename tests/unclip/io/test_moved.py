@@ -41,6 +41,10 @@ NAMES = {
     "unclip.sharding": "Shards",
     "unclip.tiling": "tiled",
     "unclip.training": "train",
+    "unclip.server.drawing": "Painting",
+    "unclip.server.shelf": "Shelf",
+    "unclip.studio.drawing": "Studio",
+    "unclip.studio.page": "Page",
     "unclip.worker": "Worker",
 }
 SPLIT = {  # modules whose names went to several
@@ -50,6 +54,8 @@ SPLIT = {  # modules whose names went to several
     ("unclip.memory", "Residency"): "unclip.pipelines.residency",
     ("unclip.objectives.upsampler", "resize"): "upsamplers.model",
     ("unclip.search", "axes_of"): "unclip.pipelines.axes",
+    ("unclip.studio.page", "caption"): "unclip.studio.session",
+    ("unclip.studio.page", "restored"): "unclip.studio.validation",
 }
 
 
@@ -59,7 +65,8 @@ def test_an_old_import_works_and_its_warning_names_the_new_one(old):
     with pytest.warns(DeprecationWarning, match=rf"^{old}\.{name} has moved to unclip\.") as caught:
         found = getattr(import_module(old), name)
     new = caught[0].message.args[0].split(" has moved to ")[1].split(";")[0]
-    assert found is getattr(import_module(new.rpartition(".")[0]), name)
+    module, _, new_name = new.rpartition(".")
+    assert found is getattr(import_module(module), new_name)
     assert caught[0].filename == __file__
 
 

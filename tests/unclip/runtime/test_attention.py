@@ -222,15 +222,16 @@ def test_real_kernels_agree_and_tell_their_speed(dtype, backend):
         print(f"{backend} {dtype} {queries} to {keys}: {1e3 * took:.3f} ms, peak {peak:.0f} MiB")
 
 
-def test_xformers_is_left_alone_where_there_is_no_gpu(run):
-    """It is installed with the tests; diffusers would import it, and it would print a warning."""
+def test_the_command_line_does_not_pass_on_that_xformers_has_no_gpu(run):
+    """It is installed with the tests; diffusers imports it, and without a GPU it would print a warning."""
     version("xformers")
-    code = "import sys, unclip.pipelines; print(any(n.startswith('xformers.') for n in sys.modules))"
+    code = "import sys, unclip.pipelines, unclip.cli; assert sys.modules['xformers'] is not None"
     result = run("-c", code)
-    assert result.returncode == 0
-    expected = torch.cuda.is_available()
-    assert result.stdout.strip() == str(expected)
-    assert expected or result.stderr == ""
+    assert result.returncode == 0, result.stderr
+    warned = "XFORMERS" in result.stderr
+    result = run("-m", "unclip", "generate", "a star", "--model", "no such model")
+    assert result.returncode == 2 and "XFORMERS" not in result.stderr and "xformers" not in result.stderr
+    assert warned or torch.cuda.is_available()
 
 
 def test_diffusers_may_be_imported_first(run):

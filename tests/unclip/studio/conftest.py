@@ -26,8 +26,8 @@ def studio_address(serve, tiny_model):
     from unclip.studio.launch import mount, prepare
 
     prepare()
-    from unclip.studio.drawing import Studio
-    from unclip.studio.page import build
+    from unclip.studio.generation import Studio
+    from unclip.studio.layout import build
 
     def call(index=None, **settings) -> str:
         def page(app) -> None:

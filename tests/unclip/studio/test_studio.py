@@ -1,5 +1,6 @@
 """The studio's handlers and Gradio's own endpoints, without a browser."""
 
+import asyncio
 import base64
 import html
 import http.client
@@ -34,9 +35,10 @@ from PIL import Image
 
 from unclip.clip.search import Index
 from unclip.io.images import png_facts
-from unclip.studio.drawing import OWN, Explored, Step, Studio, to_pictures
+from unclip.studio.generation import OWN, Explored, Step, Studio, to_pictures
 from unclip.studio.history import Histories
-from unclip.studio.page import MAX_SEED, RESTORED, Page, between, restored, to_repaint, whole
+from unclip.studio.layout import Page
+from unclip.studio.validation import MAX_SEED, RESTORED, inpainting_inputs, number_between, restored, whole_number
 
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.text(max_size=5), st.floats(), st.integers(), st.lists(st.integers(), max_size=2)
@@ -46,13 +48,13 @@ ANYTHING = st.one_of(
 @settings(max_examples=50)
 @given(ANYTHING)
 def test_numbers_are_in_bounds_or_refused(value):
-    for check in (whole, between):
+    for check in (whole_number, number_between):
         try:
             found = check("number", value, 1, 8)
         except gr.Error as error:
             assert repr(value) in error.message
         else:
-            assert 1 <= found <= 8 and found == value and (check is between or isinstance(found, int))
+            assert 1 <= found <= 8 and found == value and (check is number_between or isinstance(found, int))
 
 
 @settings(max_examples=50)
@@ -70,13 +72,13 @@ def test_what_is_repainted_is_what_was_painted_the_rectangle_and_the_new_space()
     picture = Image.new("RGB", (40, 20), "red")
     layer = Image.new("RGBA", (40, 20))
     layer.paste((255, 255, 255, 255), (0, 0, 4, 4))
-    same, mask = to_repaint(picture, [layer], [50, 50, 25, 50], [0, 0, 0, 0])
+    same, mask = inpainting_inputs(picture, [layer], [50, 50, 25, 50], [0, 0, 0, 0])
     assert same.size == (40, 20) and mask.getbbox() == (0, 0, 30, 20)
     assert mask.histogram()[255] == 4 * 4 + 10 * 10
-    wider, mask = to_repaint(picture, [layer], [0, 0, 0, 0], [25, 0, 0, 50])
+    wider, mask = inpainting_inputs(picture, [layer], [0, 0, 0, 0], [25, 0, 0, 50])
     assert wider.size == (50, 30) and mask.histogram()[0] == 40 * 20 - 4 * 4
     with pytest.raises(ValueError, match="paint over"):
-        to_repaint(picture, [], [10, 10, 0, 50], [0, 0, 0, 0])
+        inpainting_inputs(picture, [], [10, 10, 0, 50], [0, 0, 0, 0])
 
 
 def test_steps_are_told_in_order_and_pictures_come_early(tiny):
@@ -101,7 +103,7 @@ def test_steps_are_told_in_order_and_pictures_come_early(tiny):
 @pytest.fixture
 def every_step(monkeypatch):
     """The studio tells of every step, however late it is heard."""
-    monkeypatch.setattr("unclip.studio.drawing._latest", lambda events: iter(events.get, None))
+    monkeypatch.setattr("unclip.studio.generation._latest", lambda events: iter(events.get, None))
 
 
 @pytest.mark.usefixtures("every_step")
@@ -161,7 +163,7 @@ def timed(tiny, monkeypatch, every_step):
             time.sleep(0.001)
         return [(left, times[-1] - at) for left, at in zip_longest(told, times)]
 
-    monkeypatch.setattr("unclip.studio.drawing.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("unclip.studio.generation.time", SimpleNamespace(monotonic=lambda: now[0]))
     yield call
     studio.worker.close(5)
 
@@ -311,25 +313,25 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
     file = tmp_path / "red.png"
     Image.new("RGB", (64, 64), "red").save(file)
     me = SimpleNamespace(session_hash="me")
-    drawn, facts = last(page.on_draw("a star", "a ring", 2, 3, True, 64, 2.0, 2, "ddim", True, me))
+    drawn, facts = last(page.handlers.on_draw("a star", "a ring", 2, 3, True, 64, 2.0, 2, "ddim", True, me))
     assert drawn.mode == "RGBA" and facts["sampler"] == "ddim" and facts["negative_prompt"] == "a ring"
-    _, facts = last(page.on_vary(str(file), 1, 0.5, 64, me))
+    _, facts = last(page.handlers.on_vary(str(file), 1, 0.5, 64, me))
     assert facts["variation_of"] == "an upload"
-    steps = list(page.on_blend(str(file), "", None, "a ring", 3, 64, me))
+    steps = list(page.handlers.on_blend(str(file), "", None, "a ring", 3, 64, me))
     assert last(steps)[1]["to"] == "a ring" and len(steps[-1][4]) == 3, "the way, for the slider"
-    _, facts = last(page.on_edit(str(file), "a star", "a ring", 0.3, 64, me))
+    _, facts = last(page.handlers.on_edit(str(file), "a star", "a ring", 0.3, 64, me))
     assert facts["from"] == "a star" and facts["to"] == "a ring"
 
     layer = Image.new("RGBA", (64, 64))
     layer.paste((255, 255, 255, 255), (0, 0, 20, 64))
-    editor = {"background": Image.open(file), "layers": [layer], "composite": None}
+    editor = editor_value(tmp_path, Image.open(file), layer)
     nothing = (0, 0, 0, 0)
-    drawn, facts = last(page.on_paint(editor, "a star", *nothing, *nothing, 64, me))
+    drawn, facts = last(page.handlers.on_paint(editor, "a star", *nothing, *nothing, 64, me))
     pixels = np.array(drawn)
     assert (pixels[:, 20:] == (255, 0, 0)).all() and (pixels[:, :20] != (255, 0, 0)).any()
-    drawn, _ = last(page.on_paint(editor | {"layers": []}, "a star", 50, 0, 50, 100, *nothing, 64, me))
+    drawn, _ = last(page.handlers.on_paint(editor | {"layers": []}, "a star", 50, 0, 50, 100, *nothing, 64, me))
     assert (np.array(drawn)[:, :32] == (255, 0, 0)).all()
-    steps = list(page.on_explore("a star", me))
+    steps = list(page.handlers.on_explore("a star", me))
     drawn, facts = last(steps)
     *_, candidates, film, stages = steps[-1]
     assert len(candidates) == 4 and len(film) == 3 and [p.width for p, _ in stages] == [64, 256, 1024]
@@ -342,24 +344,63 @@ def test_what_is_uploaded_is_opened_by_the_handlers_alone(page, tmp_path):
     me, damaged = SimpleNamespace(session_hash="me"), tmp_path / "damaged.png"
     damaged.write_bytes(b"not a picture")
     for file, said in ((damaged, "is no picture that can be read"), (tmp_path / "gone.png", "upload it again")):
-        given = page.varied.preprocess(ImageData(path=str(file)))
+        given = ImageData(path=str(file)).model_dump()
         with pytest.raises(gr.Error, match=said):
-            list(page.on_vary(given, 1, 1.0, 64, me))
+            list(page.handlers.on_vary(given, 1, 1.0, 64, me))
+        editor = EditorData(background=FileData(path=str(file)), layers=[], composite=None).model_dump()
         with pytest.raises(gr.Error, match=said):
-            page.editor.preprocess(EditorData(background=FileData(path=str(file)), layers=[], composite=None))
-    assert page.varied.preprocess(None) is None
+            list(page.handlers.on_paint(editor, "a star", *[0] * 8, 64, me))
+    files = {component._id for component in (page.varied, page.first, page.second, page.edited, page.editor)}
+    taken = [fn for fn in page.blocks.fns.values() if files & {component._id for component in fn.inputs}]
+    assert len(taken) == 4 and not any(fn.preprocess for fn in taken)
+
+
+@pytest.mark.parametrize("field", ["varied", "editor", "restore", "prompt"])
+@pytest.mark.parametrize("file", [{"path": "http://x.org/x.png", "meta": {"_type": "gradio.FileData"}}, {"path": "/tmp/x.png"}])
+def test_fields_take_uploads_alone(page, field, file):
+    """Gradio looks for files in what any field is sent, but checks that they are uploads only where they are marked."""
+    component = getattr(page, field)
+    fn = next(fn for fn in page.blocks.fns.values() if component in fn.inputs)
+    values = [{"background": file} if c is page.editor else file if c is component else None for c in fn.inputs]
+    with pytest.raises(gr.Error, match="files that were uploaded"):
+        asyncio.run(page.blocks.preprocess_data(fn, values, None))
+
+
+def editor_value(folder, picture: Image.Image, *layers: Image.Image) -> dict:
+    """What Gradio passes on of an editor: files of uploads."""
+    files = []
+    for number, image in enumerate((picture, *layers)):
+        image.save(folder / f"{number}.png")
+        files.append(FileData(path=str(folder / f"{number}.png")))
+    return EditorData(background=files[0], layers=files[1:], composite=files[0]).model_dump()
 
 
 def test_the_editor_takes_a_picture_and_one_layer(page, tmp_path):
-    file = tmp_path / "red.png"
-    Image.new("RGBA", (64, 64), "red").save(file)
-    one = FileData(path=str(file))
-    found = page.editor.preprocess(EditorData(background=one, layers=[one], composite=one))
-    assert found["background"].size == (64, 64) and len(found["layers"]) == 1
-    for many in ({"layers": [one, one]}, {"layers": [], "id": "kept"}):
+    red = Image.new("RGBA", (64, 64), "red")
+    editor = editor_value(tmp_path, red, red)
+    for many in (editor | {"layers": 2 * editor["layers"]}, editor | {"layers": [], "id": "kept"}, editor | {"layers": "ab"}):
         with pytest.raises(gr.Error, match="a picture and one layer"):
-            page.editor.preprocess(EditorData(background=one, composite=None, **many))
-    assert not getattr(page.editor.accept_blobs, "_is_server_fn", False), "as Gradio asks before it lets a request in"
+            list(page.handlers.on_paint(many, "a star", *[0] * 8, 64, SimpleNamespace(session_hash="me")))
+
+
+def test_functions_of_components_cannot_be_called(studio_address):
+    """The editor's would keep what it is sent, whatever its size, for as long as the server runs."""
+    address = studio_address()
+    config = json.load(urllib.request.urlopen(f"{address}/config"))
+    editor = next(c["id"] for c in config["components"] if c["type"] == "imageeditor")
+    body = {
+        "data": {"id": "x", "type": "composite", "index": 0},
+        "fn_name": "accept_blobs",
+        "component_id": editor,
+        "session_hash": "x",
+    }
+    for path in ("component_server", "component_server/"):
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(
+            f"{address}/gradio_api/{path}", json.dumps(body | {"session_hash": "x"}).encode(), headers
+        )
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(request, timeout=20)
 
 
 def test_a_search_passes_over_what_was_deleted(tiny_model, tmp_path, monkeypatch):
@@ -372,7 +413,7 @@ def test_a_search_passes_over_what_was_deleted(tiny_model, tmp_path, monkeypatch
     index.update()
     page = Page(Studio(tiny_model, "tiny"), index)
     (folder / "2.png").unlink()
-    pictures, said = page.on_find("a star", None)
+    pictures, said = page.handlers.on_find("a star", None)
     assert sorted(caption.split()[0] for _, caption in pictures) == ["0.png", "1.png", "3.png"] and "3 pictures" in said
     page.studio.worker.close(5)
 
@@ -380,17 +421,17 @@ def test_a_search_passes_over_what_was_deleted(tiny_model, tmp_path, monkeypatch
 def test_a_page_that_is_loaded_again_shows_its_sessions_history(page):
     token = "0123456789abcdef" * 2
     before, after = (SimpleNamespace(session_hash=name, username=None) for name in ("before", "after"))
-    assert page.on_open(token, before) == []
-    histories = [step[3] for step in page.on_draw("a star", "", 2, 7, True, 64, 2.0, 2, OWN, False, before)]
+    assert page.handlers.on_open(token, before) == []
+    histories = [step[3] for step in page.handlers.on_draw("a star", "", 2, 7, True, 64, 2.0, 2, OWN, False, before)]
     (drawn,) = (history for history in histories if isinstance(history, list))
     assert [caption for _, caption in drawn] == ["seed 8, a star", "seed 7, a star"], "the newest first"
-    page.on_leave(before)
-    assert page.on_open(token, after) == drawn
+    page.handlers.on_leave(before)
+    assert page.handlers.on_open(token, after) == drawn
     for stranger in (token[::-1], "", None, 3, token + "0"):
-        assert page.on_open(stranger, SimpleNamespace(session_hash="stranger", username=None)) == []
-    assert page.on_open(token, SimpleNamespace(session_hash="stranger", username="another key")) == []
+        assert page.handlers.on_open(stranger, SimpleNamespace(session_hash="stranger", username=None)) == []
+    assert page.handlers.on_open(token, SimpleNamespace(session_hash="stranger", username="another key")) == []
     os.remove(drawn[0][0])  # as Gradio does after an hour
-    assert page.on_open(token, after) == drawn[1:]
+    assert page.handlers.on_open(token, after) == drawn[1:]
 
 
 def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
@@ -410,10 +451,10 @@ def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
 
 
 def test_a_film_is_as_long_as_its_strip_and_ends_with_the_picture(page, monkeypatch):
-    from unclip.studio import drawing
+    from unclip.studio import generation
 
-    monkeypatch.setattr(drawing, "FILM", 2)
-    *_, (*_, film, stages) = page.on_explore("a star", SimpleNamespace(session_hash="me"))
+    monkeypatch.setattr(generation, "FILM", 2)
+    *_, (*_, film, stages) = page.handlers.on_explore("a star", SimpleNamespace(session_hash="me"))
     assert len(film) == 2 and film[-1].tobytes() == stages[0][0].tobytes()
 
 
@@ -425,7 +466,7 @@ def test_a_trouble_while_drawing_is_told_where_the_progress_was(page, monkeypatc
 
     monkeypatch.setattr(type(page.studio.pipe), "__call__", broken)
     shown = []
-    steps = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, SimpleNamespace(session_hash="me"))
+    steps = page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, SimpleNamespace(session_hash="me"))
     with pytest.raises(RuntimeError):
         for step in steps:
             shown.append(step)
@@ -437,13 +478,13 @@ def test_with_a_content_filter_nothing_is_shown_that_it_has_not_seen(page):
     seen = []
     page.studio.content_filter = lambda content: seen.append(content) or None
     me = SimpleNamespace(session_hash="me")
-    steps = list(page.on_draw("a star", "", 1, 0, True, 256, 2.0, 2, OWN, False, me))
+    steps = list(page.handlers.on_draw("a star", "", 1, 0, True, 256, 2.0, 2, OWN, False, me))
     assert [isinstance(step[0], list) for step in steps].count(True) == 1
     assert [s if isinstance(s, str) else s.size for s in seen] == ["a star", "", (256, 256)]
     page.studio.content_filter = lambda content: None if isinstance(content, str) else "not that"
     for handler in (
-        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
-        page.on_explore("a star", me),
+        page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.handlers.on_explore("a star", me),
     ):
         shown = []
         with pytest.raises(gr.Error, match="not that"):
@@ -458,12 +499,12 @@ def test_restoring_says_which_settings_came_back(page, command, tiny_folder, tmp
     me = SimpleNamespace(session_hash="me")
 
     def restore(file) -> tuple[list, str, bool]:
-        *fields, said, lock = page.on_restore(str(file))
+        *fields, said, lock = page.handlers.on_restore(str(file))
         fields = dict(zip(RESTORED, fields, strict=True))
         back = {name: value for name, value in fields.items() if value != gr.skip()}
         return back, re.search("<p>(.*)</p>", html.unescape(said))[1], lock
 
-    shown = [step[0] for step in page.on_draw("a star", "a ring", 1, 3, True, 64, 2.0, 2, "ddim", True, me)]
+    shown = [step[0] for step in page.handlers.on_draw("a star", "a ring", 1, 3, True, 64, 2.0, 2, "ddim", True, me)]
     back, said, lock = restore(
         next(gallery for gallery in shown if isinstance(gallery, list) and isinstance(gallery[0], tuple))[0][0]
     )
@@ -497,10 +538,10 @@ def test_what_the_page_refuses_does_not_count_on_the_rate(page, tmp_path):
     RED.save(tmp_path / "red.png")
     for _ in range(2):
         with pytest.raises(gr.Error, match="the same sentence, 'a star'"):
-            list(page.on_edit(str(tmp_path / "red.png"), "a star", "a star", 0.3, 64, me))
-    assert list(page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
+            list(page.handlers.on_edit(str(tmp_path / "red.png"), "a star", "a star", 0.3, 64, me))
+    assert list(page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
     with pytest.raises(gr.Error, match="1 pictures a minute"):
-        list(page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
+        list(page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
 
 
 def test_the_rate_counts_what_the_page_draws(page):
@@ -508,18 +549,18 @@ def test_the_rate_counts_what_the_page_draws(page):
 
     page.studio.rate = Rate(2)
     alice, bob = (SimpleNamespace(session_hash=name, username=name, client=None) for name in ("alice", "bob"))
-    assert list(page.on_draw("a star", "", 2, 0, True, 64, 2.0, 2, OWN, False, alice))
+    assert list(page.handlers.on_draw("a star", "", 2, 0, True, 64, 2.0, 2, OWN, False, alice))
     with pytest.raises(gr.Error, match="2 pictures a minute. Try again in"):
-        list(page.on_explore("a star", alice))
-    assert list(page.on_explore("a star", bob))
+        list(page.handlers.on_explore("a star", alice))
+    assert list(page.handlers.on_explore("a star", bob))
 
 
 def test_what_a_session_draws_anew_takes_the_old_ones_place_and_its_status(page, slow_model):
     """The old one's end says nothing: the status and the cancel button are the new one's by then."""
     me = SimpleNamespace(session_hash="me")
-    first = page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me)
+    first = page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me)
     assert next(first) and slow_model.begun.wait(30)
-    second = page.on_draw("a ring", "", 1, 0, True, 64, 2.0, 2, OWN, False, me)
+    second = page.handlers.on_draw("a ring", "", 1, 0, True, 64, 2.0, 2, OWN, False, me)
     assert "Waiting" in next(second)[1]
     assert not any("Cancelled" in str(step[1]) for step in first)
     slow_model.set()
@@ -528,16 +569,16 @@ def test_what_a_session_draws_anew_takes_the_old_ones_place_and_its_status(page,
 
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def fuzz(page, counts, data):
+def fuzz(page, counts, file, data):
     """One handler with anything for its arguments, or with all but a few of them right."""
     me = SimpleNamespace(session_hash="me")
     right = {
-        page.on_draw: ["a star", "", 1, 0, True, 64, 2.0, 2, OWN, False],
-        page.on_vary: [None, 1, 1, 64],
-        page.on_blend: [None, "a star", None, "a ring", 2, 64],
-        page.on_edit: [None, "a star", "a ring", 0.3, 64],
-        page.on_paint: [{"background": Image.new("RGB", (8, 8)), "layers": []}, "a star", *[50] * 4, *[0] * 4, 64],
-        page.on_explore: ["a star"],
+        page.handlers.on_draw: ["a star", "", 1, 0, True, 64, 2.0, 2, OWN, False],
+        page.handlers.on_vary: [None, 1, 1, 64],
+        page.handlers.on_blend: [None, "a star", None, "a ring", 2, 64],
+        page.handlers.on_edit: [None, "a star", "a ring", 0.3, 64],
+        page.handlers.on_paint: [{"background": file, "layers": []}, "a star", *[50] * 4, *[0] * 4, 64],
+        page.handlers.on_explore: ["a star"],
     }
     handler = data.draw(st.sampled_from(list(right)))
     values = list(right[handler])
@@ -552,11 +593,12 @@ def fuzz(page, counts, data):
         counts["refused"] += 1
 
 
-def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch):
+def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch, tmp_path):
     tiny = Image.new("RGB", (8, 8))
     monkeypatch.setattr(page.studio, "explore", lambda prompt, seed, size: lambda watch: Explored([], pictures=[tiny]))
     counts = Counter()
-    fuzz(page, counts)
+    tiny.save(tmp_path / "tiny.png")
+    fuzz(page, counts, str(tmp_path / "tiny.png"))
     print(dict(counts))
     assert counts["refused"] > 50 and counts["drawn"] > 0
     assert page.studio._jobs == {}
@@ -568,11 +610,11 @@ def test_places_in_galleries_and_files_are_checked_like_numbers(page, value):
     """What Gradio passes on as the browser sent it."""
     drawn, event = [("a.png", "a"), ("b.png", "b")], SimpleNamespace(index=value)
     for call in (
-        lambda: page.on_select(event),
-        lambda: page.on_recall(drawn, event),
-        lambda: page.on_place(["a.png", "b.png"], value),
-        lambda: page.on_tick(["a.png", "b.png"], value),
-        lambda: page.on_restore(value),
+        lambda: page.handlers.on_select(event),
+        lambda: page.handlers.on_recall(drawn, event),
+        lambda: page.handlers.on_place(["a.png", "b.png"], value),
+        lambda: page.handlers.on_tick(["a.png", "b.png"], value),
+        lambda: page.handlers.on_restore(value),
     ):
         try:
             call()
@@ -596,15 +638,15 @@ def test_a_page_that_listens_does_not_keep_the_server_nor_end_in_an_error(studio
 def test_mistakes_on_the_page_are_one_line(page):
     me = SimpleNamespace(session_hash="me")
     for steps in (
-        page.on_draw(" ", "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
-        page.on_draw("a" * 1001, "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
-        page.on_draw("a star", "", 9, 0, True, 64, 2.0, 2, OWN, False, me),
-        page.on_draw("a star", "", 1, 0, True, 65, 2.0, 2, OWN, False, me),
-        page.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, "magic", False, me),
-        page.on_vary(None, 1, 1, 64, me),
-        page.on_paint(None, "a star", *[0] * 8, 64, me),
-        page.on_draw("a star", "", 1, 0, True, 64, None, 2, OWN, False, me),
-        page.on_explore("", me),
+        page.handlers.on_draw(" ", "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.handlers.on_draw("a" * 1001, "", 1, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.handlers.on_draw("a star", "", 9, 0, True, 64, 2.0, 2, OWN, False, me),
+        page.handlers.on_draw("a star", "", 1, 0, True, 65, 2.0, 2, OWN, False, me),
+        page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, "magic", False, me),
+        page.handlers.on_vary(None, 1, 1, 64, me),
+        page.handlers.on_paint(None, "a star", *[0] * 8, 64, me),
+        page.handlers.on_draw("a star", "", 1, 0, True, 64, None, 2, OWN, False, me),
+        page.handlers.on_explore("", me),
     ):
         with pytest.raises(gr.Error) as caught:
             list(steps)

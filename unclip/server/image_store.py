@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 
 
-class Shelf:
+class ImageStore:
     """Up to `room` bytes of pictures, each for up to `seconds`; where there is no room the oldest go first."""
 
     def __init__(self, seconds: float = 3600, room: int = 128 * 2**20, clock=time.monotonic):

@@ -14,7 +14,7 @@ Wanted = Callable[[], bool]
 
 
 @dataclass(frozen=True)
-class Painting:
+class GenerationWork:
     """Pictures of sentences; a job is (prompt, seed)."""
 
     pipe: UnCLIPPipeline = field(repr=False)
@@ -32,7 +32,7 @@ class Painting:
 
 
 @dataclass(frozen=True)
-class Varying:
+class VariationWork:
     """Variations of pictures; a job is (picture as the image tower takes it [1, 3, S, S], seed)."""
 
     pipe: UnCLIPImageVariationPipeline = field(repr=False)
@@ -50,7 +50,7 @@ class Varying:
 
 
 @dataclass(frozen=True, eq=False)
-class Repainting:
+class EditWork:
     """One picture's masked part, drawn anew; a job is a seed. Equals only itself: a batch has one picture and one mask."""
 
     pipe: UnCLIPInpaintPipeline = field(repr=False)

@@ -1,0 +1,222 @@
+"""The handlers of the page's events. Each checks what it is given: browsers can be bypassed."""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ..clip.search import Index
+from ..io.images import on_white, open_image, open_upload, read_facts
+from ..pipelines.base import SAMPLERS
+from .generation import OWN, Studio
+from .session import Sessions, status
+from .validation import (
+    MAX_PICTURES,
+    MAX_PROMPT,
+    MAX_SEED,
+    MOST,
+    RESTORED,
+    inpainting_inputs,
+    number_between,
+    restored,
+    restored_message,
+    upload_bytes,
+    user_errors,
+    whole_number,
+)
+
+FOUND = 12  # pictures that a search shows
+
+
+class Handlers:
+    """What the page's buttons and fields do, over a studio and the index of the folder that can be searched."""
+
+    def __init__(self, studio: Studio, index: Index | None = None):
+        self.studio, self.index, self.sessions = studio, index, Sessions(studio)
+
+    def on_draw(
+        self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, request: gr.Request
+    ) -> Iterator:
+        """Pictures of a sentence; then, unless the seed is kept, the next one's seed."""
+        seed = whole_number("seed", seed, 0, MAX_SEED)
+        seeds = [seed + n for n in range(whole_number("number of pictures", number, 1, MAX_PICTURES))]
+        facts = {"prompt": self._text("prompt", prompt), "negative_prompt": self._text("negative prompt", negative, empty=True)}
+        guidance, steps, size = (
+            number_between("guidance", guidance, 1, 20),
+            whole_number("steps", steps, 1, 100),
+            self._size(size),
+        )
+        facts |= {"size": str(size), "guidance": f"{guidance:g}", "steps": str(steps), "sampler": str(sampler)}
+        facts |= {"transparent": "yes" if transparent else "no"}
+        settings = {"size": size, "decoder_guidance_scale": guidance, "decoder_num_inference_steps": steps}
+        with user_errors():
+            draw = self.studio.create(facts["prompt"], facts["negative_prompt"], seeds, sampler, **settings)
+        each = [facts | {"seed": str(s)} for s in seeds]
+        for shown in self.sessions.run(draw, each, request, bool(transparent)):
+            yield *shown, gr.skip()
+        yield *[gr.skip()] * 4, gr.skip() if lock else random.randrange(MAX_SEED)
+
+    def on_vary(self, file, number, far, size, request: gr.Request) -> Iterator:
+        picture, far = self._picture("the picture to vary", file), number_between("how far to go", far, 0, 1)
+        count = whole_number("number of variations", number, 1, MAX_PICTURES)
+        first = random.randrange(MAX_SEED)
+        seeds, size = [first + n for n in range(count)], self._size(size)
+        settings = {"size": size} | ({"eta": far} if far < 1 else {})
+        each = [{"variation_of": "an upload", "seed": str(s), "size": str(size)} for s in seeds]
+        yield from self.sessions.run(self.studio.vary(picture, seeds, **settings), each, request)
+
+    def on_blend(self, first, first_text, second, second_text, steps, size, request: gr.Request) -> Iterator:
+        ends = []
+        for name, file, text in (("first", first, first_text), ("second", second, second_text)):
+            ends.append(self._picture(name, file) if file else self._text(f"{name} prompt", text))
+        steps, seed, size = whole_number("pictures on the way", steps, 2, MOST), random.randrange(MAX_SEED), self._size(size)
+        names = [e if isinstance(e, str) else "an upload" for e in ends]
+        facts = {"from": names[0], "to": names[1], "seed": str(seed), "size": str(size)}
+        each = [facts | {"share": f"{n / (steps - 1):.4f}"} for n in range(steps)]
+        files: list[str] = []
+        for shown in self.sessions.run(self.studio.blend(ends, steps, seed, size=size), each, request, files=files):
+            yield *shown, *[gr.skip()] * 4
+        if files:
+            place = gr.Slider(1, len(files), value=1)
+            yield *[gr.skip()] * 4, files, gr.Group(visible=True), place, files[0]
+
+    def on_edit(self, file, source, target, strength, size, request: gr.Request) -> Iterator:
+        picture, strength = self._picture("the picture to change", file), number_between("how far to go", strength, 0, 1)
+        source, target = self._text("from", source, empty=True), self._text("to", target)
+        seed, size = random.randrange(MAX_SEED), self._size(size)
+        facts = {"edit_of": "an upload", "from": source, "to": target, "strength": f"{strength:g}", "size": str(size)}
+        draw = self.studio.edit(picture, target, source, [strength], seed, size=size)
+        yield from self.sessions.run(draw, [facts], request)
+
+    def on_paint(
+        self, editor, prompt, left, top, width, height, west, east, north, south, size, request: gr.Request
+    ) -> Iterator:
+        picture, layers = self._editor(editor)
+        prompt, seed, size = self._text("prompt", prompt), random.randrange(MAX_SEED), self._size(size)
+        numbers = zip(("left", "top", "width", "height"), (left, top, width, height), strict=True)
+        rectangle = [number_between(name, value, 0, 100) for name, value in numbers]
+        margins = [number_between("margin", value, 0, 100) for value in (west, east, north, south)]
+        with user_errors():
+            picture, mask = inpainting_inputs(picture, layers, rectangle, margins)
+        facts = {"inpaint_of": "an upload", "prompt": prompt, "seed": str(seed), "size": str(size)}
+        draw = self.studio.inpaint(prompt, picture, mask, [seed], size=size)
+        yield from self.sessions.run(draw, [facts], request)
+
+    def on_explore(self, prompt, request: gr.Request) -> Iterator:
+        size, seed = self.studio.pipe.sizes[-1], random.randrange(MAX_SEED)
+        facts = {"prompt": self._text("prompt", prompt), "seed": str(seed), "size": str(size)}
+        explore, found = self.studio.explore(facts["prompt"], seed, size), []
+
+        def draw(watch) -> list[Image.Image]:
+            found[:] = [explore(watch)]
+            return found[0].pictures
+
+        for shown in self.sessions.run(draw, [facts], request):
+            yield *shown, *[gr.skip()] * 4
+        if found and found[0].pictures:
+            self.sessions.check_content(*(picture for _, picture in found[0].candidates), *found[0].stages)
+            candidates = [(picture, f"cosine {score:.3f}") for score, picture in found[0].candidates]
+            stages = [(picture, f"{picture.width} px") for picture in found[0].stages]
+            yield *[gr.skip()] * 4, gr.Column(visible=True), candidates, found[0].film, stages
+
+    def on_find(self, text, file) -> tuple:
+        query = self._picture("the picture", file) if file else self._text("query", text)
+        with user_errors():
+            found = self.index.search(query, len(self.index.stamps))
+        pictures = []
+        for score, name in found:
+            try:
+                picture = open_image(self.index.folder / name)
+            except ValueError:  # since it was indexed it was deleted, or is being written
+                continue
+            picture.thumbnail((512, 512))
+            pictures.append((picture, f"{name} ({score:.3f})"))
+            if len(pictures) == FOUND:
+                break
+        return pictures, status(f"{len(pictures)} pictures, the nearest first.")
+
+    def on_cancel(self, request: gr.Request) -> tuple:
+        dropped = self.studio.cancel(request.session_hash)
+        return status("Cancelled." if dropped else "There was nothing to cancel."), gr.Button(interactive=False)
+
+    def on_open(self, session, request: gr.Request) -> list:
+        """The history of the browser session of this number, which is a key's own where there are keys."""
+        if not isinstance(session, str) or not re.fullmatch("[0-9a-f]{32}", session):
+            return self.sessions.histories.of(request.session_hash)
+        return self.sessions.histories.open(request.session_hash, (getattr(request, "username", None), session))
+
+    def on_leave(self, request: gr.Request) -> None:
+        self.studio.cancel(request.session_hash)
+        self.sessions.histories.close(request.session_hash)
+
+    def on_restore(self, file) -> list:
+        data = upload_bytes("the picture to restore", file)
+        with user_errors():
+            facts = read_facts(data, "the file")
+        choices = {"size": self.studio.pipe.sizes, "sampler": (OWN, *SAMPLERS)}
+        values = {name: restored(facts, name, kind) for name, kind in RESTORED.items()}
+        back = {n: v for n, v in values.items() if v is not None and v in choices.get(n, [v])}
+        fields = [back.get(name, gr.skip()) for name in RESTORED]
+        return [*fields, status(restored_message(facts, list(back), self.studio.model)), True if "seed" in back else gr.skip()]
+
+    def on_select(self, event: gr.SelectData) -> int:
+        return whole_number("place in the gallery", event.index, 0, MOST)
+
+    def on_recall(self, history, event: gr.SelectData) -> tuple:
+        """A picture of the history, back where it can be sent on from."""
+        return [history[whole_number("place in the history", event.index, 0, len(history) - 1)]] if history else gr.skip(), 0
+
+    def on_place(self, path: list[str], place) -> Any:
+        return path[min(whole_number("place on the way", place, 1, MOST), len(path)) - 1] if path else gr.skip()
+
+    def on_play(self, playing: bool) -> tuple:
+        return not playing, gr.Timer(active=not playing), "Play" if playing else "Stop"
+
+    def on_tick(self, path: list[str], place) -> int:
+        return whole_number("place on the way", place, 1, MOST) % max(len(path), 1) + 1
+
+    def sender(self, tab: str) -> Callable:
+        def send(pictures, chosen) -> tuple:
+            if not pictures:
+                raise gr.Error("Draw a picture first.", print_exception=False)
+            file = pictures[min(chosen, len(pictures) - 1)][0]
+            value = {"background": file, "layers": [], "composite": file} if tab == "inpaint" else file
+            return value, gr.Tabs(selected=tab)
+
+        return send
+
+    def _text(self, name: str, text: Any, empty: bool = False) -> str:
+        if not isinstance(text, str | None) or len(text or "") > MAX_PROMPT:
+            raise gr.Error(f"The {name} has more than {MAX_PROMPT} characters.", print_exception=False)
+        text = (text or "").strip()
+        if not text and not empty:
+            raise gr.Error(f"The {name} is empty.", print_exception=False)
+        self.sessions.check_content(text)
+        return text
+
+    def _size(self, size: Any) -> int:
+        if isinstance(size, bool) or size not in self.studio.pipe.sizes:
+            sizes = ", ".join(map(str, self.studio.pipe.sizes))
+            raise gr.Error(f"The size must be one of {sizes} pixels, got {size!r}.", print_exception=False)
+        return int(size)
+
+    def _editor(self, editor: Any) -> tuple[Image.Image, list[Image.Image]]:
+        """The editor's image and its layer of paint, as files of uploads."""
+        editor = editor if isinstance(editor, dict) else {}
+        files = editor.get("layers") or []
+        if editor.get("id") is not None or not isinstance(files, list) or len(files) > 1:
+            raise gr.Error("The editor takes a picture and one layer of paint.", print_exception=False)
+        picture = self._picture("a picture", editor.get("background"))
+        data = [upload_bytes("the paint", file) for file in files]
+        with user_errors():
+            return picture, [open_upload(content, "the paint") for content in data]
+
+    def _picture(self, name: str, file: Any) -> Image.Image:
+        data = upload_bytes(name, file)
+        with user_errors():
+            picture = on_white(open_upload(data, name))
+        self.sessions.check_content(picture)
+        return picture

@@ -1,0 +1,99 @@
+"""What one generation of a page's session shows while it runs and when it is done, within the client's rate."""
+
+import html
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ..io.images import cut_out, png_facts
+from .generation import Step, Studio
+from .history import Histories
+from .validation import client_of, user_errors
+
+
+class Sessions:
+    """Runs generations for the sessions of a page: counts them on the rate, checks, saves and remembers what was made."""
+
+    def __init__(self, studio: Studio):
+        self.studio, self.histories = studio, Histories()
+
+    def _admit(self, request: gr.Request, pictures: int) -> None:
+        """Count pictures on the rate of who asks: the key's, else the address's."""
+        if self.studio.rate is not None:
+            wait = self.studio.rate.take(client_of(request), pictures)
+            if wait:
+                raise gr.Error(self.studio.rate.message(wait, pictures), print_exception=False)
+
+    def _steps(self, draw: Callable, request: gr.Request) -> Iterator[Any]:
+        """The steps, then the answer, None once cancelled."""
+        with user_errors():
+            yield (yield from self.studio.stream(request.session_hash, draw, getattr(request, "username", None)))
+
+    def run(
+        self, draw: Callable, facts: list[dict], request: gr.Request, clear: bool = False, files: list | None = None
+    ) -> Iterator[tuple]:
+        """What the gallery, the status, the cancel button and the history show, step by step; `files` gets the files."""
+        self._admit(request, len(facts))
+        images = None
+        try:
+            for step in self._steps(draw, request):
+                if isinstance(step, Step):
+                    early = step.pictures if self.studio.content_filter is None else None  # only what it has seen is shown
+                    yield early or gr.skip(), status(str(step), step), gr.Button(interactive=True), gr.skip()
+                else:
+                    images = step
+            self.check_content(*images or ())
+        except Exception as error:
+            refused = isinstance(error, gr.Error)
+            if refused and images is None and self.studio.rate is not None:
+                self.studio.rate.give_back(client_of(request), len(facts))
+            say = error.message if refused else "That failed; the log says more."
+            yield gr.skip(), status(say), gr.Button(interactive=False), gr.skip()
+            raise
+        if images is None:
+            if not self.studio.draws(request.session_hash):  # else something newer took its place, and tells of itself
+                yield gr.skip(), status("Cancelled."), gr.Button(interactive=False), gr.skip()
+            return
+        saved = [self._save(cut_out(i) if clear else i, f) for i, f in zip(images, facts, strict=True)]
+        if files is not None:
+            files += saved
+        shown = [(path, caption(f)) for path, f in zip(saved, facts, strict=True)]
+        history = self.histories.add(request.session_hash, shown)
+        what = "The picture is" if len(shown) == 1 else f"{len(shown)} pictures are"
+        yield shown, status(f"{what} done."), gr.Button(interactive=False), history
+
+    def _save(self, image: Image.Image, facts: dict[str, str]) -> str:
+        """A PNG with its facts, in a folder of its own among Gradio's files, whose name cannot be guessed."""
+        folder = Path(os.environ["GRADIO_TEMP_DIR"]) / secrets.token_hex(16)
+        folder.mkdir(parents=True)
+        file = folder / "picture.png"
+        image.save(file, pnginfo=png_facts(facts | {"model": self.studio.model}))
+        return str(file)
+
+    def check_content(self, *contents: str | Image.Image) -> None:
+        for content in contents:
+            reason = self.studio.content_filter and self.studio.content_filter(content)
+            if reason:
+                raise gr.Error(str(reason), print_exception=False)
+
+
+def status(text: str, step: Step | None = None) -> str:
+    """The line that says what is going on, for screen readers too, and how far it is."""
+    bar = ""
+    if step is not None and step.of:
+        bar = f'<progress aria-label="Steps of this stage" max="{step.of}" value="{step.done}"></progress>'
+    elif step is not None:
+        bar = '<progress aria-label="Waiting"></progress>'
+    return f'<div class="status" role="status" aria-live="polite"><p>{html.escape(text)}</p>{bar}</div>'
+
+
+def caption(facts: dict[str, str]) -> str:
+    if "share" in facts:
+        return f"{float(facts['share']):.0%} of the way"
+    parts = [f"seed {facts['seed']}" if "seed" in facts else "", facts.get("prompt") or facts.get("to") or ""]
+    return ", ".join(part for part in parts if part)

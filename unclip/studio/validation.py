@@ -1,0 +1,132 @@
+"""Checks of what the page sends: every mistake is told in one line, for a browser's own checks can be bypassed."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
+from PIL import Image, ImageChops
+
+from ..io.images import with_margins
+from ..server.worker import Busy
+
+MAX_PROMPT = 1000  # characters
+MAX_PICTURES = 8
+MOST = 16  # pictures of a blend, the most that the gallery holds
+MAX_SEED = 2**31 - 1  # what a number field holds exactly, in every browser
+
+# Fields that a PNG restores: fact, and what it is.
+RESTORED: dict[str, Callable[[str], Any]] = {
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "size": int,
+    "guidance": float,
+    "steps": int,
+    "sampler": str,
+    "transparent": "yes".__eq__,
+}
+BOUNDS = {"seed": (0, MAX_SEED), "guidance": (1, 20), "steps": (1, 100)}
+
+
+def restored(facts: dict[str, str], name: str, kind: Callable[[str], Any]) -> Any:
+    """A field's value from a picture's facts; None where there is none that the field could hold."""
+    try:
+        value = kind(facts[name])
+    except (KeyError, ValueError):
+        return None
+    low, high = BOUNDS.get(name, (None, None))
+    fits = len(value) <= MAX_PROMPT if isinstance(value, str) else low is None or low <= value <= high
+    return value if fits else None
+
+
+def restored_message(facts: dict[str, str], back: list[str], model: str) -> str:
+    """Which settings of a picture were restored, of which its file says nothing, and which this page cannot set."""
+    silent = [name for name in RESTORED if name not in facts]
+    given = {n: v for n, v in facts.items() if n not in back and n != "version" and (n, v) != ("model", model)}
+    beyond = [f"{readable(name)} {v if len(v) <= 40 else v[:40] + '…'!r}" for name, v in given.items()]
+    if back and not silent and not beyond:
+        return "The settings of that picture are restored."
+    say = f"Restored: {', '.join(map(readable, back))}." if back else "No setting is restored."
+    say += f" Left as they were, for the file does not say them: {', '.join(map(readable, silent))}." if silent else ""
+    return say + (f" Not to be set on this page: {', '.join(beyond)}." if beyond else "")
+
+
+def readable(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def inpainting_inputs(
+    picture: Image.Image, layers: list[Image.Image], rectangle: list[float], margins: list[float]
+) -> tuple[Image.Image, Image.Image]:
+    """Picture and mask (white is drawn anew) of what was painted over, of a rectangle and of new space, in percent.
+
+    Raises ValueError where nothing is to be drawn anew.
+    """
+    mask = Image.new("L", picture.size, 0)
+    for layer in layers:
+        painted = layer.convert("RGBA").getchannel("A").resize(picture.size)
+        mask = ImageChops.lighter(mask, painted.point(lambda a: 255 if a > 16 else 0))
+    left, top, width, height = rectangle
+    if width and height:
+        box = [left * picture.width, top * picture.height, (left + width) * picture.width, (top + height) * picture.height]
+        mask.paste(255, tuple(round(min(b / 100, side)) for b, side in zip(box, picture.size * 2, strict=True)))
+    if any(margins):
+        sides = (picture.width, picture.width, picture.height, picture.height)
+        new = [math.ceil(m * side / 100) for m, side in zip(margins, sides, strict=True)]
+        picture, beyond = with_margins(picture, *new)
+        inside = Image.new("L", picture.size, 0)
+        inside.paste(mask, (new[0], new[2]))
+        mask = ImageChops.lighter(beyond, inside)
+    if not np.array(mask).any():
+        raise ValueError("paint over what is to be drawn anew, or give a rectangle or new space as numbers")
+    return picture, mask
+
+
+def check_uploaded(file: dict[str, Any]) -> dict[str, Any]:
+    """A file's data as Gradio's client sends them; a URL is refused, and a path that Gradio would not check to be an upload."""
+    if not is_file_obj_with_meta(file) or is_http_url_like(file["path"]):
+        raise gr.Error("Only files that were uploaded to this page are taken.", print_exception=False)
+    return file
+
+
+def upload_bytes(name: str, file: Any) -> bytes:
+    """The content of an uploaded file (its path, or Gradio's data of it); that there is none is told on the page."""
+    path = file.get("path") if isinstance(file, dict) else file
+    if not isinstance(path, str) or not path:
+        raise gr.Error(f"Give {name} first.", print_exception=False)
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError):
+        raise gr.Error(f"{name} is here no more: upload it again.".capitalize(), print_exception=False) from None
+
+
+def client_of(request: gr.Request) -> str:
+    return request.username or request.client.host
+
+
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number in bounds; a mistake is told on the page."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not low <= value <= high or value % 1:
+        raise gr.Error(f"The {name} must be a whole number from {low} to {high}, got {value!r}.", print_exception=False)
+    return int(value)
+
+
+def number_between(name: str, value: Any, low: float, high: float) -> float:
+    """A number in bounds; a mistake is told on the page."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise gr.Error(f"The {name} must be a number from {low} to {high}, got {value!r}.", print_exception=False)
+    return value
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A user's mistake becomes one line on the page."""
+    try:
+        yield
+    except (ValueError, Busy) as error:
+        raise gr.Error(str(error), print_exception=False) from None
