@@ -37,6 +37,7 @@ HELD_OUT = [
     "a light bulb on a yellow background",
     "a penguin in noto style",
 ]
+SIX = ["hamburger", "cherries", "frog", "umbrella", "three pears", "a pink frog"]  # chosen, for the README
 COLUMNS, CELL = 8, 160
 
 
@@ -45,16 +46,18 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--out", type=Path, default=Path("docs/samples.png"))
     parser.add_argument("--data", type=Path, help="what `unclip data emoji` built: rank the pictures against its names")
+    parser.add_argument("--six", action="store_true", help="only the six images of the README, larger")
     arguments = parser.parse_args()
     concepts = [c.strip() for c in CONCEPTS.split(",")]
-    prompts = concepts + HELD_OUT
+    prompts = SIX if arguments.six else concepts + HELD_OUT
     pipe = UnCLIPPipeline.from_pretrained(arguments.model)
     pictures = []
     for start in range(0, len(prompts), 8):
         chunk = prompts[start : start + 8]
         generators = [torch.Generator().manual_seed(0) for _ in chunk]
         pictures += pipe(chunk, generator=generators, size=256).images
-    sheet(prompts, pictures).quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
+    shape = (6, 213) if arguments.six else (COLUMNS, CELL)
+    sheet(prompts, pictures, *shape).quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
     print(arguments.out)
     if arguments.data:
         rank(concepts, pictures, IconSet.load(arguments.data).concepts, CLIP.from_pretrained(arguments.model))

@@ -85,7 +85,7 @@ def clip() -> str:
 def diffusion() -> str:
     boxes = {
         "noise": Box("noise", 70, 60, width=110),
-        "network": Box("network predicts the\nimage without noise (x0)", 270, 60, "network", 190),
+        "network": Box("network predicts the\nsample without noise", 270, 60, "network", 190),
         "guide": Box("guidance: away from\nthe prediction without\na condition", 500, 60, "step", 180, 70),
         "step": Box("scheduler: a little\nless noise", 715, 60, "step", 150),
         "sample": Box("sample, after\nthe last step", 900, 60, width=120),
