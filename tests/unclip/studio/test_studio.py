@@ -27,6 +27,7 @@ import pytest
 import torch
 from asking import ask
 from conftest import ROOT
+from drawing import png
 from gradio.components.image_editor import EditorData
 from gradio.data_classes import FileData, ImageData
 from hypothesis import HealthCheck, given, settings
@@ -381,6 +382,27 @@ def test_the_editor_takes_a_picture_and_one_layer(page, tmp_path):
     for many in (editor | {"layers": 2 * editor["layers"]}, editor | {"layers": [], "id": "kept"}, editor | {"layers": "ab"}):
         with pytest.raises(gr.Error, match="a picture and one layer"):
             list(page.handlers.on_paint(many, "a star", *[0] * 8, 64, SimpleNamespace(session_hash="me")))
+
+
+def test_an_upload_is_varied_through_gradios_own_endpoints(studio_address):
+    """As the browser does it: the upload, then its path in the field of the tab."""
+    address = studio_address()
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="red.png"\r\n\r\n' + png() + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    (path,) = json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/gradio_api/upload", body, headers)))
+    config = json.load(urllib.request.urlopen(f"{address}/config"))
+    varied = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "varied")
+    vary = next(n for n, d in enumerate(config["dependencies"]) if d["inputs"][:1] == [varied])
+    file = {"path": path, "url": f"{address}/gradio_api/file={path}", "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [file, 1, 1, 64], "fn_index": vary, "session_hash": "abc"}).encode()
+    headers = {"content-type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{address}/gradio_api/queue/join", body, headers), timeout=20)
+    said = ""
+    for line in urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash=abc", timeout=60):
+        said += line.decode()
+        if "process_completed" in said or "close_stream" in said:
+            break
+    assert '"success":true' in said.replace(" ", "") and "done." in said, said[-2000:]
 
 
 def test_functions_of_components_cannot_be_called(studio_address):
