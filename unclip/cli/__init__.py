@@ -12,8 +12,8 @@ from .data import bank, emoji, phrases
 from .embed import embed
 from .evaluate import evaluate
 from .generate import generate, rerank
+from .images import how_it_comes
 from .latent import edit, inpaint, interpolate, outpaint, pca, variations
-from .pictures import how_it_comes
 from .plan import plan
 from .plot import plot
 from .serve import serve

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .pictures import check_free, save, slug, write
+from .images import check_free, save, slug, write
 
 MANIFEST = "manifest.jsonl"
 
@@ -34,10 +34,10 @@ def draw_all(
 ) -> None:
     """Draw the jobs (prompt, seed) that `out` does not hold yet, this process's share of them, and list all in a manifest.
 
-    A picture is whole or not there, and says in its own metadata what it is of: one that is there already and is of the
-    same job is kept. `prepare(device)` makes the pipeline and says how many pictures it draws at once; `draw(jobs, pipe)`
+    An image is whole or not there, and says in its own metadata what it is of: one that is there already and is of the
+    same job is kept. `prepare(device)` makes the pipeline and says how many images it draws at once; `draw(jobs, pipe)`
     draws them. Under `accelerate launch` or `torchrun` each process draws every n-th job. Raises ValueError, unless `force`
-    allows to replace it, for a picture of another job in a job's place.
+    allows to replace it, for an image of another job in a job's place.
     """
     from accelerate.utils import gather_object
     from tqdm import tqdm
@@ -54,10 +54,10 @@ def draw_all(
     mine = [n for n in numbers if not _is_there(out / rows[n]["file"], rows[n] | facts, force)]
     kept = sum(gather_object([len(numbers) - len(mine)]))
     if state.is_main_process and kept:
-        print(f"{kept} of {len(jobs)} pictures are there already", file=sys.stderr)
+        print(f"{kept} of {len(jobs)} images are there already", file=sys.stderr)
     if mine:
         pipe, batch = prepare(own_device(state))
-        bar = tqdm(total=len(mine), desc="pictures", file=sys.stderr, disable=not state.is_main_process)
+        bar = tqdm(total=len(mine), desc="images", file=sys.stderr, disable=not state.is_main_process)
         for chunk in (mine[n : n + batch] for n in range(0, len(mine), batch)):
             for number, image in zip(chunk, draw([jobs[n] for n in chunk], pipe), strict=True):
                 save(image, out / rows[number]["file"], _metadata(rows[number] | facts))
@@ -80,15 +80,15 @@ def _metadata(row: dict[str, str]) -> dict[str, str]:
 
 
 def _is_there(path: Path, row: dict[str, str], force: bool) -> bool:
-    """Whether a job's picture is there and whole."""
+    """Whether a job's image is there and whole."""
     from PIL import Image
 
     if not path.exists():
         return False
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            found = dict(picture.text)
+        with Image.open(path) as image:
+            image.load()
+            found = dict(image.text)
     except (OSError, SyntaxError, AttributeError) as error:
         if force:
             return False

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from .images import embedding_bar
 from .options import IdleSeed, IdleSize, Json, Model
-from .pictures import embedding_bar
 
 
 def classify(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image.")],
     labels: Annotated[list[str], typer.Argument(metavar="LABEL...", help="What it may show.")],
     model: Model = "emoji",
     as_json: Json = False,
@@ -20,7 +20,7 @@ def classify(
     seed: IdleSeed = 0,
     force: Annotated[bool, typer.Option("--force", help="As for drawing; nothing is written here.")] = False,
 ) -> None:
-    """Say which of the labels a picture shows, without having been trained on them; best first."""
+    """Say which of the labels an image shows, without having been trained on them; best first."""
     from ..clip.model import CLIP
     from ..clip.search import classify as ranked
     from ..io.images import open_image
@@ -31,8 +31,8 @@ def classify(
 
 
 def search(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="A sentence, or a picture file.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the pictures are, in it and below it.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A sentence, or an image file.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the images are, in it and below it.")],
     top: Annotated[int, typer.Option(help="How many to list.")] = 10,
     model: Model = "emoji",
     as_json: Json = False,
@@ -40,14 +40,14 @@ def search(
     seed: IdleSeed = 0,
     force: Annotated[bool, typer.Option("--force", help="Make the index anew.")] = False,
 ) -> None:
-    """List a folder's pictures that come nearest to a sentence or a picture; the index is kept for the next time."""
+    """List a folder's images that come nearest to a sentence or an image; the index is kept for the next time."""
     from ..clip.model import CLIP
     from ..clip.search import Index
-    from .latent import picture_or_text
+    from .latent import image_or_text
 
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
-    wanted = picture_or_text(query)
+    wanted = image_or_text(query)
     if isinstance(wanted, str) and not wanted.strip():
         raise ValueError(f"query is empty: {query!r}")
     index = Index(folder, CLIP.from_pretrained(model))

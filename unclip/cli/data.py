@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .images import need, usable
 from .options import Device, Force
-from .pictures import need, usable
 
 
 def emoji(
@@ -25,7 +25,7 @@ def emoji(
 
     counts = build(out, log=lambda text: print(text, file=sys.stderr), progress=progress, force=force)
     for split, kinds in counts.items():
-        print(f"{split}: {sum(kinds.values())} pictures")
+        print(f"{split}: {sum(kinds.values())} images")
 
 
 def phrases(

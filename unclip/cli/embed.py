@@ -1,4 +1,4 @@
-"""`unclip embed`: what CLIP says of a folder of captioned pictures, computed once."""
+"""`unclip embed`: what CLIP says of a folder of captioned images, computed once."""
 
 import sys
 from pathlib import Path
@@ -10,17 +10,17 @@ from .options import Device, Force, Model
 
 
 def embed(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Captioned pictures, as data.path= takes them.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Captioned images, as data.path= takes them.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the embeddings.")],
     model: Model = "emoji",
-    size: Annotated[int, typer.Option(help="Side of the pictures that CLIP sees: the training's data.size.")] = 64,
+    size: Annotated[int, typer.Option(help="Side of the images that CLIP sees: the training's data.size.")] = 64,
     dtype: Annotated[str, typer.Option(help="How they are kept: fp16, bf16 or fp32.")] = "fp16",
-    shard: Annotated[int, typer.Option(help="Pictures in a file.")] = 4096,
-    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 64,
+    shard: Annotated[int, typer.Option(help="Images in a file.")] = 4096,
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
     caption_column: Annotated[str, typer.Option(help="Where the captions are.")] = "text",
-    image_column: Annotated[str, typer.Option(help="Where the pictures are, of parquet and Hub datasets.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Where the images are, of parquet and Hub datasets.")] = "image",
     subset: Annotated[str | None, typer.Option(help="Of a Hub dataset that has several.")] = None,
-    max_unreadable: Annotated[int, typer.Option(help="Pictures that may fail to open before it stops.")] = 100,
+    max_unreadable: Annotated[int, typer.Option(help="Images that may fail to open before it stops.")] = 100,
     device: Device = None,
     force: Force = False,
 ) -> None:
@@ -32,13 +32,13 @@ def embed(
     from ..training.embed import embed as write
     from ..training.objectives.frozen_clip import FrozenCLIP
 
-    pictures = read_pictures(data, caption_column, image_column, subset)
+    images = read_pictures(data, caption_column, image_column, subset)
     frozen = FrozenCLIP.load(model).to(device or best_device())
 
     def progress(shards):
         return tqdm(shards, desc="shards", file=sys.stderr)
 
-    unreadable = write(frozen, pictures, out, size, shard, batch_size, dtype, max_unreadable, force, progress)
+    unreadable = write(frozen, images, out, size, shard, batch_size, dtype, max_unreadable, force, progress)
     for error in unreadable:
         print(f"left out: {error}", file=sys.stderr)
     print(out)

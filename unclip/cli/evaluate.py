@@ -1,4 +1,4 @@
-"""`unclip evaluate`: what a model can draw, in numbers and pictures."""
+"""`unclip evaluate`: what a model can draw, in numbers and images."""
 
 import shlex
 import sys
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .images import load, need
 from .options import Device, Dtype, Sampler, Steps
-from .pictures import load, need
 
 
 def evaluate(
@@ -22,14 +22,14 @@ def evaluate(
             "upsamplers, likeness, loss, flatness, style, parts, copies, pairs, attachments."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many pictures of each kind, for a quick look.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images of each kind, for a quick look.")] = None,
     scenes: Annotated[int, typer.Option(help="Scenes by which the part prior compares ways of drawing.")] = 2000,
     two_ways: Annotated[
         bool, typer.Option("--two-ways", help="Draw those scenes after the prior and after the text embedding alone.")
     ] = False,
     data: Annotated[str, typer.Option(help="The dataset that `unclip data emoji` built, or shapes.")] = "data/emoji",
     judge: Annotated[str | None, typer.Option(help="A judge's training run or folder; default: the split's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture of each kind; the next ones count up.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first image of each kind; the next ones count up.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")] = None,
     steps: Steps = None,
     sampler: Sampler = None,
@@ -39,7 +39,7 @@ def evaluate(
     dtype: Dtype = "auto",
     force: Annotated[bool, typer.Option(help="Draw anew what the report's folder holds.")] = False,
 ) -> None:
-    """Measure a model by what it draws: a JSON and a one-page HTML report with pictures, protocol and intervals.
+    """Measure a model by what it draws: a JSON and a one-page HTML report with images, protocol and intervals.
 
     Under `accelerate launch -m unclip evaluate ...` several processes share the drawing.
     """

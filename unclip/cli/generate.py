@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from .batch import draw_all, read_prompts
+from .images import load, output_files, save, slug
 from .options import Device, Dtype, Force, LowMemory, Model, Sampler, Seed, Size, Steps, Transparent
-from .pictures import load, output_files, save, slug
 
 Prompts = Annotated[
-    list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several pictures.")
+    list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several images.")
 ]
 PromptsFile = Annotated[
     Path | None,
@@ -23,7 +23,7 @@ PromptsFile = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="A .png file, or a folder; default: a file named after the prompt, here.")]
-NumImages = Annotated[int, typer.Option(help="Pictures for each prompt.")]
+NumImages = Annotated[int, typer.Option(help="Images for each prompt.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale of the decoder.")]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
@@ -37,16 +37,16 @@ Prior = Annotated[
     typer.Option(help="diffusion or autoregressive: which the model must have; none: the decoder hears text alone."),
 ]
 PriorGuidance = Annotated[float | None, typer.Option(help="Guidance scale of the prior.")]
-ClipGuidance = Annotated[float, typer.Option(help="Pull the picture to where CLIP sees the prompt: 0.1 is a little.")]
+ClipGuidance = Annotated[float, typer.Option(help="Pull the image to where CLIP sees the prompt: 0.1 is a little.")]
 Style = Annotated[
     str | None, typer.Option(help="Drawing style, where the model knows several (emoji: noto, flat, 3d or twemoji).")
 ]
 PriorSteps = Annotated[int | None, typer.Option(help="Denoising steps of the prior.")]
 ShowProfile = Annotated[
-    bool, typer.Option("--profile", help="Say what each stage costs: the pictures are drawn twice, to count and to time.")
+    bool, typer.Option("--profile", help="Say what each stage costs: the images are drawn twice, to count and to time.")
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the networks first: minutes, and then faster; for many pictures.")
+    bool, typer.Option("--compile", help="Compile the networks first: minutes, and then faster; for many images.")
 ]
 
 Job = tuple[str, int]  # a prompt, and the seed of one image
@@ -78,7 +78,7 @@ def generate(
     model: Model = "emoji",
     force: Force = False,
 ) -> None:
-    """Draw pictures of sentences and print the files' names."""
+    """Draw images of sentences and print the files' names."""
     if (not prompts) == (prompts_file is None):
         raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
     if prompts_file is not None and profile:
@@ -156,7 +156,7 @@ class Request:
         from ..runtime.profiling import Profile
 
         pipe.compile()
-        print("compiling, which takes minutes: a first picture is drawn and thrown away", file=sys.stderr)
+        print("compiling, which takes minutes: a first image is drawn and thrown away", file=sys.stderr)
         warming = Profile(pipe.device)
         with warming.watch(pipe):
             self.sample(self.jobs[:count], pipe)
@@ -193,7 +193,7 @@ def _generate_prompts(request: Request, out: Path | None, profile: bool, force: 
             request.sample(jobs[:batch], pipe)
     for start in range(0, len(jobs), batch):
         if len(jobs) > batch:
-            print(f"pictures {start + 1} to {min(start + batch, len(jobs))} of {len(jobs)}", file=sys.stderr)
+            print(f"images {start + 1} to {min(start + batch, len(jobs))} of {len(jobs)}", file=sys.stderr)
         chunk = jobs[start : start + batch]
         with timed.watch(pipe) if profile and start == 0 else nullcontext():
             images = request.sample(chunk, pipe)
@@ -211,14 +211,14 @@ def _print_profile(pipe: Any, timed: Any, counted: Any, batch: int) -> None:
     peak = measured_peak(pipe.device, pipe.decoder.dtype)
     print(table(timed, counted, peak), file=sys.stderr)
     what = f"{peak / 1e9:.0f} GFLOP/s in {str(pipe.decoder.dtype).removeprefix('torch.')}"
-    print(f"peak: {what}, measured; pictures at once: {batch}", file=sys.stderr)
+    print(f"peak: {what}, measured; images at once: {batch}", file=sys.stderr)
 
 
 def rerank(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="Folder of the kept pictures, the best first.")],
-    candidates: Annotated[int, typer.Option(help="Pictures to draw and rank.")] = 64,
-    keep: Annotated[int, typer.Option(help="Pictures to keep.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder of the kept images, the best first.")],
+    candidates: Annotated[int, typer.Option(help="Images to draw and rank.")] = 64,
+    keep: Annotated[int, typer.Option(help="Images to keep.")] = 8,
     size: Size = None,
     seed: Seed = 0,
     steps: Steps = None,
@@ -228,7 +228,7 @@ def rerank(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw many small pictures, keep those that CLIP finds nearest to the prompt, and draw these in full."""
+    """Draw many small images, keep those that CLIP finds nearest to the prompt, and draw these in full."""
     import torch
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""What is done with a picture's embedding and its noise: variations, paths, edits, repainting."""
+"""What is done with an image's embedding and its noise: variations, paths, edits, repainting."""
 
 import os
 from pathlib import Path
@@ -6,17 +6,15 @@ from typing import Annotated
 
 import typer
 
+from .images import check_free, embedding_bar, load, output_files, row, save, write
 from .options import DecoderSteps, Device, Dtype, Force, Model, Sampler, Seed, Size, Transparent
-from .pictures import check_free, embedding_bar, load, output_files, row, save, write
 
 
 def variations(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to vary.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to vary.")],
     out: Annotated[Path, typer.Option(help="Folder of the variations.")],
     count: Annotated[int, typer.Option("-n", "--num-images", help="How many.")] = 4,
-    eta: Annotated[
-        float | None, typer.Option(help="Keep the picture's noise but for this share of fresh noise, 0 to 1.")
-    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Keep the image's noise but for this share of fresh noise, 0 to 1.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A text to steer by.")] = None,
     size: Size = None,
     seed: Seed = 0,
@@ -28,7 +26,7 @@ def variations(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw other pictures with the same content and style."""
+    """Draw other images with the same content and style."""
     import torch
 
     from ..io.images import open_image
@@ -57,10 +55,10 @@ def variations(
 
 
 def interpolate(
-    a: Annotated[str, typer.Argument(metavar="A", help="A picture file or a prompt.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="A picture file or a prompt.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pictures, their grid and their animation.")],
-    steps: Annotated[int, typer.Option(help="Pictures of the path, its ends among them.")] = 9,
+    a: Annotated[str, typer.Argument(metavar="A", help="An image file or a prompt.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="An image file or a prompt.")],
+    out: Annotated[Path, typer.Option(help="Folder of the images, their grid and their animation.")],
+    steps: Annotated[int, typer.Option(help="Images of the path, its ends among them.")] = 9,
     noise: Annotated[str, typer.Option(help="fixed: one for all; interpolated: from one end's own to the other's.")] = "fixed",
     size: Size = None,
     seed: Seed = 0,
@@ -70,14 +68,14 @@ def interpolate(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw the path from one picture or sentence to another: single pictures, a grid and an animated WebP."""
+    """Draw the path from one image or sentence to another: single images, a grid and an animated WebP."""
     import torch
 
     from ..pipelines import UnCLIPInterpolationPipeline
 
     if not 2 <= steps <= 1000:
         raise ValueError(f"steps must be from 2 to 1000, got {steps}")
-    ends = [picture_or_text(a), picture_or_text(b)]
+    ends = [image_or_text(a), image_or_text(b)]
     files = [out / f"{n:03d}.png" for n in range(steps)] + [out / "grid.png", out / "path.webp"]
     check_free(files, force)
     pipe = UnCLIPInterpolationPipeline.from_pipe(load(model, device, dtype))
@@ -101,14 +99,14 @@ def interpolate(
 
 
 def pca(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to probe.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pictures and their grid.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to probe.")],
+    out: Annotated[Path, typer.Option(help="Folder of the images and their grid.")],
     counts: Annotated[
         list[int] | None, typer.Option("-k", "--components", help="How many to keep; may be given several times.")
     ] = None,
     of: Annotated[
         Path | None,
-        typer.Option(help="Pictures whose principal components are meant: a folder, or a dataset; default: the model's own."),
+        typer.Option(help="Images whose principal components are meant: a folder, or a dataset; default: the model's own."),
     ] = None,
     save_axes: Annotated[Path | None, typer.Option(help="Also write the principal axes (.safetensors).")] = None,
     size: Size = None,
@@ -119,7 +117,7 @@ def pca(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw what the first principal components of a picture's embedding hold, ever more of them."""
+    """Draw what the first principal components of an image's embedding hold, ever more of them."""
     import torch
 
     from ..io.images import open_image
@@ -147,7 +145,7 @@ def pca(
 
 
 def edit(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to change.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to change.")],
     target: Annotated[str, typer.Option("--to", help="What it should become.")],
     out: Annotated[Path, typer.Option(help="A .png file; a folder where several strengths are given.")],
     source: Annotated[str, typer.Option("--from", help="What it is; default: nothing in particular.")] = "",
@@ -161,7 +159,7 @@ def edit(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Change a picture as one sentence differs from another (a text diff)."""
+    """Change an image as one sentence differs from another (a text diff)."""
     import torch
 
     from ..io.images import open_image
@@ -180,9 +178,9 @@ def edit(
 
 
 def inpaint(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to repaint in part.")],
-    mask: Annotated[Path, typer.Argument(metavar="MASK", help="A picture of the same size, white where to repaint.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole picture should show.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to repaint in part.")],
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="An image of the same size, white where to repaint.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image should show.")],
     out: Annotated[Path, typer.Option(help="A .png file.")],
     size: Size = None,
     seed: Seed = 0,
@@ -192,7 +190,7 @@ def inpaint(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw the white part of a mask anew; the rest of the picture is kept to the pixel."""
+    """Draw the white part of a mask anew; the rest of the image is kept to the pixel."""
     from ..io.images import open_image
 
     facts = {"inpaint_of": image.name, "mask": mask.name, "prompt": prompt, "seed": str(seed), "model": model}
@@ -201,10 +199,10 @@ def inpaint(
 
 
 def outpaint(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to go on from.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole picture should show.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to go on from.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image should show.")],
     out: Annotated[Path, typer.Option(help="A .png file.")],
-    left: Annotated[int | None, typer.Option(help="New pixels on this side, in the picture's own pixels.")] = None,
+    left: Annotated[int | None, typer.Option(help="New pixels on this side, in the image's own pixels.")] = None,
     right: Annotated[int | None, typer.Option(help="As --left; without any of them a quarter on every side.")] = None,
     top: Annotated[int | None, typer.Option(help="As --left.")] = None,
     bottom: Annotated[int | None, typer.Option(help="As --left.")] = None,
@@ -216,7 +214,7 @@ def outpaint(
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw what lies beyond a picture's edges."""
+    """Draw what lies beyond an image's edges."""
     from ..io.images import open_image, with_margins
 
     picture = open_image(image)
@@ -243,8 +241,8 @@ def _repaint(picture, mask, prompt: str, out: Path, seed: int, settings: dict, s
     print(path)
 
 
-def picture_or_text(word: str):
-    """A picture, where `word` is a picture file, else the sentence."""
+def image_or_text(word: str):
+    """An image, where `word` is an image file, else the sentence."""
     from ..io.images import SUFFIXES, open_image
 
     path = Path(os.path.expanduser(word))  # which, unlike Path's own, takes a sentence that begins with ~

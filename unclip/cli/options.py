@@ -6,7 +6,7 @@ import typer
 
 Model = Annotated[str, typer.Option(help='"emoji", a folder, or a Hub id.')]
 Size = Annotated[int | None, typer.Option(help="Side in pixels: 64, 256 or 1024; default: the largest of the model.")]
-Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the first of cuda, mps, cpu.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Force = Annotated[bool, typer.Option(help="Overwrite what exists.")]

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .images import check_free
 from .options import Force
-from .pictures import check_free
 
 
 def plot(

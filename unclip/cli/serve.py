@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .images import load, need
 from .options import Device, Dtype, Model
-from .pictures import load, need
 from .studio import Search, page
 
 KeyFile = Annotated[
@@ -19,17 +19,17 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
     api_key_file: KeyFile = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Let others in without a key.")] = False,
-    rate: Annotated[int | None, typer.Option(help="Pictures a minute for each key; default: no limit.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Images a minute for each key; default: no limit.")] = None,
     queue: Annotated[
         int,
-        typer.Option(help="Pictures that may wait, half of them one client's; beyond it: 429. 20 or more, for requests of 10."),
+        typer.Option(help="Images that may wait, half of them one client's; beyond it: 429. 20 or more, for requests of 10."),
     ] = 64,
     deadline: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
-    url_seconds: Annotated[float, typer.Option(help="Seconds that a picture asked for by URL is kept.")] = 3600.0,
+    url_seconds: Annotated[float, typer.Option(help="Seconds that an image asked for by URL is kept.")] = 3600.0,
     public_url: Annotated[str | None, typer.Option(help="Where clients find this server, if behind a proxy.")] = None,
     content_filter: Annotated[
         str | None,
-        typer.Option(metavar="MODULE:NAME", help="May refuse prompts and pictures; see docs/server.md."),
+        typer.Option(metavar="MODULE:NAME", help="May refuse prompts and images; see docs/server.md."),
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     with_app: Annotated[bool, typer.Option("--app/--no-app", help="The studio beside it, at /app.")] = True,

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from .images import embedding_bar, load, need
 from .options import Device, Dtype, Model
-from .pictures import embedding_bar, load, need
 
-Search = Annotated[Path | None, typer.Option(help="A folder of pictures that the page can search.")]
+Search = Annotated[Path | None, typer.Option(help="A folder of images that the page can search.")]
 
 
 def app(

@@ -71,7 +71,9 @@ CLASSES = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "un
 NAMES: dict[str, dict[str, str]] = {
     "unclip.server.drawing": {"Painting": "GenerationWork", "Varying": "VariationWork", "Repainting": "EditWork"},
     "unclip.server.shelf": {"Shelf": "ImageStore"},
+    "unclip.studio.drawing": {"to_pictures": "to_images"},
     "unclip.studio.page": {
+        "MAX_PICTURES": "MAX_IMAGES",
         "asker": "client_of",
         "between": "number_between",
         "mistakes": "user_errors",

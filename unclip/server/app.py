@@ -27,23 +27,23 @@ from .guard import LOOPBACK, BoundedBody, KeyCheck, LetGo, OwnPages, RequestLog
 from .image_store import ImageStore
 from .keys import Keys, Rate
 from .metrics import Metrics
-from .wire import Edit, Generation, Model, Models, Picture, Pictures, Refused, Variation
+from .wire import Edit, Generation, ImageData, ImagesResponse, Model, Models, Refused, Variation
 from .work import EditWork, GenerationWork, VariationWork, reduced
 from .worker import Busy, Work, Worker
 
-# A prompt, an uploaded picture or a drawn one -> why it is refused, or None. Called in a thread.
+# A prompt, an uploaded image or a drawn one -> why it is refused, or None. Called in a thread.
 ContentFilter = Callable[[str | Image.Image], str | None]
 ALIAS = "dall-e-2"
 DECODERS = 2  # requests whose uploads are decoded, and in memory whole, at the same time
-LEAST_QUEUE = 2 * wire.MAX_PICTURES  # a client has half of it, and each request that is allowed must fit some time
+LEAST_QUEUE = 2 * wire.MAX_IMAGES  # a client has half of it, and each request that is allowed must fit some time
 
 
 @dataclass
 class Settings:
     """How a server is run.
 
-    `host` is the address it listens on. `queue` is in pictures; `deadline` (a request's, once it is read), `body_seconds` (for
-    it to be read) and `url_seconds` in seconds; `rate` in pictures a minute and key. `public_url` is where clients find the
+    `host` is the address it listens on. `queue` is in images; `deadline` (a request's, once it is read), `body_seconds` (for
+    it to be read) and `url_seconds` in seconds; `rate` in images a minute and key. `public_url` is where clients find the
     server, if not where it finds itself. `any_host` answers to every Host header, not only to `host` and loopback's names.
     """
 
@@ -65,7 +65,7 @@ class Settings:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
         if self.queue < LEAST_QUEUE:
-            say = f"twice the pictures that one request may ask for, got {self.queue}"
+            say = f"twice the images that one request may ask for, got {self.queue}"
             raise ValueError(f"queue must be at least {LEAST_QUEUE}, {say}")
         if self.public_url is not None and not self.public_url.startswith(("http://", "https://")):
             raise ValueError(f"public_url must begin with http:// or https://, got {self.public_url!r}")
@@ -141,16 +141,16 @@ class Endpoints:
 
     # ------------------------------------------------------------------------------------------ endpoints
 
-    async def generations(self, asked: Generation, request: Request) -> Pictures:
+    async def generations(self, asked: Generation, request: Request) -> ImagesResponse:
         await self._filter(asked.prompt, "prompt")
         size, drawn = self._size(asked)
         seeds = self._seeds(asked)
         jobs = [(asked.prompt, seed) for seed in seeds]
         return await self._draw(request, asked, GenerationWork(self.pipe, drawn), jobs, size, seeds, {"prompt": asked.prompt})
 
-    async def variations(self, asked: Annotated[Variation, Form()], request: Request) -> Pictures:
+    async def variations(self, asked: Annotated[Variation, Form()], request: Request) -> ImagesResponse:
         if self._varying is None:
-            raise Refused(400, f"the model {self.name!r} has no image tower: it cannot vary pictures")
+            raise Refused(400, f"the model {self.name!r} has no image tower: it cannot vary images")
         size, drawn = self._size(asked)
         pixels = await self._prepared(lambda image: self._varying._seen([image]), image=asked.image)
         seeds = self._seeds(asked)
@@ -159,25 +159,25 @@ class Endpoints:
             request, asked, VariationWork(self._varying, drawn), jobs, size, seeds, {"variation_of": "an upload"}
         )
 
-    async def edits(self, asked: Annotated[Edit, Form()], request: Request) -> Pictures:
+    async def edits(self, asked: Annotated[Edit, Form()], request: Request) -> ImagesResponse:
         await self._filter(asked.prompt, "prompt")
         size, drawn = self._size(asked)
 
         def prepare(image: Image.Image, mask: Image.Image | None = None) -> tuple[Image.Image, Image.Image]:
             return reduced(on_white(image), drawn), hole(image, mask, drawn)
 
-        picture, mask = await self._prepared(prepare, image=asked.image, mask=asked.mask)
+        image, mask = await self._prepared(prepare, image=asked.image, mask=asked.mask)
         seeds = self._seeds(asked)
-        work = EditWork(self._repainting, drawn, asked.prompt, picture, mask)
+        work = EditWork(self._repainting, drawn, asked.prompt, image, mask)
         facts = {"prompt": asked.prompt, "inpaint_of": "an upload"}
         return await self._draw(request, asked, work, seeds, size, seeds, facts)
 
     async def file(self, name: str) -> Response:
-        picture = self.image_store.get(name.removesuffix(".png"))
-        if picture is None:
-            raise Refused(404, "there is no picture of this name, or no more")
+        image = self.image_store.get(name.removesuffix(".png"))
+        if image is None:
+            raise Refused(404, "there is no image of this name, or no more")
         headers = {"cache-control": "private, max-age=600", "x-content-type-options": "nosniff"}
-        return Response(picture, media_type="image/png", headers=headers | {"content-security-policy": "sandbox"})
+        return Response(image, media_type="image/png", headers=headers | {"content-security-policy": "sandbox"})
 
     async def models(self) -> Models:
         return Models(data=[Model(id=name, created=self.started) for name in dict.fromkeys((self.name, ALIAS))])
@@ -198,7 +198,7 @@ class Endpoints:
     # ------------------------------------------------------------------------------------------ what they share
 
     def _size(self, asked: Any) -> tuple[int, int]:
-        """The side of the answer, and of what is drawn for it: 512 is the 1024 picture reduced."""
+        """The side of the answer, and of what is drawn for it: 512 is the 1024 image reduced."""
         if asked.model not in (None, self.name, ALIAS):
             say = f"The model {asked.model[:100]!r} does not exist; there is {self.name!r}, also called {ALIAS!r}"
             raise Refused(400, say, "model", "model_not_found")
@@ -214,7 +214,7 @@ class Endpoints:
         return [first + n for n in range(asked.n or 1)]
 
     async def _prepared(self, prepare: Callable[..., Any], **files: UploadFile | None) -> Any:
-        """What `prepare` makes, in a thread, of the pictures in uploads: in the queue waits this, and nothing of them."""
+        """What `prepare` makes, in a thread, of the images in uploads: in the queue waits this, and nothing of them."""
 
         def call() -> Any:
             return prepare(**{param: self._upload(file, param) for param, file in files.items() if file is not None})
@@ -222,16 +222,16 @@ class Endpoints:
         return await anyio.to_thread.run_sync(call, limiter=self._decoders)
 
     def _upload(self, file: UploadFile, param: str) -> Image.Image:
-        """The picture in an upload, square as DALL·E 2's had to be."""
+        """The image in an upload, square as DALL·E 2's had to be."""
         try:
-            picture = open_upload(file.file.read(UPLOAD_BYTES + 1), param)
+            image = open_upload(file.file.read(UPLOAD_BYTES + 1), param)
         except ValueError as error:
             raise Refused(400, str(error), param, "invalid_image") from None
-        if picture.width != picture.height:
-            say = f"{param} must be square, got {picture.width}x{picture.height} pixels: cut or pad it first"
+        if image.width != image.height:
+            say = f"{param} must be square, got {image.width}x{image.height} pixels: cut or pad it first"
             raise Refused(400, say, param, "invalid_image")
-        self._check(picture, param)
-        return picture
+        self._check(image, param)
+        return image
 
     async def _filter(self, content: str | Image.Image, param: str | None) -> None:
         if self.settings.content_filter is not None:
@@ -244,7 +244,7 @@ class Endpoints:
 
     async def _draw(
         self, request: Request, asked: Any, work: Work, jobs: list, size: int, seeds: list[int], facts: dict[str, str]
-    ) -> Pictures:
+    ) -> ImagesResponse:
         client, log = request.scope["client_name"], request.scope["facts"]
         log |= {"pictures": len(jobs), "size": size} | ({"prompt": facts.get("prompt")} if self.settings.log_prompts else {})
         wait = self.rate.take(client, len(jobs)) if self.rate is not None else 0
@@ -259,14 +259,14 @@ class Endpoints:
             if refused.status_code in (400, 429):  # nothing was drawn
                 self._give_back(client, len(jobs))
             raise
-        return Pictures(
+        return ImagesResponse(
             created=int(time.time()),
-            data=[await self._picture(request, asked, *p, size, facts) for p in zip(images, seeds, strict=True)],
+            data=[await self._image_data(request, asked, *p, size, facts) for p in zip(images, seeds, strict=True)],
         )
 
-    def _give_back(self, client: str, pictures: int) -> None:
-        if self.rate is not None and pictures:
-            self.rate.give_back(client, pictures)
+    def _give_back(self, client: str, images: int) -> None:
+        if self.rate is not None and images:
+            self.rate.give_back(client, images)
 
     async def _answers(self, request: Request, client: str, work: Work, jobs: list) -> list[Image.Image]:
         """What the worker drew, unless the deadline passes or the client leaves first: then its places are freed."""
@@ -286,7 +286,7 @@ class Endpoints:
             return drawing.result()
         except TimeoutError:
             self._give_back(client, self.worker.still_wait(answers))
-            say = f"The pictures were not done within {self.settings.deadline:g} seconds"
+            say = f"The images were not done within {self.settings.deadline:g} seconds"
             # OpenAI's client asks again after every 5xx, and the same would take as long again
             raise Refused(504, say, code="deadline_exceeded", headers={"x-should-retry": "false"}) from None
         except ValueError as error:
@@ -299,16 +299,16 @@ class Endpoints:
                 with suppress(asyncio.CancelledError, Exception):
                     await task
 
-    async def _picture(
+    async def _image_data(
         self, request: Request, asked: Any, image: Image.Image, seed: int, size: int, facts: dict[str, str]
-    ) -> Picture:
+    ) -> ImageData:
         await self._filter(image, None)
         facts = facts | {"seed": str(seed), "model": self.settings.model}
         data = await anyio.to_thread.run_sync(_png, image, size, facts)
         if asked.response_format == "b64_json":
-            return Picture(b64_json=base64.b64encode(data).decode("ascii"))
+            return ImageData(b64_json=base64.b64encode(data).decode("ascii"))
         base = (self.settings.public_url or str(request.base_url)).rstrip("/")
-        return Picture(url=f"{base}/v1/images/files/{self.image_store.put(data)}.png")
+        return ImageData(url=f"{base}/v1/images/files/{self.image_store.put(data)}.png")
 
 
 async def _left(request: Request) -> None:
@@ -317,14 +317,14 @@ async def _left(request: Request) -> None:
         pass
 
 
-def hole(picture: Image.Image, mask: Image.Image | None, size: int) -> Image.Image:
-    """White where pixels are fully transparent: of `mask`, or of the picture itself; else black. Raises Refused (400).
+def hole(image: Image.Image, mask: Image.Image | None, size: int) -> Image.Image:
+    """White where pixels are fully transparent: of `mask`, or of the image itself; else black. Raises Refused (400).
 
     Reduced to `size`, where a pixel that is white in part is white.
     """
-    source, param = (picture, "image") if mask is None else (mask, "mask")
-    if source.size != picture.size:
-        sizes = "{}x{} and {}x{}".format(*source.size, *picture.size)
+    source, param = (image, "image") if mask is None else (mask, "mask")
+    if source.size != image.size:
+        sizes = "{}x{} and {}x{}".format(*source.size, *image.size)
         raise Refused(400, f"mask and image must have the same size, got {sizes} pixels", "mask", "invalid_image")
     clear = np.array(source.convert("RGBA"))[..., 3] == 0
     if not clear.any() or clear.all():

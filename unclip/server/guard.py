@@ -20,7 +20,7 @@ logger = logging.getLogger("unclip.server")
 
 BODY_BYTES = 24 * 2**20  # two uploads and their envelope
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-OPEN = ("/healthz", "/v1/images/files/")  # need no key: the names of pictures are secrets themselves
+OPEN = ("/healthz", "/v1/images/files/")  # need no key: the names of images are secrets themselves
 
 
 class JSONLines(logging.Formatter):

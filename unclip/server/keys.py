@@ -62,40 +62,38 @@ def _digest(key: str) -> bytes:
 
 
 class Rate:
-    """At most `per_minute` pictures a minute for each client, which may come all at once."""
+    """At most `per_minute` images a minute for each client, which may come all at once."""
 
     def __init__(self, per_minute: int, clock=time.monotonic):
         if per_minute < 1:
-            raise ValueError(f"the rate must be at least 1 picture a minute, got {per_minute}")
+            raise ValueError(f"the rate must be at least 1 image a minute, got {per_minute}")
         self.per_minute, self._clock = per_minute, clock
         self._lock = threading.Lock()
-        self._left: dict[str, tuple[float, float]] = {}  # client: pictures left, as of when
+        self._left: dict[str, tuple[float, float]] = {}  # client: images left, as of when
 
-    def message(self, wait: int, pictures: int) -> str:
+    def message(self, wait: int, images: int) -> str:
         """What to tell a client that has to wait, or that asks for more at once than it will ever get."""
-        if pictures > self.per_minute:
-            return (
-                f"{pictures} pictures are more than the {self.per_minute} a minute that you may ask for: ask for fewer at once."
-            )
-        return f"Rate limit reached: {self.per_minute} pictures a minute. Try again in {wait} s."
+        if images > self.per_minute:
+            return f"{images} images are more than the {self.per_minute} a minute that you may ask for: ask for fewer at once."
+        return f"Rate limit reached: {self.per_minute} images a minute. Try again in {wait} s."
 
-    def take(self, client: str, pictures: int) -> int:
-        """Count `pictures`; -> 0, or the seconds to wait when they were too many and nothing was counted."""
+    def take(self, client: str, images: int) -> int:
+        """Count `images`; -> 0, or the seconds to wait when they were too many and nothing was counted."""
         with self._lock:
             now = self._clock()
             left, then = self._left.get(client, (self.per_minute, now))
             left = min(left + (now - then) * self.per_minute / 60, self.per_minute)
-            if pictures > left:
-                return max(math.ceil((min(pictures, self.per_minute) - left) * 60 / self.per_minute), 1)
-            self._left[client] = (left - pictures, now)
+            if images > left:
+                return max(math.ceil((min(images, self.per_minute) - left) * 60 / self.per_minute), 1)
+            self._left[client] = (left - images, now)
             if len(self._left) > FORGET:
                 full = 60 * (1 - 1 / self.per_minute)
                 self._left = {c: v for c, v in self._left.items() if now - v[1] < full}
             return 0
 
-    def give_back(self, client: str, pictures: int) -> None:
-        """Count `pictures` no more, of which `take` said 0 and which were refused then."""
+    def give_back(self, client: str, images: int) -> None:
+        """Count `images` no more, of which `take` said 0 and which were refused then."""
         with self._lock:
             if client in self._left:
                 left, then = self._left[client]
-                self._left[client] = (min(left + pictures, self.per_minute), then)
+                self._left[client] = (min(left + images, self.per_minute), then)

@@ -16,18 +16,18 @@ class Metrics:
         slow = (0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 80, 160)
         self._requests = Counter("unclip_requests", "Requests answered.", ["method", "path", "status"], **kwargs)
         self._seconds = Histogram("unclip_request_seconds", "How long requests took.", ["path"], buckets=slow, **kwargs)
-        self._pictures = Counter("unclip_pictures", "Pictures drawn.", ["operation"], **kwargs)
-        self._batches = Histogram("unclip_batch_pictures", "Pictures in a batch.", buckets=(1, 2, 4, 8, 16), **kwargs)
+        self._images = Counter("unclip_pictures", "Images drawn.", ["operation"], **kwargs)
+        self._batches = Histogram("unclip_batch_pictures", "Images in a batch.", buckets=(1, 2, 4, 8, 16), **kwargs)
         self._model = Counter("unclip_model_seconds", "Time that the model drew.", ["operation"], **kwargs)
-        self._waiting = Gauge("unclip_waiting_pictures", "Pictures in the queue.", **kwargs)
-        self._running = Gauge("unclip_running_pictures", "Pictures that are being drawn.", **kwargs)
+        self._waiting = Gauge("unclip_waiting_pictures", "Images in the queue.", **kwargs)
+        self._running = Gauge("unclip_running_pictures", "Images that are being drawn.", **kwargs)
 
     def watch(self, worker: Worker) -> None:
         self._waiting.set_function(lambda: worker.waiting)
         self._running.set_function(lambda: worker.running)
 
     def drawn(self, work: Work, jobs: int, seconds: float) -> None:
-        self._pictures.labels(work.name).inc(jobs)
+        self._images.labels(work.name).inc(jobs)
         self._batches.observe(jobs)
         self._model.labels(work.name).inc(seconds)
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 MAX_PROMPT = 1000  # characters
-MAX_PICTURES = 10
+MAX_IMAGES = 10
 SIDES = {"64x64": 64, "256x256": 256, "512x512": 512, "1024x1024": 1024}
-MAX_SEED = 2**63 - 1 - MAX_PICTURES
+MAX_SEED = 2**63 - 1 - MAX_IMAGES
 # What OpenAI's own servers say the kind of trouble is, by status.
 TYPES = {401: "invalid_request_error", 429: "requests", 500: "server_error", 503: "server_error", 504: "server_error"}
 
@@ -32,12 +32,12 @@ class _Asked(BaseModel):
         return asked
 
     model: Annotated[str, Field(max_length=200)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_PICTURES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     size: Literal["64x64", "256x256", "512x512", "1024x1024"] | None = None
     response_format: Literal["url", "b64_json"] | None = None
     user: Annotated[str, Field(max_length=200)] | None = None
     quality: Literal["standard", "auto"] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the first picture; the next ones count up.")] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the first image; the next ones count up.")] | None = None
 
 
 class Generation(_Asked):
@@ -49,7 +49,7 @@ class Generation(_Asked):
 
 
 class Edit(_Asked):
-    """`POST /v1/images/edits`: the picture's transparent pixels, or the mask's, are drawn anew."""
+    """`POST /v1/images/edits`: the image's transparent pixels, or the mask's, are drawn anew."""
 
     image: UploadFile
     prompt: Prompt
@@ -62,16 +62,16 @@ class Variation(_Asked):
     image: UploadFile
 
 
-class Picture(BaseModel):
+class ImageData(BaseModel):
     url: str | None = None
     b64_json: str | None = None
 
 
-class Pictures(BaseModel):
+class ImagesResponse(BaseModel):
     """The answer of all three; `created` is in seconds since 1970."""
 
     created: int
-    data: list[Picture]
+    data: list[ImageData]
 
 
 class Model(BaseModel):
@@ -124,7 +124,7 @@ def on_invalid(request: Any, error: RequestValidationError) -> JSONResponse:
     if kind == "json_invalid":
         return error_answer(400, "the request's body is not valid JSON")
     if any(e["loc"][-1] == "image[]" for e in error.errors()):
-        return error_answer(400, "Invalid 'image': give one picture, not a list of them.", "image", "invalid_value")
+        return error_answer(400, "Invalid 'image': give one image, not a list of them.", "image", "invalid_value")
     if param is None:
         return error_answer(400, f"the request's body is not what this endpoint takes: {first['msg']}")
     if kind == "missing":

@@ -1,4 +1,4 @@
-"""The endpoints' work: pictures of sentences, of pictures, and of parts of pictures, as many at once as fit together."""
+"""The endpoints' work: images of sentences, of images, and of parts of images, as many at once as fit together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Wanted = Callable[[], bool]
 
 @dataclass(frozen=True)
 class GenerationWork:
-    """Pictures of sentences; a job is (prompt, seed)."""
+    """Images of sentences; a job is (prompt, seed)."""
 
     pipe: UnCLIPPipeline = field(repr=False)
     size: int
@@ -33,7 +33,7 @@ class GenerationWork:
 
 @dataclass(frozen=True)
 class VariationWork:
-    """Variations of pictures; a job is (picture as the image tower takes it [1, 3, S, S], seed)."""
+    """Variations of images; a job is (image as the image tower takes it [1, 3, S, S], seed)."""
 
     pipe: UnCLIPImageVariationPipeline = field(repr=False)
     size: int
@@ -51,12 +51,12 @@ class VariationWork:
 
 @dataclass(frozen=True, eq=False)
 class EditWork:
-    """One picture's masked part, drawn anew; a job is a seed. Equals only itself: a batch has one picture and one mask."""
+    """One image's masked part, drawn anew; a job is a seed. Equals only itself: a batch has one image and one mask."""
 
     pipe: UnCLIPInpaintPipeline = field(repr=False)
     size: int
     prompt: str = field(repr=False)
-    picture: Image.Image = field(repr=False)
+    image: Image.Image = field(repr=False)
     mask: Image.Image = field(repr=False)
     name = "edits"
 
@@ -67,7 +67,7 @@ class EditWork:
     def draw(self, jobs: list[int], wanted: Wanted) -> list[Image.Image]:
         return self.pipe(
             self.prompt,
-            self.picture,
+            self.image,
             self.mask,
             num_images_per_prompt=len(jobs),
             generator=generators(jobs),
@@ -76,13 +76,13 @@ class EditWork:
         ).images
 
 
-def reduced(picture: Image.Image, size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
-    """A square picture no larger than what is drawn: the inpainting pipeline reduces it so itself, and then finds it done."""
-    return picture.resize((size, size), how) if picture.width > size else picture
+def reduced(image: Image.Image, size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """A square image no larger than what is drawn: the inpainting pipeline reduces it so itself, and then finds it done."""
+    return image.resize((size, size), how) if image.width > size else image
 
 
 def generators(seeds) -> list[torch.Generator]:
-    """One stream for each picture: a seed draws the same picture alone and in company."""
+    """One stream for each image: a seed draws the same image alone and in company."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 

@@ -95,14 +95,14 @@ class Worker:
                 raise Busy("shutting down", 5)
             waiting, own = self._count(), len(self._clients.get(client, ()))
             if waiting + len(jobs) > self.limit or own + len(jobs) > max(self.limit // 2, 1):
-                whose = "the queue is full" if waiting + len(jobs) > self.limit else "too many of your pictures are waiting"
+                whose = "the queue is full" if waiting + len(jobs) > self.limit else "too many of your images are waiting"
                 seconds = (waiting + self._running) * self._pace
                 raise Busy(f"{whose} ({waiting} of {self.limit} places are taken)", min(max(math.ceil(seconds), 1), 600))
             places = [_Place(client, work, job) for job in jobs]
             self._clients.setdefault(client, deque()).extend(places)
             self._changed.notify()
         answers = [place.answer for place in places]
-        for answer in answers:  # what it calls must not hold it: pictures in a cycle stay until Python looks for cycles
+        for answer in answers:  # what it calls must not hold it: images in a cycle stay until Python looks for cycles
             answer.add_done_callback(lambda answer: self._forget(client, answer))
         return answers
 

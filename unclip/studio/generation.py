@@ -1,6 +1,6 @@
 """One model behind many sessions of the page: what is drawn is seen while it is drawn, and can be cancelled."""
 
-# B pictures, H height, W width
+# B images, H height, W width
 
 import queue
 import time
@@ -28,25 +28,25 @@ from ..server.worker import Calling, Worker
 OWN = "the model's own"
 WHAT = {
     "prior": "Imagining",
-    "inversion": "Finding the picture's noise",
+    "inversion": "Finding the image's noise",
     "decoder": "Drawing at 64 px",
     "upsampler_256": "Enlarging to 256 px",
     "upsampler_1024": "Enlarging to 1024 px",
 }
 CANDIDATES = 4  # image embeddings that Explore compares
-FILM = 12  # pictures of Explore's film
+FILM = 12  # images of Explore's film
 KINDS = 256  # of drawings, whose times are remembered
 
 
 @dataclass(frozen=True)
 class Step:
-    """How far a drawing is: the stage's step `done` of `of`, seconds left as far as known, and pictures if there are new."""
+    """How far a drawing is: the stage's step `done` of `of`, seconds left as far as known, and images if there are new."""
 
     stage: str
     done: int
     of: int
     left: float | None = None
-    pictures: list[Image.Image] | None = None
+    images: list[Image.Image] | None = None
 
     def __str__(self) -> str:
         left = "" if self.left is None else f", about {max(round(self.left), 1)} s left"
@@ -55,15 +55,15 @@ class Step:
 
 @dataclass
 class Explored:
-    """How a picture formed: candidates with their cosine to the prompt, what steps expected of the 64 px picture, stages' ends.
+    """How an image formed: candidates with their cosine to the prompt, what steps expected of the 64 px image, stages' ends.
 
-    `pictures` holds the finished one, nothing where the call was cancelled.
+    `images` holds the finished one, nothing where the call was cancelled.
     """
 
     candidates: list[tuple[float, Image.Image]]
     film: list[Image.Image] = field(default_factory=list)
     stages: list[Image.Image] = field(default_factory=list)
-    pictures: list[Image.Image] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
 
 
 class Studio:
@@ -97,10 +97,10 @@ class Studio:
 
         return draw
 
-    def vary(self, picture: Image.Image, seeds: list[int], **settings) -> Callable:
-        pipe, pictures = UnCLIPImageVariationPipeline.from_pipe(self.pipe), [picture] * len(seeds)
+    def vary(self, image: Image.Image, seeds: list[int], **settings) -> Callable:
+        pipe, images = UnCLIPImageVariationPipeline.from_pipe(self.pipe), [image] * len(seeds)
         like = ("vary", len(seeds))
-        return lambda watch: pipe(pictures, **self._call(seeds, watch.of(*like, **settings)), **settings).images
+        return lambda watch: pipe(images, **self._call(seeds, watch.of(*like, **settings)), **settings).images
 
     def blend(self, ends: list[str | Image.Image], steps: int, seed: int, **settings) -> Callable:
         pipe, generator = UnCLIPInterpolationPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
@@ -108,22 +108,22 @@ class Studio:
         like = ("blend", steps, *(isinstance(end, str) for end in ends))  # the prior runs for each sentence
         return lambda watch: pipe(ends, **call, callback_on_step_end=watch.of(*like, **settings), **settings).images
 
-    def edit(self, picture: Image.Image, target: str, source: str, strengths: list[float], seed: int, **settings) -> Callable:
+    def edit(self, image: Image.Image, target: str, source: str, strengths: list[float], seed: int, **settings) -> Callable:
         pipe, generator = UnCLIPTextDiffPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
-        given, like = (picture, target, source, strengths), ("edit", len(strengths))
+        given, like = (image, target, source, strengths), ("edit", len(strengths))
         return lambda watch: (
             pipe(*given, generator=generator, callback_on_step_end=watch.of(*like, **settings), **settings).images
         )
 
-    def inpaint(self, prompt: str, picture: Image.Image, mask: Image.Image, seeds: list[int], **settings) -> Callable:
+    def inpaint(self, prompt: str, image: Image.Image, mask: Image.Image, seeds: list[int], **settings) -> Callable:
         pipe, count = UnCLIPInpaintPipeline.from_pipe(self.pipe), len(seeds)
-        call, like = {"num_images_per_prompt": count}, ("inpaint", count, picture.width / picture.height)
+        call, like = {"num_images_per_prompt": count}, ("inpaint", count, image.width / image.height)
         return lambda watch: (
-            pipe(prompt, picture, mask, **call, **self._call(seeds, watch.of(*like, **settings)), **settings).images
+            pipe(prompt, image, mask, **call, **self._call(seeds, watch.of(*like, **settings)), **settings).images
         )
 
     def explore(self, prompt: str, seed: int, size: int) -> Callable:
-        """-> Explored: candidates of the prior, and how the nearest one's picture forms."""
+        """-> Explored: candidates of the prior, and how the nearest one's image forms."""
         prior = UnCLIPPriorPipeline.from_pipe(self.pipe)
         drawing = UnCLIPImageVariationPipeline.from_pipe(self.pipe)
 
@@ -146,15 +146,15 @@ class Studio:
             def record(pipe, i: int, t: Tensor, tensors: dict) -> dict:
                 last = pipe.num_timesteps - 1
                 if pipe.stage == "decoder" and i in {round(n * last / (FILM - 1)) for n in range(FILM)}:
-                    found.film += to_pictures(tensors["pred_original_sample"])
+                    found.film += to_images(tensors["pred_original_sample"])
                 if i == last:
-                    found.stages += to_pictures(tensors["pred_original_sample"])
+                    found.stages += to_images(tensors["pred_original_sample"])
                 return watch(pipe, i, t, tensors)
 
             record.tensor_inputs = Watch.tensor_inputs
             best = embeddings[order[0]][None]
-            pictures = drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record)).images
-            return found if drawing.interrupt else replace(found, pictures=pictures)
+            images = drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record)).images
+            return found if drawing.interrupt else replace(found, images=images)
 
         return draw
 
@@ -202,7 +202,7 @@ class Studio:
 class Watch:
     """A step's callback that tells of it, and ends the call once nobody waits.
 
-    What is shown of an unfinished picture is what the step expects of the finished one, and not the noise it is still in.
+    What is shown of an unfinished image is what the step expects of the finished one, and not the noise it is still in.
     The seconds that are left are what was left at this step of the last drawing of this kind (`of`); of a first one, None.
     """
 
@@ -229,8 +229,8 @@ class Watch:
             self._ends.append(0.0)
         self._ends[-1] = time.monotonic() - self._began
         shown = stage == "decoder" or (stage.startswith("upsampler") and i + 1 == of)
-        pictures = to_pictures(tensors["pred_original_sample"]) if shown else None
-        self._events.put(Step(stage, i + 1, of, self._left((i + 1) / of), pictures))
+        images = to_images(tensors["pred_original_sample"]) if shown else None
+        self._events.put(Step(stage, i + 1, of, self._left((i + 1) / of), images))
         return {}
 
     def _left(self, share: float) -> float | None:
@@ -248,18 +248,18 @@ class Watch:
 
 
 def _latest(events: queue.SimpleQueue) -> Iterator[Step]:
-    """Events until None, leaving out what is old by the time it is asked for, but for its pictures."""
+    """Events until None, leaving out what is old by the time it is asked for, but for its images."""
     while (event := events.get()) is not None:
-        pictures = event.pictures
+        images = event.images
         while not events.empty():
             following = events.get()
             if following is None:
                 return
-            event, pictures = following, following.pictures or pictures
-        yield Step(event.stage, event.done, event.of, event.left, pictures)
+            event, images = following, following.images or images
+        yield Step(event.stage, event.done, event.of, event.left, images)
 
 
-def to_pictures(expected: Tensor) -> list[Image.Image]:
-    """Pictures [B, 3, H, W] in [-1, 1] or a little beyond."""
+def to_images(expected: Tensor) -> list[Image.Image]:
+    """Images [B, 3, H, W] in [-1, 1] or a little beyond."""
     pixels = ((expected.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

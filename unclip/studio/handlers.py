@@ -14,7 +14,7 @@ from ..pipelines.base import SAMPLERS
 from .generation import OWN, Studio
 from .session import Sessions, status
 from .validation import (
-    MAX_PICTURES,
+    MAX_IMAGES,
     MAX_PROMPT,
     MAX_SEED,
     MOST,
@@ -28,7 +28,7 @@ from .validation import (
     whole_number,
 )
 
-FOUND = 12  # pictures that a search shows
+FOUND = 12  # images that a search shows
 
 
 class Handlers:
@@ -40,9 +40,9 @@ class Handlers:
     def on_draw(
         self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, request: gr.Request
     ) -> Iterator:
-        """Pictures of a sentence; then, unless the seed is kept, the next one's seed."""
+        """Images of a sentence; then, unless the seed is kept, the next one's seed."""
         seed = whole_number("seed", seed, 0, MAX_SEED)
-        seeds = [seed + n for n in range(whole_number("number of pictures", number, 1, MAX_PICTURES))]
+        seeds = [seed + n for n in range(whole_number("number of images", number, 1, MAX_IMAGES))]
         facts = {"prompt": self._text("prompt", prompt), "negative_prompt": self._text("negative prompt", negative, empty=True)}
         guidance, steps, size = (
             number_between("guidance", guidance, 1, 20),
@@ -60,19 +60,19 @@ class Handlers:
         yield *[gr.skip()] * 4, gr.skip() if lock else random.randrange(MAX_SEED)
 
     def on_vary(self, file, number, far, size, request: gr.Request) -> Iterator:
-        picture, far = self._picture("the picture to vary", file), number_between("how far to go", far, 0, 1)
-        count = whole_number("number of variations", number, 1, MAX_PICTURES)
+        image, far = self._image("the image to vary", file), number_between("how far to go", far, 0, 1)
+        count = whole_number("number of variations", number, 1, MAX_IMAGES)
         first = random.randrange(MAX_SEED)
         seeds, size = [first + n for n in range(count)], self._size(size)
         settings = {"size": size} | ({"eta": far} if far < 1 else {})
         each = [{"variation_of": "an upload", "seed": str(s), "size": str(size)} for s in seeds]
-        yield from self.sessions.run(self.studio.vary(picture, seeds, **settings), each, request)
+        yield from self.sessions.run(self.studio.vary(image, seeds, **settings), each, request)
 
     def on_blend(self, first, first_text, second, second_text, steps, size, request: gr.Request) -> Iterator:
         ends = []
         for name, file, text in (("first", first, first_text), ("second", second, second_text)):
-            ends.append(self._picture(name, file) if file else self._text(f"{name} prompt", text))
-        steps, seed, size = whole_number("pictures on the way", steps, 2, MOST), random.randrange(MAX_SEED), self._size(size)
+            ends.append(self._image(name, file) if file else self._text(f"{name} prompt", text))
+        steps, seed, size = whole_number("images on the way", steps, 2, MOST), random.randrange(MAX_SEED), self._size(size)
         names = [e if isinstance(e, str) else "an upload" for e in ends]
         facts = {"from": names[0], "to": names[1], "seed": str(seed), "size": str(size)}
         each = [facts | {"share": f"{n / (steps - 1):.4f}"} for n in range(steps)]
@@ -84,25 +84,25 @@ class Handlers:
             yield *[gr.skip()] * 4, files, gr.Group(visible=True), place, files[0]
 
     def on_edit(self, file, source, target, strength, size, request: gr.Request) -> Iterator:
-        picture, strength = self._picture("the picture to change", file), number_between("how far to go", strength, 0, 1)
+        image, strength = self._image("the image to change", file), number_between("how far to go", strength, 0, 1)
         source, target = self._text("from", source, empty=True), self._text("to", target)
         seed, size = random.randrange(MAX_SEED), self._size(size)
         facts = {"edit_of": "an upload", "from": source, "to": target, "strength": f"{strength:g}", "size": str(size)}
-        draw = self.studio.edit(picture, target, source, [strength], seed, size=size)
+        draw = self.studio.edit(image, target, source, [strength], seed, size=size)
         yield from self.sessions.run(draw, [facts], request)
 
     def on_paint(
         self, editor, prompt, left, top, width, height, west, east, north, south, size, request: gr.Request
     ) -> Iterator:
-        picture, layers = self._editor(editor)
+        image, layers = self._editor(editor)
         prompt, seed, size = self._text("prompt", prompt), random.randrange(MAX_SEED), self._size(size)
         numbers = zip(("left", "top", "width", "height"), (left, top, width, height), strict=True)
         rectangle = [number_between(name, value, 0, 100) for name, value in numbers]
         margins = [number_between("margin", value, 0, 100) for value in (west, east, north, south)]
         with user_errors():
-            picture, mask = inpainting_inputs(picture, layers, rectangle, margins)
+            image, mask = inpainting_inputs(image, layers, rectangle, margins)
         facts = {"inpaint_of": "an upload", "prompt": prompt, "seed": str(seed), "size": str(size)}
-        draw = self.studio.inpaint(prompt, picture, mask, [seed], size=size)
+        draw = self.studio.inpaint(prompt, image, mask, [seed], size=size)
         yield from self.sessions.run(draw, [facts], request)
 
     def on_explore(self, prompt, request: gr.Request) -> Iterator:
@@ -112,31 +112,31 @@ class Handlers:
 
         def draw(watch) -> list[Image.Image]:
             found[:] = [explore(watch)]
-            return found[0].pictures
+            return found[0].images
 
         for shown in self.sessions.run(draw, [facts], request):
             yield *shown, *[gr.skip()] * 4
-        if found and found[0].pictures:
-            self.sessions.check_content(*(picture for _, picture in found[0].candidates), *found[0].stages)
-            candidates = [(picture, f"cosine {score:.3f}") for score, picture in found[0].candidates]
-            stages = [(picture, f"{picture.width} px") for picture in found[0].stages]
+        if found and found[0].images:
+            self.sessions.check_content(*(image for _, image in found[0].candidates), *found[0].stages)
+            candidates = [(image, f"cosine {score:.3f}") for score, image in found[0].candidates]
+            stages = [(image, f"{image.width} px") for image in found[0].stages]
             yield *[gr.skip()] * 4, gr.Column(visible=True), candidates, found[0].film, stages
 
     def on_find(self, text, file) -> tuple:
-        query = self._picture("the picture", file) if file else self._text("query", text)
+        query = self._image("the image", file) if file else self._text("query", text)
         with user_errors():
             found = self.index.search(query, len(self.index.stamps))
-        pictures = []
+        images = []
         for score, name in found:
             try:
-                picture = open_image(self.index.folder / name)
+                image = open_image(self.index.folder / name)
             except ValueError:  # since it was indexed it was deleted, or is being written
                 continue
-            picture.thumbnail((512, 512))
-            pictures.append((picture, f"{name} ({score:.3f})"))
-            if len(pictures) == FOUND:
+            image.thumbnail((512, 512))
+            images.append((image, f"{name} ({score:.3f})"))
+            if len(images) == FOUND:
                 break
-        return pictures, status(f"{len(pictures)} pictures, the nearest first.")
+        return images, status(f"{len(images)} images, the nearest first.")
 
     def on_cancel(self, request: gr.Request) -> tuple:
         dropped = self.studio.cancel(request.session_hash)
@@ -153,7 +153,7 @@ class Handlers:
         self.sessions.histories.close(request.session_hash)
 
     def on_restore(self, file) -> list:
-        data = upload_bytes("the picture to restore", file)
+        data = upload_bytes("the image to restore", file)
         with user_errors():
             facts = read_facts(data, "the file")
         choices = {"size": self.studio.pipe.sizes, "sampler": (OWN, *SAMPLERS)}
@@ -166,7 +166,7 @@ class Handlers:
         return whole_number("place in the gallery", event.index, 0, MOST)
 
     def on_recall(self, history, event: gr.SelectData) -> tuple:
-        """A picture of the history, back where it can be sent on from."""
+        """An image of the history, back where it can be sent on from."""
         return [history[whole_number("place in the history", event.index, 0, len(history) - 1)]] if history else gr.skip(), 0
 
     def on_place(self, path: list[str], place) -> Any:
@@ -179,10 +179,10 @@ class Handlers:
         return whole_number("place on the way", place, 1, MOST) % max(len(path), 1) + 1
 
     def sender(self, tab: str) -> Callable:
-        def send(pictures, chosen) -> tuple:
-            if not pictures:
-                raise gr.Error("Draw a picture first.", print_exception=False)
-            file = pictures[min(chosen, len(pictures) - 1)][0]
+        def send(images, chosen) -> tuple:
+            if not images:
+                raise gr.Error("Draw an image first.", print_exception=False)
+            file = images[min(chosen, len(images) - 1)][0]
             value = {"background": file, "layers": [], "composite": file} if tab == "inpaint" else file
             return value, gr.Tabs(selected=tab)
 
@@ -208,15 +208,15 @@ class Handlers:
         editor = editor if isinstance(editor, dict) else {}
         files = editor.get("layers") or []
         if editor.get("id") is not None or not isinstance(files, list) or len(files) > 1:
-            raise gr.Error("The editor takes a picture and one layer of paint.", print_exception=False)
-        picture = self._picture("a picture", editor.get("background"))
+            raise gr.Error("The editor takes an image and one layer of paint.", print_exception=False)
+        image = self._image("an image", editor.get("background"))
         data = [upload_bytes("the paint", file) for file in files]
         with user_errors():
-            return picture, [open_upload(content, "the paint") for content in data]
+            return image, [open_upload(content, "the paint") for content in data]
 
-    def _picture(self, name: str, file: Any) -> Image.Image:
+    def _image(self, name: str, file: Any) -> Image.Image:
         data = upload_bytes(name, file)
         with user_errors():
-            picture = on_white(open_upload(data, name))
-        self.sessions.check_content(picture)
-        return picture
+            image = on_white(open_upload(data, name))
+        self.sessions.check_content(image)
+        return image

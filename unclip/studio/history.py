@@ -5,10 +5,10 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-PICTURES = 48  # of one session
+IMAGES = 48  # of one session
 SESSIONS = 256  # that are remembered; beyond it, those that drew longest ago are forgotten
 
-Drawn = tuple[str, str]  # a picture's file, and its caption
+Drawn = tuple[str, str]  # an image's file, and its caption
 
 
 class Histories:
@@ -17,8 +17,8 @@ class Histories:
     A session has one open page after another (the same tab, loaded again); a page of no known session is one of its own.
     """
 
-    def __init__(self, pictures: int = PICTURES, sessions: int = SESSIONS):
-        self.pictures, self.sessions = pictures, sessions
+    def __init__(self, images: int = IMAGES, sessions: int = SESSIONS):
+        self.images, self.sessions = images, sessions
         self._drawn: OrderedDict[Hashable, list[Drawn]] = OrderedDict()
         self._session_of: OrderedDict[str, Hashable] = OrderedDict()  # by page
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Histories:
         return self.of(page)
 
     def _put(self, session: Hashable, newest: Sequence[Drawn]) -> None:
-        self._drawn[session] = [*newest, *self._drawn.get(session, ())][: self.pictures]
+        self._drawn[session] = [*newest, *self._drawn.get(session, ())][: self.images]
         self._drawn.move_to_end(session)
         _bound(self._drawn, self.sessions)
 

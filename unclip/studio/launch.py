@@ -88,5 +88,5 @@ def mount(app, page, path: str, keys=None) -> None:
     page.has_launched = True  # only then does Gradio check that a path it is sent is one that was uploaded
     auth = None if keys is None else keys.opens
     message = "Your key's name (key-1 for a nameless one in line 1), and the key as the password." if keys is not None else None
-    # without `root_path`, what handlers outside its queue answer has pictures' addresses that lack `path`
+    # without `root_path`, what handlers outside its queue answer has images' addresses that lack `path`
     gr.mount_gradio_app(app, page, path, server_name="127.0.0.1", root_path=path, auth=auth, auth_message=message, **settings())

@@ -12,11 +12,11 @@ from ..pipelines.base import SAMPLERS
 from .generation import OWN, Studio
 from .handlers import Handlers
 from .session import status
-from .validation import MAX_PICTURES, MAX_PROMPT, MAX_SEED, MOST, RESTORED, check_uploaded
+from .validation import MAX_IMAGES, MAX_PROMPT, MAX_SEED, MOST, RESTORED, check_uploaded
 
-KEPT = 3600  # seconds that Gradio keeps a picture's file
+KEPT = 3600  # seconds that Gradio keeps an image's file
 SESSIONS = 16  # of which drawings wait for the model; beyond it, Gradio's queue
-# Where the pictures are below what says what to draw, as on a phone, they come into view.
+# Where the images are below what says what to draw, as on a phone, they come into view.
 INTO_VIEW = "() => document.getElementById('pictures').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 # A number that nobody can guess and that says nothing of what was drawn; a browser keeps it for one tab, through reloads.
 SESSION = """() => {
@@ -32,7 +32,7 @@ ICON = (
     "%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='4' fill='%234338ca'/%3E"
     "%3Ccircle cx='8' cy='8' r='4' fill='%23fff'/%3E%3C/svg%3E"
 )
-HEAD = f"""<meta name="description" content="Draw pictures of sentences on this machine.">
+HEAD = f"""<meta name="description" content="Draw images of sentences on this machine.">
 <link rel="icon" href="data:image/svg+xml,{ICON}">
 <script>document.documentElement.lang = "en";</script>"""
 CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ class Page:
         with StudioBlocks(
             title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False, fill_width=True
         ) as self.blocks:
-            gr.Markdown("# unCLIP studio\nA sentence in, a picture out. Nothing leaves this machine.", elem_id="title")
+            gr.Markdown("# unCLIP studio\nA sentence in, an image out. Nothing leaves this machine.", elem_id="title")
             with gr.Row(elem_id="now"):
                 self.status = gr.HTML(status("Ready."), elem_id="status", min_height=0, padding=False)
                 self.cancel = gr.Button("Cancel", size="sm", elem_id="cancel", interactive=False, scale=0, min_width=100)
@@ -112,7 +112,7 @@ class Page:
             )
             self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
             gr.Examples([[e] for e in EXAMPLES], [self.prompt], label="Examples", cache_examples=False)
-            self.number = gr.Slider(1, MAX_PICTURES, 1, step=1, label="Number of pictures")
+            self.number = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Number of images")
             self.size = self._sizes()
             with gr.Row():
                 self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
@@ -129,7 +129,7 @@ class Page:
                 self.sampler = gr.Dropdown([OWN, *SAMPLERS], value=OWN, label="Sampler")
                 self.transparent = gr.Checkbox(False, label="Transparent background, for stickers")
                 self.restore = gr.File(
-                    label="Restore the settings of a picture: drop its PNG here",
+                    label="Restore the settings of an image: drop its PNG here",
                     file_types=[".png"],
                     height=150,
                     elem_id="restore",
@@ -137,11 +137,9 @@ class Page:
 
     def _variations_tab(self) -> None:
         with gr.Tab("Variations", id="variations"):
-            self.varied = self._upload("Picture to vary", "varied")
-            self.vary_number = gr.Slider(1, MAX_PICTURES, 4, step=1, label="Number of variations")
-            self.keep_layout = gr.Slider(
-                0, 1, 1, step=0.05, label="How far to go: 0 keeps the picture's layout, 1 draws it anew"
-            )
+            self.varied = self._upload("Image to vary", "varied")
+            self.vary_number = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Number of variations")
+            self.keep_layout = gr.Slider(0, 1, 1, step=0.05, label="How far to go: 0 keeps the image's layout, 1 draws it anew")
             self.vary_size = self._sizes()
             self.vary = gr.Button("Vary", variant="primary", elem_id="vary")
 
@@ -150,12 +148,12 @@ class Page:
             instead = {"placeholder": "or a sentence", "max_length": MAX_PROMPT}
             with gr.Row():
                 with gr.Column(min_width=140):
-                    self.first = self._upload("First picture", "first")
+                    self.first = self._upload("First image", "first")
                     self.first_text = gr.Textbox(label="First prompt", **instead, elem_id="first-text")
                 with gr.Column(min_width=140):
-                    self.second = self._upload("Second picture", "second")
+                    self.second = self._upload("Second image", "second")
                     self.second_text = gr.Textbox(label="Second prompt", **instead, elem_id="second-text")
-            self.blend_steps = gr.Slider(2, MOST, 6, step=1, label="Pictures on the way")
+            self.blend_steps = gr.Slider(2, MOST, 6, step=1, label="Images on the way")
             self.blend_size = self._sizes(self.studio.pipe.sizes[:2][-1])
             self.blend = gr.Button("Blend", variant="primary", elem_id="blend")
             self.path = gr.State([])
@@ -168,7 +166,7 @@ class Page:
 
     def _edit_tab(self) -> None:
         with gr.Tab("Edit", id="edit"):
-            self.edited = self._upload("Picture to change", "edited")
+            self.edited = self._upload("Image to change", "edited")
             self.source = gr.Textbox(label="From: what it is", placeholder="a cat", max_length=MAX_PROMPT)
             self.target = gr.Textbox(label="To: what it should become", placeholder="a black cat", max_length=MAX_PROMPT)
             self.strength = gr.Slider(0, 1, 0.35, step=0.05, label="How far to go")
@@ -179,7 +177,7 @@ class Page:
         with gr.Tab("Inpaint", id="inpaint"):
             gr.Markdown("Paint over what is to be drawn anew.")
             self.editor = gr.ImageEditor(
-                label="Picture",
+                label="Image",
                 sources=["upload", "clipboard"],
                 layers=False,
                 transforms=(),
@@ -189,14 +187,14 @@ class Page:
                 height=420,
             )
             self.paint_prompt = gr.Textbox(
-                label="What the whole picture should show", max_length=MAX_PROMPT, elem_id="paint-prompt"
+                label="What the whole image should show", max_length=MAX_PROMPT, elem_id="paint-prompt"
             )
             with gr.Accordion("The place as numbers, and beyond the edges", open=False):
-                gr.Markdown("A rectangle to draw anew, in percent of the picture; width or height 0 is none.")
+                gr.Markdown("A rectangle to draw anew, in percent of the image; width or height 0 is none.")
                 names = ("Left", "Top", "Width", "Height")
                 with gr.Row():
                     self.rectangle = [gr.Number(0, label=name, minimum=0, maximum=100, min_width=70) for name in names]
-                gr.Markdown("New space around the picture, in percent of its sides.")
+                gr.Markdown("New space around the image, in percent of its sides.")
                 names = ("Left side", "Right side", "Top side", "Bottom side")
                 with gr.Row():
                     self.margins = [gr.Number(0, label=name, minimum=0, maximum=100, min_width=70) for name in names]
@@ -206,14 +204,14 @@ class Page:
     def _search_tab(self) -> None:
         with gr.Tab("Search", id="search"):
             self.query = gr.Textbox(label="What to find", max_length=MAX_PROMPT, elem_id="query")
-            self.query_picture = self._upload("or a picture like it", "query-picture")
+            self.query_image = self._upload("or an image like it", "query-picture")
             self.find = gr.Button("Find", variant="primary", elem_id="find")
 
     def _explore_tab(self) -> None:
         with gr.Tab("Explore", id="explore"):
             *smaller, largest = sizes = self.studio.pipe.sizes
             way = f"the nearest one's way to {largest} px"
-            gr.Markdown(f"How a picture forms: the embeddings that the prior imagines, and {way}.")
+            gr.Markdown(f"How an image forms: the embeddings that the prior imagines, and {way}.")
             self.explored = gr.Textbox(label="Prompt", max_length=MAX_PROMPT, elem_id="explored")
             self.explore = gr.Button("Explore", variant="primary", elem_id="explore-button")
             kwargs = {"interactive": False, "object_fit": "contain", "buttons": [], "show_label": False, "height": "auto"}
@@ -222,7 +220,7 @@ class Page:
                 say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
                 gr.Markdown(say)
                 self.candidates = gr.Gallery(label=say, columns=4, **kwargs)
-                say = "The 64 px picture as it forms: what each step expects of it"
+                say = "The 64 px image as it forms: what each step expects of it"
                 gr.Markdown(say)
                 self.film = gr.Gallery(label=say, columns=6, **kwargs)
                 say = " and ".join(filter(None, [", ".join(map(str, smaller)), f"{largest} px"]))
@@ -233,8 +231,8 @@ class Page:
         return gr.Image(label=label, sources=["upload", "clipboard"], height=220, buttons=[], elem_id=name)
 
     def _results(self) -> None:
-        self.pictures = gr.Gallery(
-            label="Pictures",
+        self.images = gr.Gallery(
+            label="Images",
             columns=2,
             height="auto",
             object_fit="contain",
@@ -266,7 +264,7 @@ class Page:
         model |= {"api_visibility": "private", "show_progress": "hidden"}
         uploads = model | {"preprocess": False}  # handlers open files themselves, in bounds, and say what is wrong with them
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        shown = [self.pictures, self.status, self.cancel, self.history]
+        shown = [self.images, self.status, self.cancel, self.history]
         given = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
         given += [self.sampler, self.transparent]
         gr.on([self.draw.click, self.prompt.submit], self.handlers.on_draw, given, [*shown, self.seed], **model)
@@ -281,17 +279,17 @@ class Page:
         outputs = [*shown, self.formed, self.candidates, self.film, self.stages]
         gr.on([self.explore.click, self.explored.submit], self.handlers.on_explore, [self.explored], outputs, **model)
         if self.index is not None:
-            given = [self.query, self.query_picture]
-            gr.on([self.find.click, self.query.submit], self.handlers.on_find, given, [self.pictures, self.status], **uploads)
+            given = [self.query, self.query_image]
+            gr.on([self.find.click, self.query.submit], self.handlers.on_find, given, [self.images, self.status], **uploads)
 
         self.cancel.click(self.handlers.on_cancel, None, [self.status, self.cancel], **quick)
         self.blocks.load(self.handlers.on_open, [self.session], self.history, js=SESSION, **quick)
         self.blocks.unload(self.handlers.on_leave)
         self.shuffle.click(lambda: random.randrange(MAX_SEED), None, self.seed, **quick)
         self.restore.upload(self.handlers.on_restore, [self.restore], [*self._restorable(), self.status, self.lock], **quick)
-        self.pictures.select(self.handlers.on_select, None, self.chosen, **quick)
-        self.pictures.preview_close(lambda: 0, None, self.chosen, **quick)
-        self.history.select(self.handlers.on_recall, [self.history], [self.pictures, self.chosen], **quick)
+        self.images.select(self.handlers.on_select, None, self.chosen, **quick)
+        self.images.preview_close(lambda: 0, None, self.chosen, **quick)
+        self.history.select(self.handlers.on_recall, [self.history], [self.images, self.chosen], **quick)
         for button in (self.draw, self.vary, self.blend, self.edit, self.paint, self.explore):
             button.click(None, js=INTO_VIEW)
         self.place.change(self.handlers.on_place, [self.path, self.place], self.frame, **quick)
@@ -299,7 +297,7 @@ class Page:
         self.timer.tick(self.handlers.on_tick, [self.path, self.place], self.place, **quick)
         for tab, button in self.send.items():
             target = {"variations": self.varied, "blend": self.first, "edit": self.edited, "inpaint": self.editor}[tab]
-            button.click(self.handlers.sender(tab), [self.pictures, self.chosen], [target, self.tabs], **quick)
+            button.click(self.handlers.sender(tab), [self.images, self.chosen], [target, self.tabs], **quick)
 
     def _restorable(self) -> list:
         fields = {"prompt": self.prompt, "negative_prompt": self.negative, "seed": self.seed, "size": self.size}

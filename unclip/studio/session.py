@@ -22,12 +22,12 @@ class Sessions:
     def __init__(self, studio: Studio):
         self.studio, self.histories = studio, Histories()
 
-    def _admit(self, request: gr.Request, pictures: int) -> None:
-        """Count pictures on the rate of who asks: the key's, else the address's."""
+    def _admit(self, request: gr.Request, images: int) -> None:
+        """Count images on the rate of who asks: the key's, else the address's."""
         if self.studio.rate is not None:
-            wait = self.studio.rate.take(client_of(request), pictures)
+            wait = self.studio.rate.take(client_of(request), images)
             if wait:
-                raise gr.Error(self.studio.rate.message(wait, pictures), print_exception=False)
+                raise gr.Error(self.studio.rate.message(wait, images), print_exception=False)
 
     def _steps(self, draw: Callable, request: gr.Request) -> Iterator[Any]:
         """The steps, then the answer, None once cancelled."""
@@ -43,7 +43,7 @@ class Sessions:
         try:
             for step in self._steps(draw, request):
                 if isinstance(step, Step):
-                    early = step.pictures if self.studio.content_filter is None else None  # only what it has seen is shown
+                    early = step.images if self.studio.content_filter is None else None  # only what it has seen is shown
                     yield early or gr.skip(), status(str(step), step), gr.Button(interactive=True), gr.skip()
                 else:
                     images = step
@@ -64,7 +64,7 @@ class Sessions:
             files += saved
         shown = [(path, caption(f)) for path, f in zip(saved, facts, strict=True)]
         history = self.histories.add(request.session_hash, shown)
-        what = "The picture is" if len(shown) == 1 else f"{len(shown)} pictures are"
+        what = "The image is" if len(shown) == 1 else f"{len(shown)} images are"
         yield shown, status(f"{what} done."), gr.Button(interactive=False), history
 
     def _save(self, image: Image.Image, facts: dict[str, str]) -> str:

@@ -15,8 +15,8 @@ from ..io.images import with_margins
 from ..server.worker import Busy
 
 MAX_PROMPT = 1000  # characters
-MAX_PICTURES = 8
-MOST = 16  # pictures of a blend, the most that the gallery holds
+MAX_IMAGES = 8
+MOST = 16  # images of a blend, the most that the gallery holds
 MAX_SEED = 2**31 - 1  # what a number field holds exactly, in every browser
 
 # Fields that a PNG restores: fact, and what it is.
@@ -34,7 +34,7 @@ BOUNDS = {"seed": (0, MAX_SEED), "guidance": (1, 20), "steps": (1, 100)}
 
 
 def restored(facts: dict[str, str], name: str, kind: Callable[[str], Any]) -> Any:
-    """A field's value from a picture's facts; None where there is none that the field could hold."""
+    """A field's value from an image's facts; None where there is none that the field could hold."""
     try:
         value = kind(facts[name])
     except (KeyError, ValueError):
@@ -45,12 +45,12 @@ def restored(facts: dict[str, str], name: str, kind: Callable[[str], Any]) -> An
 
 
 def restored_message(facts: dict[str, str], back: list[str], model: str) -> str:
-    """Which settings of a picture were restored, of which its file says nothing, and which this page cannot set."""
+    """Which settings of an image were restored, of which its file says nothing, and which this page cannot set."""
     silent = [name for name in RESTORED if name not in facts]
     given = {n: v for n, v in facts.items() if n not in back and n != "version" and (n, v) != ("model", model)}
     beyond = [f"{readable(name)} {v if len(v) <= 40 else v[:40] + '…'!r}" for name, v in given.items()]
     if back and not silent and not beyond:
-        return "The settings of that picture are restored."
+        return "The settings of that image are restored."
     say = f"Restored: {', '.join(map(readable, back))}." if back else "No setting is restored."
     say += f" Left as they were, for the file does not say them: {', '.join(map(readable, silent))}." if silent else ""
     return say + (f" Not to be set on this page: {', '.join(beyond)}." if beyond else "")
@@ -61,30 +61,30 @@ def readable(name: str) -> str:
 
 
 def inpainting_inputs(
-    picture: Image.Image, layers: list[Image.Image], rectangle: list[float], margins: list[float]
+    image: Image.Image, layers: list[Image.Image], rectangle: list[float], margins: list[float]
 ) -> tuple[Image.Image, Image.Image]:
-    """Picture and mask (white is drawn anew) of what was painted over, of a rectangle and of new space, in percent.
+    """Image and mask (white is drawn anew) of what was painted over, of a rectangle and of new space, in percent.
 
     Raises ValueError where nothing is to be drawn anew.
     """
-    mask = Image.new("L", picture.size, 0)
+    mask = Image.new("L", image.size, 0)
     for layer in layers:
-        painted = layer.convert("RGBA").getchannel("A").resize(picture.size)
+        painted = layer.convert("RGBA").getchannel("A").resize(image.size)
         mask = ImageChops.lighter(mask, painted.point(lambda a: 255 if a > 16 else 0))
     left, top, width, height = rectangle
     if width and height:
-        box = [left * picture.width, top * picture.height, (left + width) * picture.width, (top + height) * picture.height]
-        mask.paste(255, tuple(round(min(b / 100, side)) for b, side in zip(box, picture.size * 2, strict=True)))
+        box = [left * image.width, top * image.height, (left + width) * image.width, (top + height) * image.height]
+        mask.paste(255, tuple(round(min(b / 100, side)) for b, side in zip(box, image.size * 2, strict=True)))
     if any(margins):
-        sides = (picture.width, picture.width, picture.height, picture.height)
+        sides = (image.width, image.width, image.height, image.height)
         new = [math.ceil(m * side / 100) for m, side in zip(margins, sides, strict=True)]
-        picture, beyond = with_margins(picture, *new)
-        inside = Image.new("L", picture.size, 0)
+        image, beyond = with_margins(image, *new)
+        inside = Image.new("L", image.size, 0)
         inside.paste(mask, (new[0], new[2]))
         mask = ImageChops.lighter(beyond, inside)
     if not np.array(mask).any():
         raise ValueError("paint over what is to be drawn anew, or give a rectangle or new space as numbers")
-    return picture, mask
+    return image, mask
 
 
 def check_uploaded(file: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_a_file_of_prompts(command, words, tmp_path):
     before = {n: (out / n).stat().st_mtime_ns for n in names}
     (out / names[3]).unlink()
     code, _, error = command(*words, "--out", out)
-    assert code == 0 and "7 of 8 pictures are there already" in error and same(pixels(out), drawn)
+    assert code == 0 and "7 of 8 images are there already" in error and same(pixels(out), drawn)
     assert [n for n in names if (out / n).stat().st_mtime_ns != before[n]] == [names[3]]
 
     code, _, error = command(*words, "--out", out, "--steps", "3")
@@ -58,7 +58,7 @@ def test_a_file_of_prompts(command, words, tmp_path):
 
 def test_killed_and_on_two_processes(words, tmp_path, command, run):
     assert command(*words, "--out", tmp_path / "whole")[0] == 0
-    for attempt in range(10):  # the eight pictures are written within milliseconds: now and then the signal comes too late
+    for attempt in range(10):  # the eight images are written within milliseconds: now and then the signal comes too late
         out = tmp_path / f"out{attempt}"
         arguments = ["-m", "unclip", *map(str, words), "--out", str(out)]
         kill(launch(arguments, 1), lambda folder=out: any(folder.glob("*.png")))
@@ -90,13 +90,13 @@ def test_a_folder_may_have_a_dot_in_its_name(command, words, tmp_path):
         (["a ring", "--out", "o"], "not both"),
         (["--prompts", "none.txt", "--out", "o"], "cannot read none.txt: No such file"),
         (["--prompts", "blank.txt", "--out", "o"], "blank.txt holds no prompts"),
-        (["--prompts", "picture.txt", "--out", "o"], "picture.txt is no text in UTF-8"),
+        (["--prompts", "image.txt", "--out", "o"], "image.txt is no text in UTF-8"),
     ],
 )
 def test_bad_input(command, words, tmp_path, monkeypatch, extra, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blank.txt").write_text(" \n\n")
-    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
+    (tmp_path / "image.txt").write_bytes(b"\x89PNG\xff")
     code, said, error = command(*words, *extra)
     assert code == 2 and said == "" and message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "o").exists()

@@ -12,7 +12,7 @@ from unclip import __version__
 from unclip.runtime.precision import fast_dtype
 
 
-def test_generate_writes_pictures_and_prints_only_their_names(run, command, tiny_folder, tmp_path):
+def test_generate_writes_images_and_prints_only_their_names(run, command, tiny_folder, tmp_path):
     out = tmp_path / "new" / "ring.png"
     words = ["generate", "a ring", "--model", tiny_folder, "--out", out, "--seed", 5]
     first = run("-m", "unclip", *words)
@@ -47,7 +47,7 @@ def test_several_prompts_and_seeds_go_to_a_folder(command, tiny_folder, tmp_path
     assert {Image.open(tmp_path / n).mode for n in names} == {"RGBA"}
 
 
-def test_a_profile_is_a_table_and_the_pictures_are_the_same(command, tiny_folder, tmp_path):
+def test_a_profile_is_a_table_and_the_images_are_the_same(command, tiny_folder, tmp_path):
     words = ("generate", "a ring", "--size", 256, "--model", tiny_folder, "--guidance-interval", 0.1, 0.9)
     assert command(*words, "--out", tmp_path / "plain.png")[0] == 0
     code, said, error = command(*words, "--low-memory", "--profile", "--out", tmp_path / "watched.png")

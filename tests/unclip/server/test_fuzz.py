@@ -83,7 +83,7 @@ def red(kind: str) -> bytes:
     return file.getvalue()
 
 
-def test_any_bytes_in_place_of_pictures_are_answered_or_refused(serve):
+def test_any_bytes_in_place_of_images_are_answered_or_refused(serve):
     """Files of each kind with bytes changed, cut off or put in, and files of nothing but noise."""
     whole = [png(), png(hole=(0, 0, 9, 9)), *map(red, ("JPEG", "WEBP"))]
     address, statuses = serve(), collections.Counter()
@@ -98,8 +98,8 @@ def test_any_bytes_in_place_of_pictures_are_answered_or_refused(serve):
 
     @often
     @given(st.sampled_from(["variations", "edits"]), broken() | st.binary(max_size=200), broken() | st.none())
-    def check(endpoint, picture, mask) -> None:
-        fields = {"image": ("x.png", picture), "size": b"64x64", "n": b"1"}
+    def check(endpoint, image, mask) -> None:
+        fields = {"image": ("x.png", image), "size": b"64x64", "n": b"1"}
         if endpoint == "edits":
             fields |= {"prompt": b"a ring"} | ({"mask": ("m.png", mask)} if mask is not None else {})
         status, said = ask(address, "POST", f"/v1/images/{endpoint}", *form(fields))

@@ -68,8 +68,8 @@ def test_the_address_that_it_listens_on_is_a_name_it_goes_by(host, command, tiny
 BAD = [
     (["--host", "0.0.0.0"], "--api-key-file, or --insecure"),
     (["--api-key-file", "nowhere"], "there is no key file nowhere"),
-    (["--rate", "0"], "at least 1 picture a minute, got 0"),
-    (["--queue", "19"], "queue must be at least 20, twice the pictures that one request may ask for, got 19"),
+    (["--rate", "0"], "at least 1 image a minute, got 0"),
+    (["--queue", "19"], "queue must be at least 20, twice the images that one request may ask for, got 19"),
     (["--deadline", "0"], "deadline must be more than 0 seconds, got 0.0"),
     (["--public-url", "ftp://x"], "got 'ftp://x'"),
     (["--content-filter", "nowhere:check"], "--content-filter nowhere:check cannot be had"),

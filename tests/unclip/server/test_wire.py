@@ -28,32 +28,32 @@ def client(address: str, key: str = "none", **kwargs):
     return openai.OpenAI(api_key=key, base_url=f"{address}/v1", **({"max_retries": 0} | kwargs))
 
 
-def pictures(answer) -> list[Image.Image]:
+def images(answer) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(p.b64_json))) for p in answer.data]
 
 
 B64 = {"response_format": "b64_json"}
 
 
-def test_generations_are_the_pipelines_own_pictures(serve, tiny_model):
+def test_generations_are_the_pipelines_own_images(serve, tiny_model):
     ai = client(serve())
     answer = ai.images.generate(prompt="a ring", n=2, size="64x64", model="dall-e-2", extra_body={"seed": 5}, **B64)
-    drawn = pictures(answer)
+    drawn = images(answer)
     ours = tiny_model(["a ring"] * 2, generator=seeds(5, 6), size=64).images
     assert [p.tobytes() for p in drawn] == [p.tobytes() for p in ours]
     assert drawn[1].text["prompt"] == "a ring" and drawn[1].text["seed"] == "6"
     assert answer.created > 1_600_000_000 and answer.data[0].url is None
 
 
-def test_512_is_the_1024_picture_reduced_and_1024_is_the_default(serve):
+def test_512_is_the_1024_image_reduced_and_1024_is_the_default(serve):
     ai = client(serve())
-    (large,) = pictures(ai.images.generate(prompt="a ring", extra_body={"seed": 1}, **B64))
-    (middle,) = pictures(ai.images.generate(prompt="a ring", size="512x512", extra_body={"seed": 1}, **B64))
+    (large,) = images(ai.images.generate(prompt="a ring", extra_body={"seed": 1}, **B64))
+    (middle,) = images(ai.images.generate(prompt="a ring", size="512x512", extra_body={"seed": 1}, **B64))
     assert large.size == (1024, 1024)
     assert middle.tobytes() == large.resize((512, 512), Image.Resampling.LANCZOS).tobytes()
 
 
-def test_a_url_leads_to_the_picture_once_it_was_asked_for_and_not_for_ever(serve):
+def test_a_url_leads_to_the_image_once_it_was_asked_for_and_not_for_ever(serve):
     address = serve(url_seconds=0.5, model="tiny")
     answer = client(address).images.generate(prompt="a ring", size="64x64", model="tiny")
     url = answer.data[0].url
@@ -68,23 +68,23 @@ def test_a_url_leads_to_the_picture_once_it_was_asked_for_and_not_for_ever(serve
 def test_variations_and_edits(serve):
     ai = client(serve())
     for file in (png(), ("x.jpg", png(format="PNG"), "image/jpeg")):  # told by content, not name
-        varied = pictures(ai.images.create_variation(image=file, n=2, size="64x64", extra_body={"seed": 3}, **B64))
+        varied = images(ai.images.create_variation(image=file, n=2, size="64x64", extra_body={"seed": 3}, **B64))
         assert len({p.tobytes() for p in varied}) == 2 and varied[0].size == (64, 64)
-    picture = png((256, 256), hole=(0, 0, 128, 256))
-    edited = pictures(ai.images.edit(image=picture, prompt="a blue ring", n=2, size="256x256", extra_body={"seed": 3}, **B64))
+    image = png((256, 256), hole=(0, 0, 128, 256))
+    edited = images(ai.images.edit(image=image, prompt="a blue ring", n=2, size="256x256", extra_body={"seed": 3}, **B64))
     red = Image.new("RGB", (128, 256), "red").tobytes()
     for result in edited:
         assert result.crop((128, 0, 256, 256)).tobytes() == red, "what is not transparent is kept to the pixel"
         assert result.crop((0, 0, 128, 256)).tobytes() != red
-    masked = ai.images.edit(image=png((256, 256)), mask=picture, prompt="a blue ring", size="256x256", **B64)
-    assert pictures(masked)[0].crop((128, 0, 256, 256)).tobytes() == red
-    ai.images.edit(image=picture, prompt="a blue ring", size="256x256", quality="standard")
-    with pytest.raises(openai.BadRequestError, match="'image': give one picture, not a list of them"):
-        ai.images.edit(image=[picture], prompt="a blue ring", size="256x256")
+    masked = ai.images.edit(image=png((256, 256)), mask=image, prompt="a blue ring", size="256x256", **B64)
+    assert images(masked)[0].crop((128, 0, 256, 256)).tobytes() == red
+    ai.images.edit(image=image, prompt="a blue ring", size="256x256", quality="standard")
+    with pytest.raises(openai.BadRequestError, match="'image': give one image, not a list of them"):
+        ai.images.edit(image=[image], prompt="a blue ring", size="256x256")
 
 
-def test_uploads_are_reduced_off_the_event_loop_and_that_changes_no_picture(serve, tiny_model, monkeypatch):
-    """What waits for the model is what it draws of: the image tower's input, or picture and mask of the size asked for."""
+def test_uploads_are_reduced_off_the_event_loop_and_that_changes_no_image(serve, tiny_model, monkeypatch):
+    """What waits for the model is what it draws of: the image tower's input, or image and mask of the size asked for."""
     monkeypatch.setattr("unclip.pipelines.inpaint.REPAINTING_STEPS", 2)
     ai = client(serve())
     worker, loop = serve.app.state.worker, serve.started[0][1].ident
@@ -102,22 +102,22 @@ def test_uploads_are_reduced_off_the_event_loop_and_that_changes_no_picture(serv
     speckled = np.array(Image.effect_noise((100, 100), 80).convert("RGBA"))
     speckled[40:57, 10:90, 3], speckled[98, 98, 3] = 0, 0
     speckled[:, 70:, 3] //= 2
-    picture, file = Image.fromarray(speckled), io.BytesIO()
-    picture.save(file, "PNG")
+    image, file = Image.fromarray(speckled), io.BytesIO()
+    image.save(file, "PNG")
     mask = Image.fromarray((speckled[..., 3] == 0).astype(np.uint8) * 255)
     varying, repainting = (c.from_pipe(tiny_model) for c in (UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline))
     at.clear()
     for size in (64, 256):
         given = {"size": f"{size}x{size}", "extra_body": {"seed": 5}, **B64}
-        (edited,) = pictures(ai.images.edit(image=file.getvalue(), prompt="a ring", **given))
+        (edited,) = images(ai.images.edit(image=file.getvalue(), prompt="a ring", **given))
         work, _ = waited.pop()
-        assert work.picture.size == work.mask.size == (min(size, 100),) * 2
-        ours = repainting("a ring", picture, mask, generator=seeds(5), size=size).images[0]
+        assert work.image.size == work.mask.size == (min(size, 100),) * 2
+        ours = repainting("a ring", image, mask, generator=seeds(5), size=size).images[0]
         assert edited.tobytes() == ours.tobytes(), size
-    (varied,) = pictures(ai.images.create_variation(image=file.getvalue(), size="64x64", extra_body={"seed": 5}, **B64))
+    (varied,) = images(ai.images.create_variation(image=file.getvalue(), size="64x64", extra_body={"seed": 5}, **B64))
     ((pixels, _),) = waited.pop()[1]
     assert pixels.shape == (1, 3, 64, 64)
-    assert varied.tobytes() == varying(picture, generator=seeds(5), size=64).images[0].tobytes()
+    assert varied.tobytes() == varying(image, generator=seeds(5), size=64).images[0].tobytes()
     assert at and loop not in at
 
 
@@ -159,7 +159,7 @@ def test_invalid_values_are_400_in_openais_shape(serve):
 
 
 BAD_UPLOADS = [
-    ("variation", {"image": b"not a picture"}, "image", "no picture"),
+    ("variation", {"image": b"not an image"}, "image", "no picture"),
     ("variation", {"image": b""}, "image", "no picture"),
     ("variation", {"image": png()[:60]}, "image", "damaged"),
     ("variation", {"image": png((64, 32))}, "image", "square, got 64x32"),
@@ -250,7 +250,7 @@ def test_the_rate_is_each_keys_own_and_says_when_to_come_back(serve, tmp_path):
         a.images.generate(prompt="a ring", size="64x64")
     assert caught.value.code == "rate_limit_exceeded" and 1 <= int(caught.value.response.headers["retry-after"]) <= 30
     b.images.generate(prompt="a ring", size="64x64")
-    with pytest.raises(openai.BadRequestError, match="3 pictures are more than the 2 a minute"):  # waiting would not help
+    with pytest.raises(openai.BadRequestError, match="3 images are more than the 2 a minute"):  # waiting would not help
         b.images.generate(prompt="a ring", size="64x64", n=3)
 
     now = [0.0]
@@ -270,7 +270,7 @@ def test_refused_requests_do_not_count_on_the_rate(serve):
     ai = client(serve(rate=2))
     hidden = png((2048, 2048), hole=(8, 8, 9, 9))  # gone at 64 pixels
     for call, given in (
-        (ai.images.create_variation, {"image": b"not a picture"}),
+        (ai.images.create_variation, {"image": b"not an image"}),
         (ai.images.edit, {"image": hidden, "prompt": "a ring"}),
         (ai.images.generate, {"prompt": "\x1c"}),  # blank to the pipeline alone
     ):
@@ -303,7 +303,7 @@ def test_requests_are_drawn_in_batches(serve, slow_model):
     assert "unclip_batch_pictures_count 2.0" in text and "unclip_batch_pictures_sum 5.0" in text
     assert 'unclip_pictures_total{operation="generations"} 5.0' in text
     assert 'unclip_requests_total{method="POST",path="/v1/images/generations",status="200"} 5.0' in text
-    assert len({pictures(a)[0].tobytes() for a in answers.values()}) == 5
+    assert len({images(a)[0].tobytes() for a in answers.values()}) == 5
 
 
 def test_a_full_queue_is_429_and_counts_on_no_rate(serve, slow_model):
@@ -365,7 +365,7 @@ def test_a_client_that_leaves_frees_its_places(serve, slow_model):
     connection.close()
     while worker.running or worker.waiting:
         time.sleep(0.005)
-    assert slow_model.steps == [20], "it stopped after the step it was at: two candidates for each of ten pictures"
+    assert slow_model.steps == [20], "it stopped after the step it was at: two candidates for each of ten images"
 
 
 def test_stopping_lets_what_was_asked_be_drawn(serve, slow_model):
@@ -383,7 +383,7 @@ def test_stopping_lets_what_was_asked_be_drawn(serve, slow_model):
     assert len(answers[0].data) == 1
 
 
-def test_a_content_filter_sees_prompts_uploads_and_drawn_pictures(serve):
+def test_a_content_filter_sees_prompts_uploads_and_drawn_images(serve):
     seen = []
 
     def content_filter(content) -> str | None:
@@ -441,11 +441,11 @@ def test_an_unforeseen_failure_is_500_in_openais_shape_and_says_nothing_of_the_p
     assert "KeyError" in line and "broken" in line and "secret" not in line
 
 
-def test_one_picture_alone_and_in_company_is_the_same(serve, slow_model, tiny_model):
+def test_one_image_alone_and_in_company_is_the_same(serve, slow_model, tiny_model):
     """Coalescing changes nothing that a client sees."""
     slow_model.set()
     ai = client(serve())
-    (alone,) = pictures(ai.images.generate(prompt="a star", size="64x64", extra_body={"seed": 9}, **B64))
+    (alone,) = images(ai.images.generate(prompt="a star", size="64x64", extra_body={"seed": 9}, **B64))
     company = tiny_model(["a ring", "a star"], generator=seeds(1, 9), size=64, output_type="pt").images
     given = torch.from_numpy(np.array(alone)).permute(2, 0, 1) / 255
     assert (company[1] - given).abs().max() <= 1 / 255

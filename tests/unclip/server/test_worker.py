@@ -61,15 +61,15 @@ class Making:
         return [Counter() for _ in jobs]
 
 
-def test_pictures_are_freed_as_soon_as_nobody_wants_them(worker):
+def test_images_are_freed_as_soon_as_nobody_wants_them(worker):
     """Not when Python next looks for cycles: with a model's objects around, that may be thousands of requests later."""
     gc.disable()
     try:
         answers = worker.submit("me", Making(), [1, 2])
-        pictures = [weakref.ref(answer.result(5)) for answer in answers]
+        images = [weakref.ref(answer.result(5)) for answer in answers]
         worker.submit("me", Making(), [3])[0].result(5)
         del answers
-        assert [picture() for picture in pictures] == [None, None]
+        assert [image() for image in images] == [None, None]
     finally:
         gc.enable()
 

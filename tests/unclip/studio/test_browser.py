@@ -31,15 +31,15 @@ def drawn(page, name: str = "picture.png") -> list[bytes]:
     return [urllib.request.urlopen(images.nth(n).get_attribute("src")).read() for n in range(images.count())]
 
 
-def test_create_is_the_pipelines_picture_and_its_png_restores_the_settings(studio_address, browse, shot, tiny_model, tmp_path):
+def test_create_is_the_pipelines_image_and_its_png_restores_the_settings(studio_address, browse, shot, tiny_model, tmp_path):
     page = browse(studio_address())
     page.get_by_label("Seed", exact=True).fill("5")
     draw(page, "a star")
     status(page, DONE)
     (file,) = drawn(page)
-    with Image.open(io.BytesIO(file)) as picture:
-        assert picture.tobytes() == tiny_model("a star", generator=seeds(5), size=64).images[0].tobytes()
-        assert picture.text["prompt"] == "a star" and picture.text["seed"] == "5" and picture.text["model"] == "tiny"
+    with Image.open(io.BytesIO(file)) as image:
+        assert image.tobytes() == tiny_model("a star", generator=seeds(5), size=64).images[0].tobytes()
+        assert image.text["prompt"] == "a star" and image.text["seed"] == "5" and image.text["model"] == "tiny"
     shot(page, "create")
     page.get_by_label("Prompt", exact=True).first.fill("something else")
     page.get_by_role("button", name="More").click()
@@ -86,7 +86,7 @@ def tab(page, name: str) -> None:
 
 
 def into_editor(page, data: bytes) -> None:
-    """Put a picture into the editor, which takes none before its canvas is ready and does not say when that is."""
+    """Put an image into the editor, which takes none before its canvas is ready and does not say when that is."""
     page.locator("#editor canvas").first.wait_for()
     zoom = page.locator("#editor").get_by_text("%").first
     before = zoom.inner_text()
@@ -94,9 +94,9 @@ def into_editor(page, data: bytes) -> None:
         upload(page, "editor", data)
         for _ in range(50):
             page.wait_for_timeout(200)
-            if zoom.inner_text() != before:  # a smaller picture than the empty canvas is shown larger
+            if zoom.inner_text() != before:  # a smaller image than the empty canvas is shown larger
                 return
-    raise AssertionError("the editor took no picture")
+    raise AssertionError("the editor took no image")
 
 
 def small(page) -> None:
@@ -105,7 +105,7 @@ def small(page) -> None:
 
 
 @pytest.mark.slow
-def test_a_drawn_picture_is_varied(studio_address, browse, shot):
+def test_a_drawn_image_is_varied(studio_address, browse, shot):
     page = browse(studio_address())
     draw(page, "a star")
     status(page, DONE)
@@ -114,7 +114,7 @@ def test_a_drawn_picture_is_varied(studio_address, browse, shot):
     loaded(page, "#varied img")
     small(page)
     page.get_by_role("button", name="Vary", exact=True).click()
-    status(page, "4 pictures are done")
+    status(page, "4 images are done")
     page.locator("#pictures img").nth(3).wait_for()
     assert len({*drawn(page)}) == 4
     shot(page, "variations")
@@ -154,7 +154,7 @@ def test_two_prompts_are_blended_and_the_way_is_played(studio_address, browse, s
     page.get_by_label("Second prompt").fill("a ring")
     small(page)
     page.get_by_role("button", name="Blend", exact=True).click()
-    status(page, "6 pictures are done")
+    status(page, "6 images are done")
     frame = page.locator("#frame img")
     frame.wait_for()
     before = frame.get_attribute("src")
@@ -166,9 +166,9 @@ def test_two_prompts_are_blended_and_the_way_is_played(studio_address, browse, s
 
 
 def kept(page, box: tuple[int, int, int, int]) -> tuple[bool, bool]:
-    """Whether the red picture's pixels are as they were, outside `box` and inside it."""
-    picture = np.array(Image.open(io.BytesIO(drawn(page)[0])).convert("RGB"))
-    same = (picture == np.array([255, 0, 0])).all(-1)
+    """Whether the red image's pixels are as they were, outside `box` and inside it."""
+    image = np.array(Image.open(io.BytesIO(drawn(page)[0])).convert("RGB"))
+    same = (image == np.array([255, 0, 0])).all(-1)
     inside = np.zeros_like(same)
     inside[box[1] : box[3], box[0] : box[2]] = True
     return bool(same[~inside].all()), bool(same[inside].all())
@@ -180,7 +180,7 @@ def test_a_mask_is_drawn_with_the_mouse(studio_address, browse, shot):
     tab(page, "Inpaint")
     into_editor(page, png((256, 256)))
     canvas = page.locator("#editor canvas").first
-    page.get_by_label("What the whole picture should show").fill("a star")
+    page.get_by_label("What the whole image should show").fill("a star")
     page.get_by_label("256", exact=True).locator("visible=true").check()
     page.wait_for_timeout(3000)
     page.locator("#editor").get_by_label("Brush", exact=True).first.click()
@@ -204,7 +204,7 @@ def test_the_mask_is_a_rectangle_of_numbers(studio_address, browse):
     page = browse(studio_address())
     tab(page, "Inpaint")
     into_editor(page, png((256, 256)))
-    page.get_by_label("What the whole picture should show").fill("a star")
+    page.get_by_label("What the whole image should show").fill("a star")
     page.get_by_label("256", exact=True).locator("visible=true").check()
     page.get_by_role("button", name="The place as numbers").click()
     for name, value in (("Left", 25), ("Top", 25), ("Width", 50), ("Height", 50)):
@@ -217,7 +217,7 @@ def test_the_mask_is_a_rectangle_of_numbers(studio_address, browse):
 
 @pytest.fixture
 def index(tiny_model, tmp_path):
-    """Of a red and a blue picture."""
+    """Of a red and a blue image."""
     from unclip.clip.model import CLIP
     from unclip.clip.search import Index
 
@@ -238,7 +238,7 @@ def test_a_search_and_an_exploration(studio_address, browse, shot, index):
     upload(page, "query-picture", png(colour="blue"))
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Find").click()
-    status(page, "2 pictures, the nearest first")
+    status(page, "2 images, the nearest first")
     shot(page, "search")
     assert Image.open(io.BytesIO(drawn(page, "image.png")[0])).convert("RGB").getpixel((5, 5)) == (0, 0, 255)
     tab(page, "Explore")
@@ -312,7 +312,7 @@ def test_a_tab_is_as_wide_as_the_others(width, studio_address, browse, index):
 
 
 @pytest.mark.slow
-def test_the_keyboard_alone_draws_a_picture(studio_address, browse):
+def test_the_keyboard_alone_draws_an_image(studio_address, browse):
     page = browse(studio_address())
 
     def reach(words: str) -> None:
@@ -339,7 +339,7 @@ def test_the_keyboard_alone_draws_a_picture(studio_address, browse):
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_in_our_own_markup(scheme, studio_address, browse, index):
-    """On every tab, before and after a picture is drawn, and with everything unfolded."""
+    """On every tab, before and after an image is drawn, and with everything unfolded."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = browse(studio_address(index=index), color_scheme=scheme)
     found: dict[str, set[str]] = {}
@@ -362,7 +362,7 @@ def test_axe_finds_nothing_serious_in_our_own_markup(scheme, studio_address, bro
         if name == "Search":
             page.get_by_label("What to find").fill("a star")
             page.get_by_role("button", name="Find").click()
-            status(page, "2 pictures")
+            status(page, "2 images")
             look()
     for rule, places in found.items():
         print(scheme, rule, *sorted(places), sep="\n  ")

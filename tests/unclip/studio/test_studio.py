@@ -36,7 +36,7 @@ from PIL import Image
 
 from unclip.clip.search import Index
 from unclip.io.images import png_facts
-from unclip.studio.generation import OWN, Explored, Step, Studio, to_pictures
+from unclip.studio.generation import OWN, Explored, Step, Studio, to_images
 from unclip.studio.history import Histories
 from unclip.studio.layout import Page
 from unclip.studio.validation import MAX_SEED, RESTORED, inpainting_inputs, number_between, restored, whole_number
@@ -70,19 +70,19 @@ def test_restored_settings_fit_their_fields(facts):
 
 
 def test_what_is_repainted_is_what_was_painted_the_rectangle_and_the_new_space():
-    picture = Image.new("RGB", (40, 20), "red")
+    image = Image.new("RGB", (40, 20), "red")
     layer = Image.new("RGBA", (40, 20))
     layer.paste((255, 255, 255, 255), (0, 0, 4, 4))
-    same, mask = inpainting_inputs(picture, [layer], [50, 50, 25, 50], [0, 0, 0, 0])
+    same, mask = inpainting_inputs(image, [layer], [50, 50, 25, 50], [0, 0, 0, 0])
     assert same.size == (40, 20) and mask.getbbox() == (0, 0, 30, 20)
     assert mask.histogram()[255] == 4 * 4 + 10 * 10
-    wider, mask = inpainting_inputs(picture, [layer], [0, 0, 0, 0], [25, 0, 0, 50])
+    wider, mask = inpainting_inputs(image, [layer], [0, 0, 0, 0], [25, 0, 0, 50])
     assert wider.size == (50, 30) and mask.histogram()[0] == 40 * 20 - 4 * 4
     with pytest.raises(ValueError, match="paint over"):
-        inpainting_inputs(picture, [], [10, 10, 0, 50], [0, 0, 0, 0])
+        inpainting_inputs(image, [], [10, 10, 0, 50], [0, 0, 0, 0])
 
 
-def test_steps_are_told_in_order_and_pictures_come_early(tiny):
+def test_steps_are_told_in_order_and_images_come_early(tiny):
     studio = Studio(tiny, "tiny")
     told = []
     stream = studio.stream("me", studio.create("a star", "", [1], "ddim", size=256))
@@ -90,13 +90,13 @@ def test_steps_are_told_in_order_and_pictures_come_early(tiny):
         while True:
             told.append(next(stream))
     except StopIteration as end:
-        (picture,) = end.value
-    assert picture.size == (256, 256)
+        (image,) = end.value
+    assert image.size == (256, 256)
     assert all(isinstance(step, Step) and step.done <= max(step.of, 1) for step in told)
     stages = list(dict.fromkeys(step.stage for step in told))
     assert stages == [s for s in ["Waiting for the model", "prior", "decoder", "upsampler_256"] if s in stages]
-    shown = [step.pictures[0].size for step in told if step.pictures]
-    # a step that a newer one overtakes is not told, and the last picture is the answer
+    shown = [step.images[0].size for step in told if step.images]
+    # a step that a newer one overtakes is not told, and the last image is the answer
     assert shown and shown == sorted(shown) and set(shown) <= {(64, 64), (256, 256)}
     studio.worker.close(5)
 
@@ -108,17 +108,17 @@ def every_step(monkeypatch):
 
 
 @pytest.mark.usefixtures("every_step")
-def test_what_comes_early_is_what_a_step_expects_of_the_picture(tiny):
+def test_what_comes_early_is_what_a_step_expects_of_the_image(tiny):
     """And not the noise that it is still in."""
     studio, expected = Studio(tiny, "tiny"), []
 
     def note(pipe, i, t, tensors):
         if pipe.stage == "decoder":
-            expected.append(to_pictures(tensors["pred_original_sample"])[0])
+            expected.append(to_images(tensors["pred_original_sample"])[0])
 
     given = {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["pred_original_sample"]}
     (drawn,) = tiny(["a star"], generator=[torch.Generator().manual_seed(1)], size=64, **given).images
-    shown = [step.pictures[0] for step in studio.stream("me", studio.create("a star", "", [1], size=64)) if step.pictures]
+    shown = [step.images[0] for step in studio.stream("me", studio.create("a star", "", [1], size=64)) if step.images]
     assert [list(p.getdata()) for p in shown] == [list(p.getdata()) for p in expected]
     assert np.abs(np.asarray(shown[-1]).astype(int) - np.asarray(drawn)).max() <= 1
     studio.worker.close(5)
@@ -187,7 +187,7 @@ def test_cancelling_ends_every_kind_of_drawing_at_its_next_step(timed, kind):
     assert [left for left, _ in timed(kind, 256)] == pytest.approx([true for _, true in timed(kind, 256)])
 
 
-def test_a_cancelled_exploration_has_no_picture(tiny):
+def test_a_cancelled_exploration_has_no_image(tiny):
     """Else the page would show, as what was drawn, how far it got."""
     studio = Studio(tiny, "tiny")
 
@@ -196,7 +196,7 @@ def test_a_cancelled_exploration_has_no_picture(tiny):
         return {}
 
     ending.of = lambda *what, **settings: ending
-    assert studio.explore("a star", 1, 256)(ending).pictures == []
+    assert studio.explore("a star", 1, 256)(ending).images == []
     studio.worker.close(5)
 
 
@@ -303,11 +303,11 @@ def page(tiny_model, tmp_path, monkeypatch):
 
 
 def last(shown) -> tuple[Image.Image, dict]:
-    """The first picture of a handler's last gallery, and its facts."""
+    """The first image of a handler's last gallery, and its facts."""
     gallery = [step[0] for step in shown if isinstance(step[0], list)][-1]
-    picture = Image.open(gallery[0][0])
-    picture.load()
-    return picture, picture.text
+    image = Image.open(gallery[0][0])
+    image.load()
+    return image, image.text
 
 
 def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
@@ -343,7 +343,7 @@ def test_every_tabs_handler_draws_and_its_pngs_say_how(page, tmp_path):
 def test_what_is_uploaded_is_opened_by_the_handlers_alone(page, tmp_path):
     """Gradio would open it first, and what it says of a file that is damaged or gone reaches nobody."""
     me, damaged = SimpleNamespace(session_hash="me"), tmp_path / "damaged.png"
-    damaged.write_bytes(b"not a picture")
+    damaged.write_bytes(b"not an image")
     for file, said in ((damaged, "is no picture that can be read"), (tmp_path / "gone.png", "upload it again")):
         given = ImageData(path=str(file)).model_dump()
         with pytest.raises(gr.Error, match=said):
@@ -367,20 +367,20 @@ def test_fields_take_uploads_alone(page, field, file):
         asyncio.run(page.blocks.preprocess_data(fn, values, None))
 
 
-def editor_value(folder, picture: Image.Image, *layers: Image.Image) -> dict:
+def editor_value(folder, image: Image.Image, *layers: Image.Image) -> dict:
     """What Gradio passes on of an editor: files of uploads."""
     files = []
-    for number, image in enumerate((picture, *layers)):
-        image.save(folder / f"{number}.png")
+    for number, content in enumerate((image, *layers)):
+        content.save(folder / f"{number}.png")
         files.append(FileData(path=str(folder / f"{number}.png")))
     return EditorData(background=files[0], layers=files[1:], composite=files[0]).model_dump()
 
 
-def test_the_editor_takes_a_picture_and_one_layer(page, tmp_path):
+def test_the_editor_takes_an_image_and_one_layer(page, tmp_path):
     red = Image.new("RGBA", (64, 64), "red")
     editor = editor_value(tmp_path, red, red)
     for many in (editor | {"layers": 2 * editor["layers"]}, editor | {"layers": [], "id": "kept"}, editor | {"layers": "ab"}):
-        with pytest.raises(gr.Error, match="a picture and one layer"):
+        with pytest.raises(gr.Error, match="an image and one layer"):
             list(page.handlers.on_paint(many, "a star", *[0] * 8, 64, SimpleNamespace(session_hash="me")))
 
 
@@ -435,8 +435,8 @@ def test_a_search_passes_over_what_was_deleted(tiny_model, tmp_path, monkeypatch
     index.update()
     page = Page(Studio(tiny_model, "tiny"), index)
     (folder / "2.png").unlink()
-    pictures, said = page.handlers.on_find("a star", None)
-    assert sorted(caption.split()[0] for _, caption in pictures) == ["0.png", "1.png", "3.png"] and "3 pictures" in said
+    images, said = page.handlers.on_find("a star", None)
+    assert sorted(caption.split()[0] for _, caption in images) == ["0.png", "1.png", "3.png"] and "3 images" in said
     page.studio.worker.close(5)
 
 
@@ -459,7 +459,7 @@ def test_a_page_that_is_loaded_again_shows_its_sessions_history(page):
 def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
     file = str(tmp_path / "picture.png")
     Path(file).touch()
-    histories = Histories(pictures=3, sessions=2)
+    histories = Histories(images=3, sessions=2)
     for number in range(5):
         found = histories.add("one", [(file, str(number))])
     assert [caption for _, caption in found] == ["4", "3", "2"]
@@ -472,7 +472,7 @@ def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
     assert histories.of("one") == [] and len(histories.open("four", "session")) == 3
 
 
-def test_a_film_is_as_long_as_its_strip_and_ends_with_the_picture(page, monkeypatch):
+def test_a_film_is_as_long_as_its_strip_and_ends_with_the_image(page, monkeypatch):
     from unclip.studio import generation
 
     monkeypatch.setattr(generation, "FILM", 2)
@@ -517,7 +517,7 @@ def test_with_a_content_filter_nothing_is_shown_that_it_has_not_seen(page):
 
 
 def test_restoring_says_which_settings_came_back(page, command, tiny_folder, tmp_path, serve):
-    """Of the page's own pictures all; else which did, which the file does not say, and which have no field or none so wide."""
+    """Of the page's own images all; else which did, which the file does not say, and which have no field or none so wide."""
     me = SimpleNamespace(session_hash="me")
 
     def restore(file) -> tuple[list, str, bool]:
@@ -530,7 +530,7 @@ def test_restoring_says_which_settings_came_back(page, command, tiny_folder, tmp
     back, said, lock = restore(
         next(gallery for gallery in shown if isinstance(gallery, list) and isinstance(gallery[0], tuple))[0][0]
     )
-    assert list(back) == list(RESTORED) and said == "The settings of that picture are restored." and lock is True
+    assert list(back) == list(RESTORED) and said == "The settings of that image are restored." and lock is True
 
     size = ("--size", "64", "--dtype", "fp32")
     assert command("generate", "a star", "--model", tiny_folder, "--out", tmp_path / "star.png", "--seed", "3", *size)[0] == 0
@@ -562,7 +562,7 @@ def test_what_the_page_refuses_does_not_count_on_the_rate(page, tmp_path):
         with pytest.raises(gr.Error, match="the same sentence, 'a star'"):
             list(page.handlers.on_edit(str(tmp_path / "red.png"), "a star", "a star", 0.3, 64, me))
     assert list(page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
-    with pytest.raises(gr.Error, match="1 pictures a minute"):
+    with pytest.raises(gr.Error, match="1 images a minute"):
         list(page.handlers.on_draw("a star", "", 1, 0, True, 64, 2.0, 2, OWN, False, me))
 
 
@@ -572,7 +572,7 @@ def test_the_rate_counts_what_the_page_draws(page):
     page.studio.rate = Rate(2)
     alice, bob = (SimpleNamespace(session_hash=name, username=name, client=None) for name in ("alice", "bob"))
     assert list(page.handlers.on_draw("a star", "", 2, 0, True, 64, 2.0, 2, OWN, False, alice))
-    with pytest.raises(gr.Error, match="2 pictures a minute. Try again in"):
+    with pytest.raises(gr.Error, match="2 images a minute. Try again in"):
         list(page.handlers.on_explore("a star", alice))
     assert list(page.handlers.on_explore("a star", bob))
 
@@ -617,7 +617,7 @@ def fuzz(page, counts, file, data):
 
 def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch, tmp_path):
     tiny = Image.new("RGB", (8, 8))
-    monkeypatch.setattr(page.studio, "explore", lambda prompt, seed, size: lambda watch: Explored([], pictures=[tiny]))
+    monkeypatch.setattr(page.studio, "explore", lambda prompt, seed, size: lambda watch: Explored([], images=[tiny]))
     counts = Counter()
     tiny.save(tmp_path / "tiny.png")
     fuzz(page, counts, str(tmp_path / "tiny.png"))

@@ -1,4 +1,4 @@
-"""What every command that draws needs: a pipeline, names for its files, and pictures that remember how they were made."""
+"""What every command that draws needs: a pipeline, names for its files, and images that remember how they were made."""
 
 import re
 import sys
@@ -57,7 +57,7 @@ def how_it_comes(module: str | None) -> str | None:
 
 
 def output_files(out: Path | None, names: list[str], force: bool) -> list[Path]:
-    """Where pictures called `names` go: the one file `out`, or a folder; checked before anything is drawn."""
+    """Where images called `names` go: the one file `out`, or a folder; checked before anything is drawn."""
     if out is not None and out.suffix and not out.is_dir():
         if out.suffix.lower() != ".png":
             raise ValueError(f"--out {out} must end in .png or be a folder")
@@ -99,19 +99,19 @@ def slug(prompt: str) -> str:
 
 
 def embedding_bar(batches: Iterable) -> Iterable:
-    """Progress of embedding pictures, where there is more than one batch of them."""
+    """Progress of embedding images, where there is more than one batch of them."""
     from tqdm import tqdm
 
     return tqdm(batches, desc="embedding", file=sys.stderr, disable=len(batches) < 2)
 
 
-def row(pictures: list):
-    """Pictures of one size side by side."""
+def row(images: list):
+    """Images of one size side by side."""
     from PIL import Image
 
-    sheet = Image.new("RGB", (pictures[0].width * len(pictures), pictures[0].height))
-    for n, picture in enumerate(pictures):
-        sheet.paste(picture, (n * picture.width, 0))
+    sheet = Image.new("RGB", (images[0].width * len(images), images[0].height))
+    for n, image in enumerate(images):
+        sheet.paste(image, (n * image.width, 0))
     return sheet
 
 
