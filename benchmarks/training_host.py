@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
-from unclip.attention import install
-from unclip.config import load_config
-from unclip.muon import Muon, hidden_matrices
-from unclip.objectives import create
-from unclip.operations import Operations
 
 from unclip.data.examples import seeded_noise
-from unclip.training import PowerEMA
+from unclip.runtime.attention import install
+from unclip.runtime.config import load_config
+from unclip.runtime.operations import Operations
+from unclip.training.muon import Muon, hidden_matrices
+from unclip.training.objectives import create
+from unclip.training.trainer import PowerEMA
 
 LAUNCH = 6e-6  # seconds: on an H100's host 4,960 operations of Muon took 25 to 35 ms, and 2,200 of both passes 15 to 20
 DATA, TEXTS, NOISE = "batch from the data workers", "texts and icons", "noise"

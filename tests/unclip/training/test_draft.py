@@ -108,12 +108,13 @@ def test_the_decoder_is_given_draft_and_style_and_leaves_the_head_alone(clip):
 
 def test_a_share_of_single_icons_has_embeddings_of_the_prior(clip, prior):
     objective = decoder_objective(clip, prior=str(prior), sampled=0.5, samples=2)
-    examples = batch(objective, 48)
+    examples = objective.to_tensors(batch(objective, 48))
     true = objective._image(examples)
     given = objective._sampled(examples, true)
     changed = (given != true).any(1)
     assert torch.equal(changed, (examples["icon"] >= 0) & (examples["random"][:, 10] < 0.5))
-    assert changed.any()
+    seen = changed & ~objective._dropped(examples["random"])[0]
+    assert seen.any() and torch.equal(objective._heard(examples, true)[1][seen], given[seen]), "without noise of its own"
     torch.testing.assert_close(given.norm(dim=1), true.norm(dim=1), atol=1e-4, rtol=1e-4)
 
 

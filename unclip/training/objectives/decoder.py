@@ -189,10 +189,12 @@ class DecoderObjective(ClipConditioned):
         """What the decoder hears of its pictures: text features and image embeddings [B, D], blurred or dropped by chance."""
         random = batch["random"]
         no_image, no_text = self._dropped(random)
-        blurred = image_embeds if self.icon_bank is None else self._sampled(batch, image_embeds)
+        blurred = image_embeds
         if self.embedding_noise:
             deviation = seeded_noise(self.seed + 1, batch["index"], image_embeds) / self.frozen.dim**0.5
             blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
+        if self.icon_bank is not None:
+            blurred = self._sampled(batch, blurred)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
         return self._text(batch, no_text), torch.where(no_image[:, None], null, blurred)
 

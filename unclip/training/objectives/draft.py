@@ -137,7 +137,7 @@ class DraftObjective(Objective):
 
     def _rows(self, examples: SingleIcons, count: int) -> Tensor:
         rows = [examples[n]["row"] for n in range(count)]
-        return torch.tensor(rows, device=self.images.device)
+        return torch.tensor(rows).to(self.images.device)
 
     def _drafts(self, rows: Tensor, from_prior: bool) -> Tensor:
         chosen = torch.full((len(rows),), from_prior, device=rows.device)
