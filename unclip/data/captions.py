@@ -147,9 +147,14 @@ def plural(noun: str) -> str:
 
 def name_spans(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Where names stand in a caption, apart from each other ("dog" is not meant by "hot dog"); () if they do not."""
-    spans = [[m.span() for m in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", caption)] for name in names]
+    spans = [[m.span() for m in _spelt(name).finditer(caption)] for name in names]
     apart = (s for s in product(*spans) if all(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(s, 2)))
     return next(apart, ())
+
+
+@cache
+def _spelt(name: str) -> re.Pattern:
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
 
 
 def scene_spans(scene: Scene) -> tuple[tuple[int, int], ...]:
