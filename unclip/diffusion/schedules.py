@@ -9,17 +9,16 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ..runtime.config import ConfigError, nearest
-from .sampling import clean_from
+from .predictions import PREDICTIONS, predict_x0
 from .scheduler import UnCLIPScheduler
 
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
 WITHOUT_DOUBLES = ("mps", "xpu")  # kinds of devices
 
 
 def logit_normal_timesteps(random: Tensor, count: int, mean: float = 0.2, std: float = 1.2) -> Tensor:
     """Timesteps [B] of a schedule with `count` steps, their logit normally distributed; `random` [B] uniform in [0, 1).
 
-    Puts the effort between the extremes, where a picture's shapes are decided (arXiv 2403.03206, section 3.1).
+    Puts the effort between the extremes, where an image's shapes are decided (arXiv 2403.03206, section 3.1).
     """
     level = torch.sigmoid(mean + std * torch.special.ndtri(_double(random).clamp(1e-6, 1 - 1e-6)))
     return (level * count).long().clamp(0, count - 1).to(random.device)
@@ -35,22 +34,10 @@ def _double(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type in WITHOUT_DOUBLES else values).double()
 
 
-def target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network should answer, by the scheduler's `prediction_type`: epsilon, sample (x0) or v_prediction."""
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "sample":
-        return clean
-    if kind == "v_prediction":
-        return scheduler.get_velocity(clean, noise, timesteps)  # arXiv 2202.00512, appendix D
-    raise ValueError(f"unknown prediction_type {kind!r}")
-
-
 def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights [B] of the squared error of what the network predicts (arXiv 2303.09556, section 3.4).
 
-    Whatever it predicts, the error of the clean picture that the prediction stands for weighs min(SNR, gamma).
+    Whatever it predicts, the error of the clean image that the prediction stands for weighs min(SNR, gamma).
     """
     alpha_bar = _double(scheduler.alphas_cumprod)
     snr = alpha_bar / (1 - alpha_bar)
@@ -83,7 +70,7 @@ def variational_bound(
     of_clean, of_noised = before.sqrt() * betas / (1 - alpha_bar), alphas.sqrt() * (1 - before) / (1 - alpha_bar)
     smallest, largest = at(posterior.log()), at(betas.log())
     log_variance = smallest + (share + 1) / 2 * (largest - smallest)
-    guess = clean_from(scheduler, prediction, noised, timesteps)
+    guess = predict_x0(scheduler, prediction, noised, timesteps)
     apart = at(of_clean) * (clean - guess)  # the means' difference: the noised sample's part is the same in both
     nats = 0.5 * (log_variance - smallest - 1 + (smallest - log_variance).exp() + apart.square() * (-log_variance).exp())
     mean = at(of_clean) * guess + at(of_noised) * noised
@@ -91,25 +78,14 @@ def variational_bound(
     return torch.where(timesteps == 0, first, nats) / math.log(2)
 
 
-def log_discrete_normal(pictures: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+def log_discrete_normal(images: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Log probabilities of 8-bit pixels in [-1, 1] under a normal that is cut into 256 levels (arXiv 2006.11239, eq. 13)."""
     scale = (-0.5 * log_variance).exp()
-    above = torch.special.ndtr((pictures + 1 / 255 - mean) * scale)
-    below = torch.special.ndtr((pictures - 1 / 255 - mean) * scale)
-    above = torch.where(pictures > 0.999, torch.ones_like(above), above)
-    below = torch.where(pictures < -0.999, torch.zeros_like(below), below)
+    above = torch.special.ndtr((images + 1 / 255 - mean) * scale)
+    below = torch.special.ndtr((images - 1 / 255 - mean) * scale)
+    above = torch.where(images > 0.999, torch.ones_like(above), above)
+    below = torch.where(images < -0.999, torch.zeros_like(below), below)
     return (above - below).clamp_min(1e-12).log()
-
-
-def shifted(scheduler: DDPMScheduler, prediction: Tensor, by: Tensor, timesteps: Tensor) -> Tensor:
-    """The prediction that stands for a clean picture which differs by `by`."""
-    shape = (-1,) + (1,) * (by.ndim - 1)
-    alpha_bar = scheduler.alphas_cumprod.to(by)[timesteps].view(shape)
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return prediction + by
-    scale = (1 - alpha_bar).sqrt()
-    return prediction - by * (alpha_bar.sqrt() / scale if kind == "epsilon" else 1 / scale)
 
 
 def schedule(prediction_type: str, beta_schedule: str = "squaredcos_cap_v2", steps: int = 1000) -> DDPMScheduler:
@@ -134,7 +110,7 @@ def dpm_solver(levels: Mapping[str, Any], order: int = 2, clip: bool = False) ->
     """DPM-Solver++ of an `order` on the noise levels of a schedule, whose settings they are (arXiv 2211.01095).
 
     The decoder is sampled with the second. The first is DDIM (section 4), as a scheduler that can be told its timesteps.
-    With `clip`, estimates of the picture stay in [-1, 1].
+    With `clip`, estimates of the image stay in [-1, 1].
     """
     solver = {"algorithm_type": "dpmsolver++", "solver_order": order, "timestep_spacing": "trailing"}
     # its only clipping is by a quantile; of at most 1, whatever the quantile, it clips to [-1, 1]
