@@ -73,7 +73,8 @@ def ours(batch: int, device: str, compiled: bool) -> tuple:
 
     from decoder import of_context
     from unclip import networks
-    from unclip.diffusion.schedules import schedule, target
+    from unclip.diffusion.predictions import target
+    from unclip.diffusion.schedules import schedule
     from unclip.runtime.config import load_config
     from unclip.runtime.precision import fast_dtype
 

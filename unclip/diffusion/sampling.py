@@ -10,6 +10,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .guidance import apply_guidance
+from .predictions import predict_x0
+
 Generators = torch.Generator | list[torch.Generator] | None
 # (latents, timestep) -> prediction; where it is guided the latents arrive doubled, unconditional half first
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -45,9 +48,9 @@ def denoise(
     `stopped()` is true the remaining steps are left out.
     With `resample` above 1 every step but the last is taken that often, from `renoise(i, latents)` back at its own noise
     level each time (RePaint, arXiv 2201.09865, section 4.2). A `shift` other than 1 moves the timesteps of schedulers that
-    can be told them (`shifted_timesteps`).
+    can be told them (`shift_timesteps`).
     """
-    # twice: where the scheduler compares them and looks them up in its tables, a GPU's would be waited for at every step
+    # keep a CPU copy: comparing GPU timesteps would synchronise every step
     timesteps = place_timesteps(scheduler, steps, shift)
     told, levels = timesteps.to(latents.device, non_blocking=True), timesteps.tolist()
     takes = inspect.signature(scheduler.step).parameters
@@ -62,7 +65,7 @@ def denoise(
             model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
             prediction = predict(model_input, told[i])
             if guided:
-                prediction = guide(prediction, latents.shape[1], guidance)
+                prediction = apply_guidance(prediction, latents.shape[1], guidance)
             extra = {"generator": generator} if "generator" in takes else {}
             if "eta" in takes:
                 extra["eta"] = eta
@@ -77,25 +80,13 @@ def denoise(
     return latents
 
 
-def clean_from(scheduler: Any, prediction: Tensor, noised: Tensor, timesteps: Tensor) -> Tensor:
-    """The un-noised picture (x0) that a prediction stands for."""
-    shape = (-1,) + (1,) * (noised.ndim - 1)
-    alpha_bar = scheduler.alphas_cumprod.to(noised)[timesteps].view(shape)
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return prediction
-    if kind == "epsilon":
-        return (noised - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
-    return alpha_bar.sqrt() * noised - (1 - alpha_bar).sqrt() * prediction
-
-
 def _clean(scheduler: Any, step: Any, prediction: Tensor, noised: Tensor, t: Tensor) -> Tensor:
     """The clean sample that the prediction of a scheduler's `step` stands for: in its own words, where it says it."""
     told = getattr(step, "pred_original_sample", None)
     if told is not None:
         return told
     finer = torch.promote_types(noised.dtype, torch.float32)
-    return clean_from(scheduler, prediction.to(finer), noised.to(finer), t.expand(len(noised))).to(noised.dtype)
+    return predict_x0(scheduler, prediction.to(finer), noised.to(finer), t.expand(len(noised))).to(noised.dtype)
 
 
 def place_timesteps(scheduler, steps: int, shift: float = 1.0) -> Tensor:
@@ -110,7 +101,7 @@ def place_timesteps(scheduler, steps: int, shift: float = 1.0) -> Tensor:
         raise ValueError(f"steps must be at most {config.num_train_timesteps}, got {steps}")
     trailing = config.get("timestep_spacing") == "trailing"
     if (shift != 1 or trailing) and "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(timesteps=shifted_timesteps(steps, shift, config.num_train_timesteps))
+        scheduler.set_timesteps(timesteps=shift_timesteps(steps, shift, config.num_train_timesteps))
     else:
         scheduler.set_timesteps(steps)
         if trailing:  # for some numbers, 61 the first, rounding makes one more of them than was asked for, and that is -1
@@ -118,7 +109,7 @@ def place_timesteps(scheduler, steps: int, shift: float = 1.0) -> Tensor:
     return scheduler.timesteps
 
 
-def shifted_timesteps(steps: int, shift: float, levels: int = 1000) -> list[int]:
+def shift_timesteps(steps: int, shift: float, levels: int = 1000) -> list[int]:
     """`steps` timesteps from `levels` - 1 downwards, u = 1 - i / steps of the way up moved to s u / (1 + (s - 1) u).
 
     A shift s above 1 takes more of the steps at high noise, where a picture's shape is decided (arXiv 2403.03206, equation
@@ -133,13 +124,6 @@ def shifted_timesteps(steps: int, shift: float, levels: int = 1000) -> list[int]
         t = min(t, found[-1] - 1) if found else t
         found.append(max(t, steps - 1 - i))  # no timestep comes twice, and the last is not below 0
     return found
-
-
-def guide(prediction: Tensor, channels: int, guidance: float) -> Tensor:
-    """[2B, C or 2C, ...] -> [B, C or 2C, ...]: the guided prediction, with the conditional half's variance."""
-    unconditional, conditional = prediction.chunk(2)
-    mean = unconditional[:, :channels] + guidance * (conditional[:, :channels] - unconditional[:, :channels])
-    return torch.cat([mean, conditional[:, channels:]], 1)
 
 
 def noise(shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .predictions import x0_from_prediction
 from .sampling import Generators
 
 VARIANCES = ("fixed_small_log", "learned_range")
@@ -94,9 +95,7 @@ class UnCLIPScheduler(SchedulerMixin, ConfigMixin):
         alpha = self.alphas[t] if previous == t - 1 else 1 - beta
         left, left_previous = 1 - alpha_bar, 1 - alpha_bar_previous
 
-        clean = model_output
-        if self.config.prediction_type == "epsilon":
-            clean = (sample - left**0.5 * model_output) / alpha_bar**0.5
+        clean = x0_from_prediction(self.config.prediction_type, model_output, sample, alpha_bar)
         if self.config.clip_sample:
             clean = clean.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         # equation 7 of arXiv 2006.11239

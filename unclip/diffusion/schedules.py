@@ -9,10 +9,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ..runtime.config import ConfigError, nearest
-from .sampling import clean_from
+from .predictions import PREDICTIONS, predict_x0
 from .scheduler import UnCLIPScheduler
 
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
 WITHOUT_DOUBLES = ("mps", "xpu")  # kinds of devices
 
 
@@ -33,18 +32,6 @@ def uniform_timesteps(random: Tensor, count: int) -> Tensor:
 def _double(values: Tensor) -> Tensor:
     """In float64: there, or on the CPU where the device has none."""
     return (values.cpu() if values.device.type in WITHOUT_DOUBLES else values).double()
-
-
-def target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network should answer, by the scheduler's `prediction_type`: epsilon, sample (x0) or v_prediction."""
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "sample":
-        return clean
-    if kind == "v_prediction":
-        return scheduler.get_velocity(clean, noise, timesteps)  # arXiv 2202.00512, appendix D
-    raise ValueError(f"unknown prediction_type {kind!r}")
 
 
 def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
@@ -83,7 +70,7 @@ def variational_bound(
     of_clean, of_noised = before.sqrt() * betas / (1 - alpha_bar), alphas.sqrt() * (1 - before) / (1 - alpha_bar)
     smallest, largest = at(posterior.log()), at(betas.log())
     log_variance = smallest + (share + 1) / 2 * (largest - smallest)
-    guess = clean_from(scheduler, prediction, noised, timesteps)
+    guess = predict_x0(scheduler, prediction, noised, timesteps)
     apart = at(of_clean) * (clean - guess)  # the means' difference: the noised sample's part is the same in both
     nats = 0.5 * (log_variance - smallest - 1 + (smallest - log_variance).exp() + apart.square() * (-log_variance).exp())
     mean = at(of_clean) * guess + at(of_noised) * noised
@@ -99,17 +86,6 @@ def log_discrete_normal(pictures: Tensor, mean: Tensor, log_variance: Tensor) ->
     above = torch.where(pictures > 0.999, torch.ones_like(above), above)
     below = torch.where(pictures < -0.999, torch.zeros_like(below), below)
     return (above - below).clamp_min(1e-12).log()
-
-
-def shifted(scheduler: DDPMScheduler, prediction: Tensor, by: Tensor, timesteps: Tensor) -> Tensor:
-    """The prediction that stands for a clean picture which differs by `by`."""
-    shape = (-1,) + (1,) * (by.ndim - 1)
-    alpha_bar = scheduler.alphas_cumprod.to(by)[timesteps].view(shape)
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return prediction + by
-    scale = (1 - alpha_bar).sqrt()
-    return prediction - by * (alpha_bar.sqrt() / scale if kind == "epsilon" else 1 / scale)
 
 
 def schedule(prediction_type: str, beta_schedule: str = "squaredcos_cap_v2", steps: int = 1000) -> DDPMScheduler:

@@ -17,7 +17,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "unclip.compiling": ("unclip.runtime.compiling",),
     "unclip.config": ("unclip.runtime.config",),
     "unclip.convert": ("unclip.pipelines.convert", "unclip.clip.stock"),
-    "unclip.diffusion": ("unclip.diffusion.schedules",),
+    "unclip.diffusion": ("unclip.diffusion.predictions", "unclip.diffusion.schedules"),
     "unclip.distilled": ("unclip.pipelines.distilled",),
     "unclip.embed": ("unclip.training.embed",),
     "unclip.export": ("unclip.training.export",),
@@ -45,7 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "unclip.processes": ("unclip.runtime.processes",),
     "unclip.profiling": ("unclip.runtime.profiling",),
     "unclip.rerank": ("unclip.pipelines.rerank",),
-    "unclip.sampling": ("unclip.diffusion.sampling",),
+    "unclip.sampling": ("unclip.diffusion.predictions", "unclip.diffusion.guidance", "unclip.diffusion.sampling"),
     "unclip.scheduler": ("unclip.diffusion.scheduler",),
     "unclip.search": ("unclip.clip.search", "unclip.pipelines.axes"),
     "unclip.sharding": ("unclip.training.sharding",),
@@ -69,6 +69,8 @@ CLASSES = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "un
 
 # Names that changed as well as their module.
 NAMES: dict[str, dict[str, str]] = {
+    "unclip.diffusion": {"shifted": "offset_x0"},
+    "unclip.sampling": {"clean_from": "predict_x0", "guide": "apply_guidance", "shifted_timesteps": "shift_timesteps"},
     "unclip.server.drawing": {"Painting": "GenerationWork", "Varying": "VariationWork", "Repainting": "EditWork"},
     "unclip.server.shelf": {"Shelf": "ImageStore"},
     "unclip.studio.drawing": {"to_pictures": "to_images"},
@@ -89,19 +91,19 @@ def class_module(module: str, name: str) -> str:
     return next((new for new in MODULES.get(module, ()) if hasattr(import_module(new), name)), module)
 
 
-def attribute(old: str, name: str) -> Any:
+def attribute(old: str, name: str, modules: Sequence[str] | None = None) -> Any:
     """A name of the old module `old`, from where it is now, with a DeprecationWarning for the caller's caller.
 
-    Raises AttributeError for a name that no module took over.
+    `modules` are those that may have it now, for an old module that still exists; default: those of `MODULES`. Raises
+    AttributeError for a name that no module took over.
     """
-    if not name.startswith("__"):
-        new_name = NAMES.get(old, {}).get(name, name)
-        for new in MODULES[old]:
-            module = import_module(new)
-            if hasattr(module, new_name):
-                message = f"{old}.{name} has moved to {new}.{new_name}; the old name will be removed in version 0.3"
-                warnings.warn(message, DeprecationWarning, stacklevel=3)
-                return getattr(module, new_name)
+    new_name = NAMES.get(old, {}).get(name, name)
+    for new in () if name.startswith("__") else modules or MODULES[old]:
+        module = import_module(new)
+        if hasattr(module, new_name):
+            message = f"{old}.{name} has moved to {new}.{new_name}; the old name will be removed in version 0.3"
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
+            return getattr(module, new_name)
     raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
 

@@ -32,9 +32,11 @@ from upsamplers.degrade import add_noise, noise_labels
 
 from ..clip.characters import read_characters
 from ..clip.model import CLIP, PARTS
-from ..diffusion.sampling import Generators, OnStep, Predict, clean_from, denoise, noise
+from ..diffusion.guidance import apply_guidance
+from ..diffusion.predictions import offset_x0, predict_x0
+from ..diffusion.sampling import Generators, OnStep, Predict, denoise, noise
 from ..diffusion.scheduler import UnCLIPScheduler, own
-from ..diffusion.schedules import dpm_solver, shifted
+from ..diffusion.schedules import dpm_solver
 from ..diffusion.tiling import tiled
 from ..io.images import on_white, towards_square
 from ..networks import embedding_dim, told_of_noise
@@ -742,8 +744,8 @@ class UnCLIPBase(Loading):
                 rows = len(wanted)
                 plain = prediction[:, : x.shape[1]]
                 if len(x) > rows:
-                    plain = plain[:rows] + guidance * (plain[rows:] - plain[:rows])
-                clean = clean_from(scheduler, plain, x[-rows:], t.reshape(1).expand(rows))
+                    plain = apply_guidance(plain, x.shape[1], guidance)
+                clean = predict_x0(scheduler, plain, x[-rows:], t.reshape(1).expand(rows))
                 pixels = clip.preprocess((clean.float() / 2 + 0.5).clamp(0, 1))
                 seen = clip.image_encoder(pixels.to(clip.image_encoder.dtype)).image_embeds.float()
                 gradient = torch.autograd.grad(F.cosine_similarity(seen, wanted).sum(), x)[0]
@@ -751,7 +753,7 @@ class UnCLIPBase(Loading):
             gradient = gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
             left = (1 - scheduler.alphas_cumprod[t.long()]).sqrt().to(gradient)
             by = (strength * left * gradient).repeat(len(x) // rows, 1, 1, 1)
-            towards = shifted(scheduler, prediction.detach()[:, : x.shape[1]], by, t.reshape(1).expand(len(x)))
+            towards = offset_x0(scheduler, prediction.detach()[:, : x.shape[1]], by, t.reshape(1).expand(len(x)))
             return torch.cat([towards, prediction.detach()[:, x.shape[1] :]], 1)
 
         return moved

@@ -24,7 +24,7 @@ class Distilled:
 
     `factors` names layers of the decoder, each with A [r, in, ...] and B [out, r, ...] of W + `scale` B A (arXiv
     2106.09685, section 4.1). It draws in `evaluations` steps of DDIM without guidance: that of `guidance` is in it. `shift`
-    says at which timesteps (`shifted_timesteps`). `decoder` is the fingerprint of the full decoder's weights.
+    says at which timesteps (`shift_timesteps`). `decoder` is the fingerprint of the full decoder's weights.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]

@@ -125,7 +125,7 @@ class UnCLIPPipeline(UnCLIPBase):
             negative_prompt: what guidance leads away from, for all prompts or one for each; default: the empty prompt.
             decoder_guidance_interval: (low, high) in shares of the decoder's timesteps, 0 the clean picture and 1 pure noise:
                 outside it there is no guidance, which saves half of such a step (arXiv 2404.07724); default: everywhere.
-            decoder_timestep_shift: above 1 the decoder takes more of its steps at high noise (`shifted_timesteps`), with the
+            decoder_timestep_shift: above 1 the decoder takes more of its steps at high noise (`shift_timesteps`), with the
                 samplers that can be told their timesteps: dpmsolver++, and ancestral without a learned variance; default: 1.
             sampler: of the decoder: "dpmsolver++2m", "dpmsolver++3m", "ddim" or "ancestral"; default: the checkpoint's own.
                 Where the checkpoint has a distilled decoder, "distilled" draws with it: at most as many steps as it was made

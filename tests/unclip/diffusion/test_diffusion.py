@@ -8,15 +8,13 @@ from diffusers import DDPMScheduler
 from pretend_device import DEVICE, PretendDevice
 from torch.distributions import Normal, kl_divergence
 
-from unclip.diffusion.sampling import clean_from
+from unclip.diffusion.predictions import offset_x0, predict_x0, target
 from unclip.diffusion.schedules import (
     ancestral,
     log_discrete_normal,
     logit_normal_timesteps,
     schedule,
-    shifted,
     snr_weight,
-    target,
     uniform_timesteps,
     variational_bound,
 )
@@ -38,7 +36,7 @@ def test_what_a_prediction_stands_for_is_what_it_was_made_from(kind):
     scheduler = schedule(kind)
     noised = scheduler.add_noise(clean, noise, t)
     torch.testing.assert_close(
-        clean_from(scheduler, target(scheduler, clean, noise, t), noised, t), clean, rtol=1e-4, atol=1e-4
+        predict_x0(scheduler, target(scheduler, clean, noise, t), noised, t), clean, rtol=1e-4, atol=1e-4
     )
 
 
@@ -48,7 +46,7 @@ def test_min_snr_weighs_the_clean_pictures_error_alike_for_every_prediction(kind
     scheduler = schedule(kind)
     by = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     right = target(scheduler, clean, noise, t)
-    wrong = shifted(scheduler, right, by, t)
+    wrong = offset_x0(scheduler, right, by, t)
     weight = snr_weight(scheduler, t, 5.0)
     found = weight * (wrong - right).square().mean((1, 2, 3))
     snr = scheduler.alphas_cumprod[t] / (1 - scheduler.alphas_cumprod[t])

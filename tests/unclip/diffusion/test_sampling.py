@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from pretend_device import DEVICE, Waits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unclip.diffusion.sampling import clean_from, denoise, guide, noise, place_timesteps, shifted_timesteps
+from unclip.diffusion.guidance import apply_guidance
+from unclip.diffusion.predictions import offset_x0, predict_x0, target
+from unclip.diffusion.sampling import denoise, noise, place_timesteps, shift_timesteps
 from unclip.diffusion.schedules import (
     ancestral,
     ddim,
     dpm_solver,
     logit_normal_timesteps,
     schedule,
-    shifted,
-    target,
     uniform_timesteps,
 )
 
@@ -37,8 +37,8 @@ def test_target_and_clean_are_inverse(kind, t, seed):
     plan.alphas_cumprod = plan.alphas_cumprod.double()
     noised = plan.add_noise(clean, eps, steps)
     wanted = target(plan, clean, eps, steps)
-    torch.testing.assert_close(clean_from(plan, wanted, noised, steps), clean, rtol=1e-6, atol=1e-6)
-    moved = clean_from(plan, shifted(plan, wanted, eps / 7, steps), noised, steps)
+    torch.testing.assert_close(predict_x0(plan, wanted, noised, steps), clean, rtol=1e-6, atol=1e-6)
+    moved = predict_x0(plan, offset_x0(plan, wanted, eps / 7, steps), noised, steps)
     torch.testing.assert_close(moved, clean + eps / 7, rtol=1e-6, atol=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_as_many_timesteps_as_were_asked_for(steps, sampler):
     scheduler = sampler.from_config(schedule("v_prediction").config, timestep_spacing="trailing")
     found = place_timesteps(scheduler, steps).tolist()
     assert len(set(found)) == len(found) == steps and min(found) >= 0
-    even = zip(sorted(found, reverse=True), shifted_timesteps(steps, 1), strict=True)
+    even = zip(sorted(found, reverse=True), shift_timesteps(steps, 1), strict=True)
     assert all(abs(a - b) <= 1 for a, b in even), "but for the rounding of halves"
 
 
@@ -83,13 +83,13 @@ def test_more_steps_than_levels_are_an_error_whatever_the_shift(steps, shift):
 
 
 @given(st.integers(1, 1000), st.floats(0.02, 50))
-def test_shifted_timesteps_fall_from_the_top_and_never_repeat(steps, shift):
-    found = shifted_timesteps(steps, shift)
+def test_shift_timesteps_fall_from_the_top_and_never_repeat(steps, shift):
+    found = shift_timesteps(steps, shift)
     assert len(found) == steps and found[0] == 999 and found[-1] >= 0
     assert all(a > b for a, b in zip(found, found[1:], strict=False))
-    even = shifted_timesteps(steps, 1)
+    even = shift_timesteps(steps, 1)
     assert all(a >= b if shift >= 1 else a <= b for a, b in zip(found, even, strict=True))
-    other = shifted_timesteps(steps, 1.1 * shift)
+    other = shift_timesteps(steps, 1.1 * shift)
     assert all(a <= b for a, b in zip(found, other, strict=True)), "the more it is shifted, the longer noise is high"
 
 
@@ -98,7 +98,7 @@ def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
     even, told = (DPMSolverMultistepScheduler.from_config(plan.config, timestep_spacing="trailing") for _ in range(2))
     for steps in (5, 20, 333):
         even.set_timesteps(steps)
-        assert shifted_timesteps(steps, 1) == even.timesteps.tolist()
+        assert shift_timesteps(steps, 1) == even.timesteps.tolist()
     clean, seen = torch.randn(2, 3, 4, 4, dtype=torch.float64), []
 
     def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
 
     drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), told, 8, shift=3)
     torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
-    assert seen == shifted_timesteps(8, 3)
+    assert seen == shift_timesteps(8, 3)
     ddim = DDIMScheduler.from_config(plan.config, timestep_spacing="trailing")  # cannot be told its timesteps
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     assert torch.equal(denoise(perfect, start, ddim, 8, shift=3), denoise(perfect, start, ddim, 8))
@@ -146,10 +146,10 @@ def test_every_step_says_what_sample_its_prediction_stands_for(make, kind, guida
 
 def test_guidance_of_one_is_no_guidance_and_equal_halves_are_fixed():
     prediction = torch.randn(4, 3, 2, 2)
-    torch.testing.assert_close(guide(prediction, 3, 1.0), prediction[2:])
-    torch.testing.assert_close(guide(torch.cat([prediction] * 2), 3, 7.5), prediction)
+    torch.testing.assert_close(apply_guidance(prediction, 3, 1.0), prediction[2:])
+    torch.testing.assert_close(apply_guidance(torch.cat([prediction] * 2), 3, 7.5), prediction)
     variance = torch.randn(4, 6, 2, 2)
-    assert torch.equal(guide(variance, 3, 5.0)[:, 3:], variance[2:, 3:])
+    assert torch.equal(apply_guidance(variance, 3, 5.0)[:, 3:], variance[2:, 3:])
 
 
 def test_only_guidance_doubles_the_batch():

@@ -57,6 +57,11 @@ SPLIT = {  # modules whose names went to several
     ("unclip.studio.page", "caption"): "unclip.studio.session",
     ("unclip.studio.page", "restored"): "unclip.studio.validation",
 }
+RENAMED = {
+    ("unclip.sampling", "clean_from"): "unclip.diffusion.predictions.predict_x0",
+    ("unclip.sampling", "guide"): "unclip.diffusion.guidance.apply_guidance",
+    ("unclip.diffusion", "shifted"): "unclip.diffusion.predictions.offset_x0",
+}
 
 
 @pytest.mark.parametrize("old", NAMES)
@@ -76,6 +81,14 @@ def test_a_name_that_left_its_module_is_found(old, name):
     with pytest.warns(DeprecationWarning):
         found = getattr(import_module(old), name)
     assert found is getattr(import_module(new), name) and found.__module__ == new
+
+
+@pytest.mark.parametrize(("old", "name"), RENAMED)
+def test_a_renamed_name_is_found(old, name):
+    module, now = RENAMED[old, name].rsplit(".", 1)
+    with pytest.warns(DeprecationWarning, match=rf"^{old}\.{name} has moved to {module}\.{now};"):
+        found = getattr(import_module(old), name)
+    assert found is getattr(import_module(module), now)
 
 
 def test_every_old_module_is_tried():

@@ -10,7 +10,7 @@ from drawing import answer, close, draw
 from pretend_device import DEVICE, Waits
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
-from unclip.diffusion.sampling import shifted_timesteps
+from unclip.diffusion.sampling import shift_timesteps
 from unclip.runtime.profiling import Profile, measured_peak, peak_memory
 
 
@@ -194,12 +194,12 @@ def test_a_shift_moves_the_decoders_timesteps_alone(pipe):
     hook = pipe.decoder.register_forward_pre_hook(lambda m, a, kwargs: seen.append(int(kwargs["timestep"])), with_kwargs=True)
     pipe.decoder_scheduler = DPMSolverMultistepScheduler.from_config(pipe.decoder_scheduler.config, timestep_spacing="trailing")
     even = draw(pipe, decoder_num_inference_steps=4)
-    assert seen == shifted_timesteps(4, 1)
+    assert seen == shift_timesteps(4, 1)
     seen.clear()
     assert torch.equal(draw(pipe, decoder_num_inference_steps=4, decoder_timestep_shift=1.0), even)
     seen.clear()
     assert not torch.allclose(draw(pipe, decoder_num_inference_steps=4, decoder_timestep_shift=3.0), even, atol=1e-4)
-    assert seen == shifted_timesteps(4, 3)
+    assert seen == shift_timesteps(4, 3)
     hook.remove()
     for wrong in (0, -1, float("nan"), "3"):
         with pytest.raises(ValueError, match="decoder_timestep_shift must be from 0.01 to 100, got"):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from decoder import Decoder, UnCLIPTextProjModel
 from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
 from unclip.data.examples import seeded_noise
-from unclip.diffusion.sampling import shifted_timesteps
+from unclip.diffusion.sampling import shift_timesteps
 from unclip.io.checkpoints import save_components
 from unclip.pipelines.distilled import FILE, Distilled, fingerprint
 from unclip.runtime.config import ConfigError
@@ -109,7 +109,7 @@ def test_whoever_answers_with_the_targets_draws_the_teachers_pictures(clip, shif
     predict, found._predict = found._predict, lambda noised, *_: noised
     found._squared_error = lambda predicted, wanted, timesteps: wanted
     targets, starts = found._errors(lesson)
-    assert starts.view(4, 2)[:, 0].tolist() == shifted_timesteps(4, shift)
+    assert starts.view(4, 2)[:, 0].tolist() == shift_timesteps(4, shift)
     remaining = iter(targets.view(4, 2, *targets.shape[1:]))
     found._predict = lambda *_: next(remaining)
     close(found._few(lesson, 4), lesson.ends[-1], 1e-4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...data.render import Layer
-from ...diffusion.sampling import clean_from
+from ...diffusion.predictions import predict_x0
 from .. import prompts as ask
 from ..bench import Bench
 from ..metrics import mean
@@ -73,7 +73,7 @@ def decoder_errors(bench: Bench, prompts: list[Prompt], styles: list[str], embed
 
         def denoised(noised: Tensor, t: int) -> Tensor:
             prediction = predict(noised, torch.tensor(t, device=device))[:, : noised.shape[1]].float()  # noqa: B023
-            return clean_from(scheduler, prediction, noised, torch.full((len(noised),), t, device=device))
+            return predict_x0(scheduler, prediction, noised, torch.full((len(noised),), t, device=device))
 
         found.append(velocity_errors(scheduler.alphas_cumprod, denoised, clean[some], noise[some]))
     return torch.cat(found).cpu()

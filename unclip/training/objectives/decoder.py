@@ -13,8 +13,9 @@ from decoder import Decoder, of_context
 
 from ... import networks
 from ...data.examples import EmojiScenes, seeded_noise
+from ...diffusion.predictions import target
 from ...diffusion.sampling import denoise
-from ...diffusion.schedules import ancestral, dpm_solver, levels, target, variational_bound
+from ...diffusion.schedules import ancestral, dpm_solver, levels, variational_bound
 from ...runtime.config import ConfigError
 from .base import grid
 from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...data.examples import seeded_noise
-from ...diffusion.sampling import denoise, shifted_timesteps
-from ...diffusion.schedules import dpm_solver, levels, target
+from ...diffusion.predictions import target
+from ...diffusion.sampling import denoise, shift_timesteps
+from ...diffusion.schedules import dpm_solver, levels
 from ...io.checkpoints import components_folder, resolve
 from ...pipelines.distilled import FILE, Distilled, fingerprint
 from ...runtime.config import ConfigError
@@ -49,7 +50,7 @@ class DecoderDistillObjective(DecoderObjective):
     into `evaluations` parts of as many steps each, and the adapted decoder learns to go from where each begins to where it
     ends in one step of DDIM: all of progressive distillation's halvings (arXiv 2202.00512, section 3) and guidance's (arXiv
     2210.03142, section 3.1) at once, at the noise levels alone that are drawn with. The error is of what the network predicts.
-    A `timestep_shift` above 1 makes the parts at high noise shorter (`shifted_timesteps`); the adapter is drawn with it too.
+    A `timestep_shift` above 1 makes the parts at high noise shorter (`shift_timesteps`); the adapter is drawn with it too.
 
     `init_from` names the frozen decoder, `adapter` a file, run or pipeline's folder to take up an adapter from: that of a
     decoder which has since gone on, say. The run leaves the adapter as the file that a pipeline's folder takes. A batch
@@ -96,7 +97,7 @@ class DecoderDistillObjective(DecoderObjective):
             raise ConfigError(f"objective.timestep_shift must be from 0.01 to 100, got {timestep_shift}")
         self.guidance, self.evaluations, self.teacher_steps = float(guidance), evaluations, teacher_steps
         self.shift = float(timestep_shift)
-        starts = torch.tensor(shifted_timesteps(evaluations, self.shift, self.schedule.config.num_train_timesteps))  # [E]
+        starts = torch.tensor(shift_timesteps(evaluations, self.shift, self.schedule.config.num_train_timesteps))  # [E]
         self.register_buffer("starts", starts, persistent=False)
         alphas = torch.cat([self.schedule.alphas_cumprod[starts], torch.ones(1)])  # [E + 1]
         self.register_buffer("alphas", alphas, persistent=False)

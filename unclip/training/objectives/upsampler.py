@@ -12,8 +12,9 @@ from upsamplers.model import resize
 
 from ... import networks
 from ...data.examples import Degraded, crop_examples, seeded_noise
-from ...diffusion.sampling import clean_from, denoise
-from ...diffusion.schedules import ddim, move_schedule, schedule, target, uniform_timesteps
+from ...diffusion.predictions import predict_x0, target
+from ...diffusion.sampling import denoise
+from ...diffusion.schedules import ddim, move_schedule, schedule, uniform_timesteps
 from ...runtime.config import ConfigError
 from .base import Objective, grid
 
@@ -92,7 +93,7 @@ class UpsamplerObjective(Objective):
         timesteps = uniform_timesteps(batch["random"][:, 2], self.schedule.config.num_train_timesteps)
         noised = self.schedule.add_noise(sharp, noise, timesteps)
         predicted = self._predict(noised, resized, timesteps, sigma)
-        clean = clean_from(self.schedule, predicted, noised, timesteps)
+        clean = predict_x0(self.schedule, predicted, noised, timesteps)
         if self.loss == "mse":
             loss = (predicted - target(self.schedule, sharp, noise, timesteps)).square().mean()
         else:
