@@ -20,7 +20,7 @@ from torch import Tensor
 from unclip import UnCLIPInpaintPipeline, UnCLIPPipeline
 from unclip.diffusion.tiling import spans
 from unclip.io.images import with_margins
-from unclip.pipelines.base import TILE_OVERLAP
+from unclip.pipelines.stages.upsamplers import TILE_OVERLAP
 from unclip.runtime.precision import best_device
 
 BESIDE = 4  # steps on either side of the border that it is compared with
@@ -47,7 +47,7 @@ def in_tiles(pipe: UnCLIPPipeline, prompt: str, side: int) -> None:
         return pipe(prompt, generator=generator, output_type="pt", height=side, width=side).images[0].cpu()
 
     tiled = draw()
-    with mock.patch("unclip.pipelines.base.tiled", lambda network, x, *sizes: network(x)):
+    with mock.patch("unclip.pipelines.stages.upsamplers.tiled", lambda network, x, *sizes: network(x)):
         whole = draw()
     error = (tiled - whole).abs()
     tile = pipe.sizes[-1]

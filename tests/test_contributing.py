@@ -92,7 +92,7 @@ def test_what_the_guide_names_is_there():
     missing = {path for path in paths - to_be_made if not (ROOT / path).exists()}
     assert len(paths) > 10 and not missing
     for module, name in (
-        ("pipelines.base", "SAMPLERS"),
+        ("pipelines.samplers", "SAMPLERS"),
         ("cli.options", "Sampler"),
         ("cli", "drawing"),
         ("io.moved", "MODULES"),

@@ -14,6 +14,7 @@ from prior import AutoregressivePrior, DiffusionPrior
 from upsamplers import Upsampler
 
 from .clip.towers import ImageTower, TextTower
+from .io.moved import attribute
 from .runtime import attention
 from .runtime.config import ConfigError, construct, nearest
 
@@ -83,8 +84,8 @@ def upsampler(model: Section) -> nn.Module:
     return network
 
 
-def told_of_noise(upsampler: nn.Module) -> bool:
-    """Whether an upsampler, of either kind, takes the noise on its low-resolution picture as `class_labels`."""
+def is_noise_conditioned(upsampler: nn.Module) -> bool:
+    """Whether an upsampler, of either kind, takes the noise level of its low-resolution image as `class_labels`."""
     return upsampler.config.get("class_embed_type") == "timestep"
 
 
@@ -170,3 +171,7 @@ def _named(own: type, model: Section, where: str, stock: str, factory: type) -> 
     if name not in known:
         raise ConfigError(f"{where}.class is {name!r}{nearest(name, known)}; choose from {', '.join(known)}")
     return known[name], rest
+
+
+def __getattr__(name: str) -> Any:
+    return attribute(__name__, name, [__name__])  # names of version 0.1

@@ -106,7 +106,7 @@ def generate(
 
 def jobs_of(prompts: list[str], num_images: int, seed: int) -> list[Job]:
     """`num_images` jobs of each prompt, whose seeds count up from `seed`. Raises ValueError for what is out of range."""
-    from ..pipelines.base import MAX_IMAGES
+    from ..pipelines.settings import MAX_IMAGES
 
     if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
         raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {len(prompts)} x {num_images}")
@@ -143,10 +143,10 @@ class Request:
 
     def load(self, default_device: str | None = None) -> tuple[Any, int]:
         """The pipeline, compiled if that was asked for, and how many images it samples at once."""
-        from ..pipelines.base import pictures_at_once
+        from ..pipelines.settings import images_at_once
 
         pipe = load(self.model, self.device or default_device, self.dtype, self.low_memory)
-        batch = pictures_at_once(self.settings["size"] or pipe.sizes[-1])
+        batch = images_at_once(self.settings["size"] or pipe.sizes[-1])
         if self.compile_networks:
             self._compile(pipe, min(batch, len(self.jobs)))
         return pipe, batch
@@ -232,8 +232,8 @@ def rerank(
     import torch
     from tqdm import tqdm
 
-    from ..pipelines.base import MAX_IMAGES, pictures_at_once
     from ..pipelines.rerank import rerank as ranked
+    from ..pipelines.settings import MAX_IMAGES, images_at_once
 
     if not prompt.strip():
         raise ValueError(f"prompt is empty: {prompt!r}")
@@ -249,7 +249,7 @@ def rerank(
     def bar(batches):
         return tqdm(batches, desc="candidates", file=sys.stderr)
 
-    best = ranked(pipe, prompt, candidates, keep, seed, pictures_at_once(64), bar, **settings)
+    best = ranked(pipe, prompt, candidates, keep, seed, images_at_once(64), bar, **settings)
     for (score, number), path in zip(tqdm(best, desc="drawing the best", file=sys.stderr), files, strict=True):
         image = pipe(prompt, generator=[torch.Generator().manual_seed(number)], size=size, **settings).images[0]
         save(image, path, {"prompt": prompt, "seed": str(number), "model": model, "score": f"{score:.4f}"}, transparent)

@@ -31,7 +31,7 @@ def variations(
 
     from ..io.images import open_image
     from ..pipelines import UnCLIPImageVariationPipeline
-    from ..pipelines.base import MAX_IMAGES
+    from ..pipelines.settings import MAX_IMAGES
 
     if not 1 <= count <= MAX_IMAGES:
         raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count}")

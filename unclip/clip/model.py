@@ -1,4 +1,4 @@
-"""CLIP: a text tower and an image tower that map sentences and pictures to unit vectors of one space."""
+"""CLIP: a text tower and an image tower that map sentences and images to unit vectors of one space."""
 
 # B batch, N tokens, D embedding dimension
 
@@ -6,15 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from ..io.checkpoints import load_components, resolve, save_components
-from ..io.images import on_white, towards_square
-from .characters import read_characters
+from .preprocessing import preprocess, tokenize
 from .stock import clip_image, clip_text
 
 PARTS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")  # of a CLIP, by their names in a pipeline
@@ -84,8 +82,7 @@ class CLIP:
 
         Emoji in them are read as their names.
         """
-        texts, length = list(map(read_characters, texts)), self.tokenizer.model_max_length
-        return self.tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        return tokenize(self.tokenizer, texts, padding)
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
@@ -100,52 +97,18 @@ class CLIP:
 
     @torch.no_grad()
     def encode_image(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
-        """Unit vectors [B, D] of PIL pictures or of a tensor [B, 3, H, W] in [0, 1].
+        """Unit vectors [B, D] of PIL images or of a tensor [B, 3, H, W] in [0, 1].
 
-        Transparent pictures are put on white. Raises ValueError for a tensor of another shape or range.
+        Transparent images are put on white. Raises ValueError for a tensor of another shape or range.
         """
         return self.encode_pixels(self.preprocess(images))
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Unit vectors [B, D] of pictures [B, 3, S, S] as `preprocess` makes them."""
+        """Unit vectors [B, D] of images [B, 3, S, S] as `preprocess` makes them."""
         pixels = pixels.to(self.image_encoder.device, self.image_encoder.dtype)
         return F.normalize(self.image_encoder(pixels).image_embeds.float(), dim=-1)
 
     def preprocess(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
-        """Pictures as the image tower takes them: [B, 3, S, S], resized with antialiasing and normalised."""
-        if isinstance(images, Image.Image):
-            images = [images]
-        size = self.feature_extractor.crop_size["height"]
-        if isinstance(images, Tensor):
-            if images.ndim != 4 or images.shape[1] != 3:
-                raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
-            if images.min() < 0 or images.max() > 1:
-                raise ValueError(f"images must be in [0, 1], got [{images.min():.3g}, {images.max():.3g}]")
-            pixels = images.float()
-        else:
-            pixels = torch.cat([_resize_square(_to_tensor(image), size) for image in images])
-        pixels = _resize_square(pixels, size)
-        mean, std = (
-            torch.tensor(v).view(1, 3, 1, 1) for v in (self.feature_extractor.image_mean, self.feature_extractor.image_std)
-        )
-        return (pixels - mean.to(pixels)) / std.to(pixels)
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """A PIL picture on white as [1, 3, H, W] in [0, 1]."""
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"images must be PIL pictures or a tensor, got {type(image).__name__}")
-    return torch.from_numpy(np.array(on_white(towards_square(image)))).permute(2, 0, 1)[None].float() / 255
-
-
-def _resize_square(pixels: Tensor, size: int) -> Tensor:
-    """[B, 3, H, W] to [B, 3, size, size]: the shorter side resized, then the centre cropped."""
-    height, width = pixels.shape[-2:]
-    if (height, width) == (size, size):
-        return pixels
-    scale = size / min(height, width)
-    target = (max(round(height * scale), size), max(round(width * scale), size))
-    pixels = F.interpolate(pixels, target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return pixels[..., top : top + size, left : left + size]
+        """Images as the image tower takes them: [B, 3, S, S], resized with antialiasing and normalised."""
+        return preprocess(self.feature_extractor, images)

@@ -112,7 +112,7 @@ def place_timesteps(scheduler, steps: int, shift: float = 1.0) -> Tensor:
 def shift_timesteps(steps: int, shift: float, levels: int = 1000) -> list[int]:
     """`steps` timesteps from `levels` - 1 downwards, u = 1 - i / steps of the way up moved to s u / (1 + (s - 1) u).
 
-    A shift s above 1 takes more of the steps at high noise, where a picture's shape is decided (arXiv 2403.03206, equation
+    A shift s above 1 takes more of the steps at high noise, where an image's shape is decided (arXiv 2403.03206, equation
     23, with their square root of m / n for s); 1 is even ("trailing") spacing. Raises ValueError for more steps than levels.
     """
     if steps > levels:
@@ -129,7 +129,7 @@ def shift_timesteps(steps: int, shift: float, levels: int = 1000) -> list[int]:
 def noise(shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Normal noise of `shape`; a list of generators gives each row its own.
 
-    Drawn in float32 (float64 for float64) and then cast, so that a seed means the same picture in every dtype.
+    Drawn in float32 (float64 for float64) and then cast, so that a seed means the same image in every dtype.
     """
     drawn = dtype if dtype == torch.float64 else torch.float32
     return randn_tensor(shape, generator=generator, device=device, dtype=drawn).to(dtype)

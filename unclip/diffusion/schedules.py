@@ -18,7 +18,7 @@ WITHOUT_DOUBLES = ("mps", "xpu")  # kinds of devices
 def logit_normal_timesteps(random: Tensor, count: int, mean: float = 0.2, std: float = 1.2) -> Tensor:
     """Timesteps [B] of a schedule with `count` steps, their logit normally distributed; `random` [B] uniform in [0, 1).
 
-    Puts the effort between the extremes, where a picture's shapes are decided (arXiv 2403.03206, section 3.1).
+    Puts the effort between the extremes, where an image's shapes are decided (arXiv 2403.03206, section 3.1).
     """
     level = torch.sigmoid(mean + std * torch.special.ndtri(_double(random).clamp(1e-6, 1 - 1e-6)))
     return (level * count).long().clamp(0, count - 1).to(random.device)
@@ -37,7 +37,7 @@ def _double(values: Tensor) -> Tensor:
 def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights [B] of the squared error of what the network predicts (arXiv 2303.09556, section 3.4).
 
-    Whatever it predicts, the error of the clean picture that the prediction stands for weighs min(SNR, gamma).
+    Whatever it predicts, the error of the clean image that the prediction stands for weighs min(SNR, gamma).
     """
     alpha_bar = _double(scheduler.alphas_cumprod)
     snr = alpha_bar / (1 - alpha_bar)
@@ -78,13 +78,13 @@ def variational_bound(
     return torch.where(timesteps == 0, first, nats) / math.log(2)
 
 
-def log_discrete_normal(pictures: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+def log_discrete_normal(images: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Log probabilities of 8-bit pixels in [-1, 1] under a normal that is cut into 256 levels (arXiv 2006.11239, eq. 13)."""
     scale = (-0.5 * log_variance).exp()
-    above = torch.special.ndtr((pictures + 1 / 255 - mean) * scale)
-    below = torch.special.ndtr((pictures - 1 / 255 - mean) * scale)
-    above = torch.where(pictures > 0.999, torch.ones_like(above), above)
-    below = torch.where(pictures < -0.999, torch.zeros_like(below), below)
+    above = torch.special.ndtr((images + 1 / 255 - mean) * scale)
+    below = torch.special.ndtr((images - 1 / 255 - mean) * scale)
+    above = torch.where(images > 0.999, torch.ones_like(above), above)
+    below = torch.where(images < -0.999, torch.zeros_like(below), below)
     return (above - below).clamp_min(1e-12).log()
 
 
@@ -110,7 +110,7 @@ def dpm_solver(levels: Mapping[str, Any], order: int = 2, clip: bool = False) ->
     """DPM-Solver++ of an `order` on the noise levels of a schedule, whose settings they are (arXiv 2211.01095).
 
     The decoder is sampled with the second. The first is DDIM (section 4), as a scheduler that can be told its timesteps.
-    With `clip`, estimates of the picture stay in [-1, 1].
+    With `clip`, estimates of the image stay in [-1, 1].
     """
     solver = {"algorithm_type": "dpmsolver++", "solver_order": order, "timestep_spacing": "trailing"}
     # its only clipping is by a quantile; of at most 1, whatever the quantile, it clips to [-1, 1]

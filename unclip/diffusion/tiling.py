@@ -1,4 +1,4 @@
-"""Running a convolutional network on a picture larger than memory allows: overlapping tiles, blended."""
+"""Running a convolutional network on an image larger than memory allows: overlapping tiles, blended."""
 
 # B batch, C channels, H height, W width
 

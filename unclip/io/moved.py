@@ -13,7 +13,7 @@ from typing import Any
 MODULES: dict[str, tuple[str, ...]] = {
     "unclip.attention": ("unclip.runtime.attention",),
     "unclip.checkpoints": ("unclip.io.checkpoints", "unclip.runtime.memory"),
-    "unclip.clip": ("unclip.clip.model", "unclip.clip.towers"),
+    "unclip.clip": ("unclip.clip.model", "unclip.clip.towers", "unclip.clip.preprocessing"),
     "unclip.compiling": ("unclip.runtime.compiling",),
     "unclip.config": ("unclip.runtime.config",),
     "unclip.convert": ("unclip.pipelines.convert", "unclip.clip.stock"),
@@ -70,6 +70,8 @@ CLASSES = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "un
 # Names that changed as well as their module.
 NAMES: dict[str, dict[str, str]] = {
     "unclip.diffusion": {"shifted": "offset_x0"},
+    "unclip.networks": {"told_of_noise": "is_noise_conditioned"},
+    "unclip.pipelines.base": {"draws_itself": "is_autoregressive", "pictures_at_once": "images_at_once"},
     "unclip.sampling": {"clean_from": "predict_x0", "guide": "apply_guidance", "shifted_timesteps": "shift_timesteps"},
     "unclip.server.drawing": {"Painting": "GenerationWork", "Varying": "VariationWork", "Repainting": "EditWork"},
     "unclip.server.shelf": {"Shelf": "ImageStore"},
@@ -100,7 +102,7 @@ def attribute(old: str, name: str, modules: Sequence[str] | None = None) -> Any:
     new_name = NAMES.get(old, {}).get(name, name)
     for new in () if name.startswith("__") else modules or MODULES[old]:
         module = import_module(new)
-        if hasattr(module, new_name):
+        if new_name in vars(module) or (new != old and hasattr(module, new_name)):
             message = f"{old}.{name} has moved to {new}.{new_name}; the old name will be removed in version 0.3"
             warnings.warn(message, DeprecationWarning, stacklevel=3)
             return getattr(module, new_name)

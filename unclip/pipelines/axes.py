@@ -1,4 +1,4 @@
-"""The principal axes of CLIP's image embeddings: a model's own, or those of a folder of pictures or a dataset."""
+"""The principal axes of CLIP's image embeddings: a model's own, or those of a folder of images or a dataset."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,14 +15,14 @@ from ..io.checkpoints import resolve
 def axes_of(
     model: str, clip: CLIP, source: str | Path | None = None, progress: Callable[[Iterable], Iterable] = iter
 ) -> PrincipalAxes:
-    """The principal axes of the embeddings of `source`: a folder of pictures or an emoji dataset; None: the model's own.
+    """The principal axes of the embeddings of `source`: a folder of images or an emoji dataset; None: the model's own.
 
-    Raises ValueError for a model that has none and for a source of fewer than two pictures.
+    Raises ValueError for a model that has none and for a source of fewer than two images.
     """
     if source is None:
         path = resolve(model) / AXES_FILE
         if not path.is_file():
-            raise ValueError(f"{path} is missing: this model has no principal axes of its own; name pictures with --of FOLDER")
+            raise ValueError(f"{path} is missing: this model has no principal axes of its own; name images with --of FOLDER")
         return PrincipalAxes.load(path)
     source = Path(source).expanduser()
     if (source / "icons.json.gz").is_file():
@@ -35,5 +35,5 @@ def axes_of(
         index.update(progress)
         embeddings = index.embeddings
     if len(embeddings) < 2:
-        raise ValueError(f"{source} holds {len(embeddings)} pictures; principal axes need two or more")
+        raise ValueError(f"{source} holds {len(embeddings)} images; principal axes need two or more")
     return PrincipalAxes.of(embeddings, clip.fingerprint)

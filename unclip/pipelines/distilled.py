@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -82,6 +83,23 @@ class Distilled:
                 _layer(network, name).weight = nn.Parameter(changed, requires_grad=False)
             self._made = (key, network)
         return self._made[1]
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The sampling settings that this decoder is sampled with, of those that a call was given.
+
+        Raises ValueError for what is built into it and cannot be chosen, and for more steps than it was made for.
+        """
+        built_in = f"guidance of its own of scale {self.guidance:g} at timesteps of its own"
+        for name in ("decoder_guidance_scale", "decoder_guidance_interval", "decoder_timestep_shift"):
+            if given.get(name) is not None:
+                raise ValueError(f"the distilled decoder has {built_in}: {name} cannot be chosen, got {given[name]!r}")
+        steps = given.get("decoder_num_inference_steps")
+        steps = self.evaluations if steps is None else steps
+        if isinstance(steps, int) and steps > self.evaluations:
+            most = f"the distilled decoder was made for {self.evaluations} steps"
+            raise ValueError(f"{most}: decoder_num_inference_steps is {steps}")
+        own = {"decoder_num_inference_steps": steps, "decoder_guidance_scale": 1.0}
+        return own | {"decoder_timestep_shift": self.shift}
 
     def forget(self) -> None:
         """Let go of the weights that `network` made."""

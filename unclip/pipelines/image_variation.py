@@ -1,6 +1,6 @@
-"""Variations of a picture, called as diffusers' deprecated `UnCLIPImageVariationPipeline` and going on to 1024 px."""
+"""Variations of an image, called as diffusers' deprecated `UnCLIPImageVariationPipeline` and going on to 1024 px."""
 
-# B pictures, D embedding dimension, S side of the image tower's input
+# B images, D embedding dimension, S side of the image tower's input
 
 from typing import Any
 
@@ -10,11 +10,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..diffusion.sampling import Generators
-from .base import INVERSION_STEPS, Callback, UnCLIPBase
+from .base import Callback, StepCallback, UnCLIPBase
+from .settings import INVERSION_STEPS, NO_PRIOR
+from .stages import decode, encode_image, encode_prompt, upsample_256, upsample_1024
+from .stages.decoder import decoder_ddim, invert
+from .stages.image import decoder_images
 
 
 class UnCLIPImageVariationPipeline(UnCLIPBase):
-    """Picture -> image embedding -> 64 px -> 256 px -> 1024 px: what the embedding holds is kept, the rest drawn anew
+    """Image -> image embedding -> 64 px -> 256 px -> 1024 px: what the embedding holds is kept, the rest drawn anew
     (paper, section 3.1).
     """
 
@@ -88,65 +92,64 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Draw `num_images_per_prompt` variations of each picture.
+        """Draw `num_images_per_prompt` variations of each image.
 
         Args:
-            image: PIL pictures, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
+            image: PIL images, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
                 None when `image_embeddings` [B, D] are given, which go before it.
-            prompt: a text to steer by, one for all pictures or one for each; default: none.
+            prompt: a text to steer by, one for all images or one for each; default: none.
             decoder_guidance_interval, decoder_timestep_shift, sampler: as `UnCLIPPipeline`'s; with `eta` it is always DDIM.
-            eta: None draws from fresh noise. Otherwise the picture is first inverted by DDIM to the noise that would draw it
-                (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the picture back,
+            eta: None draws from fresh noise. Otherwise the image is first inverted by DDIM to the noise that would draw it
+                (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the image back,
                 1 departs farthest. Then 50 decoder steps and no guidance are the defaults, because guidance departs too.
 
         The other arguments are `UnCLIPPipeline`'s.
 
         Raises:
-            ValueError: for an argument out of range, naming its value, and for a picture without an `image_encoder`.
+            ValueError: for an argument out of range, naming its value, and for an image without an `image_encoder`.
         """
         count = self._count_images(image, image_embeddings)
         if eta is not None:
-            if not isinstance(eta, int | float) or not 0 <= eta <= 1:
-                raise ValueError(f"eta must be from 0 to 1, got {eta!r}")
-            if sampler not in (None, "ddim"):
-                raise ValueError(f"eta inverts the picture by DDIM: sampler must be None or 'ddim', got {sampler!r}")
-            if image is None or isinstance(image, Tensor):
-                raise ValueError("eta needs the picture itself: give image as a PIL picture or a list of them")
-            if (pictures := 1 if isinstance(image, Image.Image) else len(image)) != count:
-                raise ValueError(f"image and image_embeddings must be as many, got {pictures} and {count}")
-            if decoder_latents is not None:
-                raise ValueError("eta draws from the picture's own noise: give eta or decoder_latents")
+            self._check_eta(eta, sampler, image, count, decoder_latents)
             if decoder_num_inference_steps is None:
                 decoder_num_inference_steps = INVERSION_STEPS
             decoder_guidance_scale = 1.0 if decoder_guidance_scale is None else decoder_guidance_scale
-        given = {
-            "decoder_num_inference_steps": decoder_num_inference_steps,
-            "super_res_num_inference_steps": super_res_num_inference_steps,
-            "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
-            "decoder_guidance_scale": decoder_guidance_scale,
-            "decoder_guidance_interval": decoder_guidance_interval,
-            "decoder_timestep_shift": decoder_timestep_shift,
-        }
-        images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
-        call = self._begin(
-            count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs, sampler
-        )
-        self._check_enlarged(call, super_res_latents)
-        if negative_prompt and call.guidance("decoder") == 1:
+        settings = self._settings(locals() | NO_PRIOR, sampler)
+        extent, images = self._extent(size, height, width), num_images_per_prompt
+        callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        call = self._begin(settings, count, images, generator, extent, output_type, callback, sampler)
+        self._check_super_res_latents(call, super_res_latents)
+        if negative_prompt and settings.guidance_scale("decoder") == 1:
             raise ValueError(f"guidance leads away from negative_prompt {negative_prompt!r}, and there is none here")
-        given_embeddings = None if image_embeddings is None else image_embeddings.to(self._execution_device)
-        embedding = self._encode_image(image) if given_embeddings is None else given_embeddings
-        text = self._encode_prompt(prompt if prompt is not None else "", negative_prompt, 1, None, None, count)
+
+        device = self._execution_device
+        image_embeds = encode_image(self, image) if image_embeddings is None else image_embeddings.to(device)
+        text = encode_prompt(self, "" if prompt is None else prompt, negative_prompt, count=count)
         if eta is not None:
-            decoder_latents = self._invert(self._pictures(image, call), text, embedding, call).repeat_interleave(images, 0)
-        embedding, text = embedding.repeat_interleave(images, 0), text.repeated(images)
-        steps = call.settings["decoder_num_inference_steps"]
-        scheduler = self._sampler(sampler, steps) if eta is None else self._ddim()
-        picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, eta=eta or 0.0)
-        return self._finish(picture, call, super_res_latents, output_type, return_dict)
+            decoder_latents = invert(self, decoder_images(image, call), text, image_embeds, call)
+            decoder_latents = decoder_latents.repeat_interleave(images, 0)
+            call.scheduler = decoder_ddim(self)
+        image_embeds, text = image_embeds.repeat_interleave(images, 0), text.repeated(images)
+        batches = decode(self, text, image_embeds, call, decoder_latents, eta=eta or 0.0)
+        batches = upsample_256(self, batches, call, super_res_latents)
+        batches = upsample_1024(self, batches, call)
+        return self._finish(batches, output_type, return_dict)
+
+    def _check_eta(self, eta: float, sampler: str | None, image: Any, count: int, decoder_latents: Tensor | None) -> None:
+        """Raises ValueError for an eta out of range, and for arguments that do not go with inverting the image."""
+        if not isinstance(eta, int | float) or not 0 <= eta <= 1:
+            raise ValueError(f"eta must be from 0 to 1, got {eta!r}")
+        if sampler not in (None, "ddim"):
+            raise ValueError(f"eta inverts the image by DDIM: sampler must be None or 'ddim', got {sampler!r}")
+        if image is None or isinstance(image, Tensor):
+            raise ValueError("eta needs the image itself: give image as a PIL image or a list of them")
+        if (images := 1 if isinstance(image, Image.Image) else len(image)) != count:
+            raise ValueError(f"image and image_embeddings must be as many, got {images} and {count}")
+        if decoder_latents is not None:
+            raise ValueError("eta draws from the image's own noise: give eta or decoder_latents")
 
     def _count_images(self, image: Any, image_embeddings: Tensor | None) -> int:
-        """How many pictures there are. Raises ValueError, naming it, for what is none."""
+        """How many images there are. Raises ValueError, naming it, for what is none."""
         if image_embeddings is not None:
             dim = self.text_proj.config.clip_embeddings_dim
             if image_embeddings.ndim != 2 or image_embeddings.shape[1] != dim:
@@ -161,5 +164,5 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
                 raise ValueError(f"image must be [B, 3, S, S], got {list(image.shape)}")
             return len(image)
         if not isinstance(image, list) or not image or not all(isinstance(i, Image.Image) for i in image):
-            raise ValueError(f"image must be a PIL picture, a non-empty list of them or a tensor, got {image!r}")
+            raise ValueError(f"image must be a PIL image, a non-empty list of them or a tensor, got {image!r}")
         return len(image)

@@ -1,4 +1,4 @@
-"""What a picture's embedding holds in its first principal components (paper, section 3.4 and figure 7)."""
+"""What an image's embedding holds in its first principal components (paper, section 3.4 and figure 7)."""
 
 # K numbers of components, D embedding dimension
 
@@ -9,14 +9,17 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 
 from ..diffusion.latents import PrincipalAxes
-from .base import Callback, fresh_generator
+from .base import Callback, StepCallback
+from .call import fresh_generator
 from .image_variation import UnCLIPImageVariationPipeline
+from .settings import NO_PRIOR, images_at_once
+from .stages import decode, encode_image, encode_prompt, upsample_256, upsample_1024
 
 COUNTS = (0, 5, 10, 20, 40, 80, 160, 320)
 
 
 class UnCLIPPCAPipeline(UnCLIPImageVariationPipeline):
-    """Picture -> its embedding cut to ever more principal components -> the pictures that those say."""
+    """Image -> its embedding cut to ever more principal components -> the images that those say."""
 
     @torch.no_grad()
     def __call__(
@@ -38,12 +41,12 @@ class UnCLIPPCAPipeline(UnCLIPImageVariationPipeline):
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Draw what the mean and the first `counts[n]` components of the picture's embedding say, from the same noise.
+        """Draw what the mean and the first `counts[n]` components of the image's embedding say, from the same noise.
 
         Args:
-            image: one PIL picture.
-            axes: the principal axes of the CLIP's embeddings of many pictures.
-            counts: for each picture that is drawn, how many components are kept: 0 is the mean of all pictures, and all of
+            image: one PIL image.
+            axes: the principal axes of the CLIP's embeddings of many images.
+            counts: for each image that is drawn, how many components are kept: 0 is the mean of all images, and all of
                 them give the whole embedding back.
 
         The other arguments are `UnCLIPImageVariationPipeline`'s.
@@ -52,7 +55,7 @@ class UnCLIPPCAPipeline(UnCLIPImageVariationPipeline):
             ValueError: for an argument out of range, naming its value, and for axes of another CLIP.
         """
         if not isinstance(image, Image.Image):
-            raise ValueError(f"image must be one PIL picture, got {image!r}")
+            raise ValueError(f"image must be one PIL image, got {image!r}")
         self._count_images(image, None)
         dim = self.text_proj.config.clip_embeddings_dim
         if axes.axes.shape[1] != dim:
@@ -62,18 +65,16 @@ class UnCLIPPCAPipeline(UnCLIPImageVariationPipeline):
             raise ValueError(f"the axes are of the CLIP {axes.clip_fingerprint}, this model has the CLIP {own}")
         if not counts or not all(isinstance(k, int) and not isinstance(k, bool) for k in counts):
             raise ValueError(f"counts must be whole numbers, got {counts!r}")
-        given = {
-            "decoder_num_inference_steps": decoder_num_inference_steps,
-            "super_res_num_inference_steps": super_res_num_inference_steps,
-            "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
-            "decoder_guidance_scale": decoder_guidance_scale,
-        }
-        generator = generator or fresh_generator()
-        inputs, count = callback_on_step_end_tensor_inputs, len(counts)
-        call = self._begin(count, 1, given, generator, size, height, width, output_type, callback_on_step_end, inputs)
-        whole = self._encode_image(image)  # [1, D]
-        embedding = torch.cat([axes.first(whole, k) for k in counts])  # [K, D]
-        text = self._encode_prompt("", None, 1, None, None, count)
-        call = self._alike(call, count)
-        picture = self._draw_picture(text, embedding, call, None)
-        return self._finish(picture, call, None, output_type, return_dict)
+        settings = self._settings(locals() | NO_PRIOR)
+        count, extent = len(counts), self._extent(size, height, width)
+        callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        call = self._begin(settings, count, 1, generator or fresh_generator(), extent, output_type, callback)
+
+        whole = encode_image(self, image)  # [1, D]
+        image_embeds = torch.cat([axes.first(whole, k) for k in counts])  # [K, D]
+        text = encode_prompt(self, "", count=count)
+        call = call.with_same_noise(count, images_at_once(self.sizes[call.last]))
+        images = decode(self, text, image_embeds, call)
+        images = upsample_256(self, images, call)
+        images = upsample_1024(self, images, call)
+        return self._finish(images, output_type, return_dict)

@@ -1,6 +1,6 @@
 """Text to CLIP image embeddings: the prior alone (paper, section 2.2)."""
 
-# B pictures, D embedding dimension
+# B images, D embedding dimension
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,11 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..diffusion.sampling import Generators
-from .base import Callback, UnCLIPBase
+from .base import Callback, StepCallback, UnCLIPBase
+from .settings import NO_DECODER
+from .stages import encode_prompt, sample_prior
+from .stages.styles import choose_styles
+from .stages.text import count_prompts
 
 
 @dataclass
@@ -60,18 +64,13 @@ class UnCLIPPriorPipeline(UnCLIPBase):
         Raises:
             ValueError: for an argument out of range, naming its value.
         """
-        count = self._count_prompts(prompt, text_model_output, text_attention_mask)
-        given = {
-            "prior_num_inference_steps": prior_num_inference_steps,
-            "prior_guidance_scale": prior_guidance_scale,
-            "prior_candidates": prior_candidates,
-        }
-        images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
-        call = self._begin(count, images, given, generator, callback=callback_on_step_end, callback_inputs=inputs)
+        count = count_prompts(self, prompt, text_model_output, text_attention_mask)
+        settings = self._settings(locals() | NO_DECODER)
+        callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        call = self._begin(settings, count, num_images_per_prompt, generator, callback=callback)
 
-        text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
-        text.style = self._styles(None, [prompt] if isinstance(prompt, str) else prompt, len(text), generator)
-        embedding = self._draw_embedding(text, call, prior_latents)
-
+        text = encode_prompt(self, prompt, negative_prompt, num_images_per_prompt, text_model_output, text_attention_mask)
+        text.style = choose_styles(self, None, prompt, len(text), generator)
+        image_embeds = sample_prior(self, text, call, prior_latents)
         self.maybe_free_model_hooks()
-        return UnCLIPPriorOutput(image_embeds=embedding) if return_dict else (embedding,)
+        return UnCLIPPriorOutput(image_embeds=image_embeds) if return_dict else (image_embeds,)

@@ -18,7 +18,7 @@ def rerank(
     progress: Callable[[Iterable], Iterable] = iter,
     **settings,
 ) -> list[tuple[float, int]]:
-    """The `keep` best of `candidates` pictures of a prompt: (cosine to the prompt, seed), best first.
+    """The `keep` best of `candidates` images of a prompt: (cosine to the prompt, seed), best first.
 
     Candidate n has the seed `seed + n`, so that a kept one can be drawn again at any size. Candidates are drawn and
     ranked at the decoder's size, `batch` at a time, and forgotten: memory does not grow with their number. Raises

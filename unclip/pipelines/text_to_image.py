@@ -1,6 +1,6 @@
 """Text to image, called as diffusers' deprecated `UnCLIPPipeline` and going on to 1024 px."""
 
-# B pictures, D embedding dimension, N text tokens
+# B images, D embedding dimension, N text tokens
 
 import math
 from typing import Any
@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from ..diffusion.sampling import Generators, Predict
 from ..runtime.config import nearest
-from ..runtime.memory import at_hand
-from .base import Callback, TextCondition, UnCLIPBase, draws_itself
+from .base import Callback, StepCallback, UnCLIPBase
+from .components import is_autoregressive
+from .stages import TextCondition, decode, encode_prompt, sample_prior, upsample_256, upsample_1024
+from .stages.decoder import decoder_prediction
+from .stages.prior import null_embedding
+from .stages.styles import choose_styles
+from .stages.text import count_prompts
 
 PRIORS = ("diffusion", "autoregressive", "none")
 
@@ -109,38 +114,38 @@ class UnCLIPPipeline(UnCLIPBase):
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Draw `num_images_per_prompt` pictures for each prompt.
+        """Draw `num_images_per_prompt` images for each prompt.
 
         Arguments left None take the checkpoint's own defaults, else 25/25/7 steps and guidance 4/8.
 
         Args:
             prompt: a sentence or a list of them; may be None when `text_model_output` and `text_attention_mask` are given.
-            generator: one generator is one stream for the whole batch; a list gives each picture its own, so that a seed
-                draws the same picture alone and in a batch.
+            generator: one generator is one stream for the whole batch; a list gives each image its own, so that a seed
+                draws the same image alone and in a batch.
             prior_latents, decoder_latents, super_res_latents: the stages' starting noise, [B, D], [B, 3, 64, 64],
                 [B, 3, 256, 256].
             text_model_output: (text embeddings [B, D], token encodings [B, N, D]) in place of a prompt.
             prior_guidance_scale, decoder_guidance_scale: 1 is no guidance; when neither is above 1, none is used.
             output_type: "pil", "np" ([B, H, W, 3] in [0, 1]) or "pt" ([B, 3, H, W] in [0, 1]).
             negative_prompt: what guidance leads away from, for all prompts or one for each; default: the empty prompt.
-            decoder_guidance_interval: (low, high) in shares of the decoder's timesteps, 0 the clean picture and 1 pure noise:
+            decoder_guidance_interval: (low, high) in shares of the decoder's timesteps, 0 the clean image and 1 pure noise:
                 outside it there is no guidance, which saves half of such a step (arXiv 2404.07724); default: everywhere.
             decoder_timestep_shift: above 1 the decoder takes more of its steps at high noise (`shift_timesteps`), with the
                 samplers that can be told their timesteps: dpmsolver++, and ancestral without a learned variance; default: 1.
             sampler: of the decoder: "dpmsolver++2m", "dpmsolver++3m", "ddim" or "ancestral"; default: the checkpoint's own.
                 Where the checkpoint has a distilled decoder, "distilled" draws with it: at most as many steps as it was made
                 for, and no other guidance than what is built into it (`samplers` lists what there is).
-            size: the side of the pictures in pixels, one of `sizes`; stages past it don't run.
-            height, width: of the pictures in pixels, where they are not `size` by `size`. A picture larger than its
+            size: the side of the images in pixels, one of `sizes`; stages past it don't run.
+            height, width: of the images in pixels, where they are not `size` by `size`. An image larger than its
                 upsampler was made for is enlarged in overlapping tiles.
             prior: where image embeddings come from: "diffusion" or "autoregressive" says which prior the checkpoint must have,
                 "none" leaves them out, and the decoder hears the text alone (paper, section 5.1); default: the checkpoint's.
-            prior_candidates: image embeddings drawn for each picture; the nearest to the text is kept (paper, section 2.2).
+            prior_candidates: image embeddings drawn for each image; the nearest to the text is kept (paper, section 2.2).
             upsampler_noise_level: standard deviation of noise that is laid over what an upsampler is given, in units of
                 [-1, 1], for upsamplers that were trained to be told of it; default: none.
-            clip_guidance: how strongly the decoder is pulled to where CLIP sees the prompt in its picture, beside its own
+            clip_guidance: how strongly the decoder is pulled to where CLIP sees the prompt in its image, beside its own
                 guidance; 0 is not at all, 0.1 a little. Takes about three times as long.
-            image_embeds: CLIP image embeddings [B, D], one for each picture, in place of the prior's (as
+            image_embeds: CLIP image embeddings [B, D], one for each image, in place of the prior's (as
                 `UnCLIPPriorPipeline` draws them).
             style: the drawing style, for checkpoints that know several (`text_proj.config.styles`); default: the one that the
                 prompt names ("a cat, flat style"), else one at random for each image.
@@ -153,62 +158,50 @@ class UnCLIPPipeline(UnCLIPBase):
         Raises:
             ValueError: for an argument out of range, naming its value.
         """
-        count = self._count_prompts(prompt, text_model_output, text_attention_mask)
-        self._check_prior(prior, image_embeds)
-        if prior_latents is not None and (image_embeds is not None or prior == "none"):
-            raise ValueError("prior_latents start the prior, which does not run here: leave them out")
-        if not isinstance(clip_guidance, int | float) or not 0 <= clip_guidance < math.inf:
-            raise ValueError(f"clip_guidance must be a number of at least 0, got {clip_guidance!r}")
-        if clip_guidance and (self.image_encoder is None or self.feature_extractor is None):
-            raise ValueError("this checkpoint has no image_encoder and feature_extractor, which clip_guidance needs")
-        given = {
-            "prior_num_inference_steps": prior_num_inference_steps,
-            "decoder_num_inference_steps": decoder_num_inference_steps,
-            "super_res_num_inference_steps": super_res_num_inference_steps,
-            "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
-            "prior_guidance_scale": prior_guidance_scale,
-            "decoder_guidance_scale": decoder_guidance_scale,
-            "decoder_guidance_interval": decoder_guidance_interval,
-            "decoder_timestep_shift": decoder_timestep_shift,
-            "prior_candidates": prior_candidates,
-            "upsampler_noise_level": upsampler_noise_level,
-        }
-        images, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
-        call = self._begin(
-            count, images, given, generator, size, height, width, output_type, callback_on_step_end, inputs, sampler
-        )
-        self._check_enlarged(call, super_res_latents)
-        scheduler = self._sampler(sampler, call.settings["decoder_num_inference_steps"])
+        count = count_prompts(self, prompt, text_model_output, text_attention_mask)
+        self._check_prior(prior, image_embeds, prior_latents)
+        self._check_clip_guidance(clip_guidance)
+        settings = self._settings(locals(), sampler)
+        extent = self._extent(size, height, width)
+        callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        call = self._begin(settings, count, num_images_per_prompt, generator, extent, output_type, callback, sampler)
+        self._check_super_res_latents(call, super_res_latents)
 
-        text = self._encode_prompt(prompt, negative_prompt, images, text_model_output, text_attention_mask)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        text.style = self._styles(style, prompts, len(text), call.generator)
+        text = encode_prompt(self, prompt, negative_prompt, num_images_per_prompt, text_model_output, text_attention_mask)
+        text.style = choose_styles(self, style, prompt, len(text), generator)
         if image_embeds is not None:
-            embedding = self._given(image_embeds, text)
+            image_embeds = self._check_image_embeds(image_embeds, text)
+        elif prior == "none":
+            image_embeds = null_embedding(self, text)
         else:
-            embedding = self._no_embedding(text) if prior == "none" else self._draw_embedding(text, call, prior_latents)
-        picture = self._draw_picture(text, embedding, call, decoder_latents, scheduler, clip_guidance=clip_guidance)
-        return self._finish(picture, call, super_res_latents, output_type, return_dict)
+            image_embeds = sample_prior(self, text, call, prior_latents)
+        images = decode(self, text, image_embeds, call, decoder_latents, clip_guidance=clip_guidance)
+        images = upsample_256(self, images, call, super_res_latents)
+        images = upsample_1024(self, images, call)
+        return self._finish(images, output_type, return_dict)
 
-    def _check_prior(self, prior: str | None, image_embeds: Tensor | None) -> None:
-        """Raises ValueError for an unknown kind of prior, and for one that this checkpoint's is not."""
+    def _check_prior(self, prior: str | None, image_embeds: Tensor | None, prior_latents: Tensor | None) -> None:
+        """Raises ValueError for an unknown kind of prior, one that this checkpoint's is not, and one that does not run."""
         if prior not in (None, *PRIORS):
             raise ValueError(f"unknown prior {prior!r}{nearest(str(prior), PRIORS)}; choose from {', '.join(PRIORS)}")
         if prior is not None and image_embeds is not None:
             raise ValueError(f"image_embeds take the prior's place: give them, or prior {prior!r}")
-        own = "autoregressive" if draws_itself(self.prior) else "diffusion"
+        own = "autoregressive" if is_autoregressive(self.prior) else "diffusion"
         if prior not in (None, "none", own):
             raise ValueError(f"this checkpoint's prior is {own}, not {prior}")
+        if prior_latents is not None and (image_embeds is not None or prior == "none"):
+            raise ValueError("prior_latents start the prior, which does not run here: leave them out")
 
-    def _no_embedding(self, text: TextCondition) -> Tensor:
-        """What the decoder learned to hear where there is no image embedding, for each picture: [B, D]."""
-        with self._working("prior", "text_proj"), at_hand(self.text_proj):
-            null = self.text_proj.learned_classifier_free_guidance_embeddings
-            return null.detach().to(self._execution_device).expand(len(text.embeds), -1).clone()
+    def _check_clip_guidance(self, strength: float) -> None:
+        """Raises ValueError for a strength out of range, and for a checkpoint without an image tower."""
+        if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
+            raise ValueError(f"clip_guidance must be a number of at least 0, got {strength!r}")
+        if strength and (self.image_encoder is None or self.feature_extractor is None):
+            raise ValueError("this checkpoint has no image_encoder and feature_extractor, which clip_guidance needs")
 
-    def _given(self, image_embeds: Tensor, text: TextCondition) -> Tensor:
-        """Embeddings in place of the prior's, checked. Raises ValueError, naming the shape, for some that don't fit."""
-        wanted = [len(text.embeds), self.text_proj.config.clip_embeddings_dim]
+    def _check_image_embeds(self, image_embeds: Tensor, text: TextCondition) -> Tensor:
+        """Embeddings in place of the prior's, on the device. Raises ValueError, naming the shape, for some that don't fit."""
+        wanted = [len(text), self.text_proj.config.clip_embeddings_dim]
         if list(image_embeds.shape) != wanted:
             raise ValueError(f"image_embeds must be {wanted}, got {list(image_embeds.shape)}")
         return image_embeds.to(self._execution_device, text.embeds.dtype)
@@ -226,14 +219,15 @@ class UnCLIPPipeline(UnCLIPBase):
             A function of noised images [B, 3, H, W] and a timestep that gives the decoder's prediction, with twice the
             channels where the variance is learned too. Good until the pipeline is called again.
         """
-        self._count_prompts(prompt, None, None)
+        count_prompts(self, prompt)
         self._prepare()
-        text = self._encode_prompt(prompt, None, 1, None, None)
+        text = encode_prompt(self, prompt)
         if self.styles:
             numbers = [len(self.styles)] * len(text) if styles is None else [self.styles.index(name) for name in styles]
             text.style = torch.tensor(numbers, device=self._execution_device)
-        with self._working("decoder", "text_proj", "decoder"):
-            return torch.no_grad()(self._decoder_prediction(text, self._given(image_embeds, text), 1.0))
+        image_embeds = self._check_image_embeds(image_embeds, text)
+        with self._run_stage("decoder", "text_proj", "decoder"):
+            return torch.no_grad()(decoder_prediction(self, text, image_embeds, 1.0))
 
     @torch.no_grad()
     def upsample(
@@ -244,28 +238,17 @@ class UnCLIPPipeline(UnCLIPBase):
         super_res_num_inference_steps: int | None = None,
         upsampler_1024_num_inference_steps: int | None = None,
     ) -> Tensor:
-        """Square pictures [B, 3, S, S] in [0, 1] through the upsamplers above S, to `size`: [B, 3, size, size] in [0, 1].
+        """Square images [B, 3, S, S] in [0, 1] through the upsamplers above S, to `size`: [B, 3, size, size] in [0, 1].
 
         S and `size` are among `sizes`. Raises ValueError for others.
         """
-        size, below = size or self.sizes[-1], images.shape[-1]
-        if (
-            images.ndim != 4
-            or images.shape[1] != 3
-            or images.shape[2] != below
-            or below not in self.sizes[:-1]
-            or size <= below
-        ):
-            raise ValueError(f"pictures [B, 3, S, S] with S below {size} and among {self.sizes[:-1]}, got {list(images.shape)}")
-        given = {
-            "super_res_num_inference_steps": super_res_num_inference_steps,
-            "upsampler_1024_num_inference_steps": upsampler_1024_num_inference_steps,
-        }
-        call = self._begin(len(images), 1, given, generator, size)
-        picture = images.to(self._execution_device) * 2 - 1
-        if below == self.sizes[0]:
-            picture = self._upsample(picture, call, None)
-        if call.last >= 2:
-            picture = self._upsample_1024(picture, call)
-        self.maybe_free_model_hooks()
-        return self._output(picture, "pt")
+        size, side = size or self.sizes[-1], images.shape[-1]
+        is_square = images.ndim == 4 and images.shape[1:] == (3, side, side)
+        if not is_square or side not in self.sizes[:-1] or size <= side:
+            raise ValueError(f"images [B, 3, S, S] with S below {size} and among {self.sizes[:-1]}, got {list(images.shape)}")
+        call = self._begin(self._settings(locals()), len(images), 1, generator, self._extent(size, None, None))
+        batches = [images.to(self._execution_device) * 2 - 1]
+        if side == self.sizes[0]:
+            batches = upsample_256(self, batches, call)
+        batches = upsample_1024(self, batches, call)
+        return self._finish(batches, "pt", return_dict=False)[0]

@@ -152,7 +152,7 @@ class Endpoints:
         if self._varying is None:
             raise Refused(400, f"the model {self.name!r} has no image tower: it cannot vary images")
         size, drawn = self._size(asked)
-        pixels = await self._prepared(lambda image: self._varying._seen([image]), image=asked.image)
+        pixels = await self._prepared(lambda image: self._varying.preprocess([image]), image=asked.image)
         seeds = self._seeds(asked)
         jobs = [(pixels, seed) for seed in seeds]
         return await self._draw(

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
-from ..pipelines.base import pictures_at_once
+from ..pipelines.settings import images_at_once
 
 Wanted = Callable[[], bool]
 
@@ -23,7 +23,7 @@ class GenerationWork:
 
     @property
     def batch(self) -> int:
-        return pictures_at_once(self.size)
+        return images_at_once(self.size)
 
     def draw(self, jobs: list[tuple[str, int]], wanted: Wanted) -> list[Image.Image]:
         prompts = [prompt for prompt, _ in jobs]
@@ -41,7 +41,7 @@ class VariationWork:
 
     @property
     def batch(self) -> int:
-        return pictures_at_once(self.size)
+        return images_at_once(self.size)
 
     def draw(self, jobs: list[tuple[Tensor, int]], wanted: Wanted) -> list[Image.Image]:
         pixels = torch.cat([pixels for pixels, _ in jobs])
@@ -62,7 +62,7 @@ class EditWork:
 
     @property
     def batch(self) -> int:
-        return pictures_at_once(self.size)
+        return images_at_once(self.size)
 
     def draw(self, jobs: list[int], wanted: Wanted) -> list[Image.Image]:
         return self.pipe(

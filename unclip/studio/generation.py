@@ -22,7 +22,8 @@ from ..pipelines import (
     UnCLIPPriorPipeline,
     UnCLIPTextDiffPipeline,
 )
-from ..pipelines.base import SAMPLERS
+from ..pipelines.samplers import SAMPLERS
+from ..pipelines.stages.text import encode_texts
 from ..server.worker import Calling, Worker
 
 OWN = "the model's own"
@@ -134,7 +135,7 @@ class Studio:
             embeddings = prior(prompt, **one, **self._call(seeds, watch)).image_embeds  # [K, D]
             if prior.interrupt:  # the next call would begin anew, and take a step before it heard of that
                 return Explored([])
-            text = prior._run_text_encoder([prompt])[0]
+            text = encode_texts(prior, [prompt])[0]
             scores = (normalize(embeddings.float(), dim=-1) @ normalize(text.float(), dim=-1)[0]).tolist()
             small = {"prompt": prompt, "size": self.pipe.sizes[0]}
             drawn = drawing(image_embeddings=embeddings, **small, **self._call([seed] * CANDIDATES, watch)).images

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..clip.search import Index
 from ..io.images import on_white, open_image, open_upload, read_facts
-from ..pipelines.base import SAMPLERS
+from ..pipelines.samplers import SAMPLERS
 from .generation import OWN, Studio
 from .session import Sessions, status
 from .validation import (

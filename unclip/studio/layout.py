@@ -8,7 +8,7 @@ import gradio as gr
 from gradio_client.utils import traverse
 
 from ..clip.search import Index
-from ..pipelines.base import SAMPLERS
+from ..pipelines.samplers import SAMPLERS
 from .generation import OWN, Studio
 from .handlers import Handlers
 from .session import status

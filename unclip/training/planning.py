@@ -496,7 +496,7 @@ def _upsampler_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
     side = round(sections["data"].get("crop", 0.25) * size)
 
     def loss(batch: int) -> Tensor:
-        told = {"class_labels": torch.zeros(batch)} if networks.told_of_noise(network) else {}
+        told = {"class_labels": torch.zeros(batch)} if networks.is_noise_conditioned(network) else {}
         predicted = network(torch.zeros(batch, 6, side, side), torch.zeros(batch, dtype=torch.long), **told).sample
         return predicted.float().square().mean()
 

@@ -82,7 +82,7 @@ def test_pca(command, image, tiny_folder, tmp_path):
     assert code == 0 and said.split() == [*(str(out / n) for n in names), str(axes)]
     assert Image.open(out / "grid.png").size == (128, 64) and Image.open(out / "005.png").text["components"] == "5"
     code, _, error = command(*words, "--out", tmp_path / "none")
-    assert code == 2 and "has no principal axes of its own; name pictures with --of FOLDER" in error
+    assert code == 2 and "has no principal axes of its own; name images with --of FOLDER" in error
     own = shutil.copytree(tiny_folder, tmp_path / "model")
     shutil.copy(axes, own / "image_components.safetensors")
     again = [*words[:-1], own, "-k", "5", "--out", tmp_path / "again"]

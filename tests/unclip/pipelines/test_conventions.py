@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unclip import CLIP, UnCLIPImageVariationPipeline, UnCLIPPipeline
-from unclip.pipelines.base import SAMPLERS
+from unclip.pipelines.samplers import SAMPLERS
 from upsamplers import Upsampler
 
 
@@ -290,7 +290,7 @@ def test_a_picture_in_tiles_equals_the_whole_one(tiny, monkeypatch):
     tiny.super_res_first.register_forward_pre_hook(lambda m, a, k: seen.append(tuple(k["sample"].shape[-2:])), with_kwargs=True)
     tall = draw(tiny, height=768, width=256)
     assert tall.shape == (1, 3, 768, 256) and max(max(s) for s in seen) == 256
-    monkeypatch.setattr("unclip.pipelines.base.tiled", lambda network, x, *a: network(x))
+    monkeypatch.setattr("unclip.pipelines.stages.upsamplers.tiled", lambda network, x, *a: network(x))
     close(tall, draw(tiny, height=768, width=256), 1e-3)
 
 

@@ -140,7 +140,7 @@ def test_the_peak_of_the_machine_is_above_a_small_products_rate():
 
 def test_pipelines_over_the_same_networks_know_of_a_dtype_together(tiny, monkeypatch):
     """Whichever of them was told of it, none converts what another one was told to keep."""
-    monkeypatch.setattr("unclip.pipelines.base.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("unclip.pipelines.acceleration.fast_dtype", lambda device: torch.bfloat16)
     tiny.set_progress_bar_config(disable=True)
     told = UnCLIPPipeline.from_pipe(tiny, dtype=torch.float64)
     draw(tiny)
@@ -153,7 +153,7 @@ def test_pipelines_over_the_same_networks_know_of_a_dtype_together(tiny, monkeyp
 
 def test_a_slow_dtype_is_warned_of_once_with_its_factor(tiny, caplog, monkeypatch):
     asked = []
-    monkeypatch.setattr("unclip.pipelines.base.slowdown", lambda dtype: asked.append(dtype) or 7.25)
+    monkeypatch.setattr("unclip.pipelines.acceleration.slowdown", lambda dtype: asked.append(dtype) or 7.25)
     draw(tiny)
     assert caplog.text == "", "float32 is what the others are measured by"
     pipe = UnCLIPPipeline.from_pipe(tiny, dtype=torch.bfloat16)

@@ -289,7 +289,7 @@ def test_inversion_is_always_the_full_decoders(few):
     assert not called
     pipe(picture, sampler="distilled", **settings)
     assert len(called) == 4
-    with pytest.raises(ValueError, match="eta inverts the picture by DDIM"):
+    with pytest.raises(ValueError, match="eta inverts the image by DDIM"):
         pipe(picture, eta=0.0, sampler="distilled", **settings)
 
 

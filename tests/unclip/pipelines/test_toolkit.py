@@ -19,7 +19,10 @@ from unclip import (
 from unclip.clip.model import CLIP
 from unclip.diffusion.latents import PrincipalAxes
 from unclip.io.images import with_margins
-from unclip.pipelines.base import BATCH
+from unclip.pipelines.call import Call
+from unclip.pipelines.settings import BATCH, SamplingSettings
+from unclip.pipelines.sizes import Extent
+from unclip.pipelines.stages.image import decoder_images
 
 
 def picture(colour=(200, 60, 40), size=(80, 64)) -> Image.Image:
@@ -42,7 +45,7 @@ def smallest(pipe, **kwargs) -> dict:
 
 def true(pipe, image) -> torch.Tensor:
     side = pipe.sizes[0]
-    return pipe._pictures(image, pipe._begin(1, 1, {}, None, side)) / 2 + 0.5
+    return decoder_images(image, Call(SamplingSettings(), None, Extent(0, side, side))) / 2 + 0.5
 
 
 def test_inverted_and_drawn_again_a_picture_is_itself_and_eta_departs(tiny):
@@ -210,7 +213,7 @@ def test_a_single_white_pixel_of_a_large_mask_is_repainted(tiny):
     image = picture(size=(330, 330))
     dot = half(image.size, (200, 100, 201, 101))
     drawn = pipe("a star", image, dot, size=64, output_type="pt", decoder_num_inference_steps=2, generator=seeds(0)).images
-    known, mask = pipe._fitted(image, dot, [64, 64])
+    known, mask = pipe._fit(image, dot, [64, 64])
     assert mask.sum() == 1 and mask[0, 0, 100 * 64 // 330, 200 * 64 // 330] == 1
     other = ((drawn - (known / 2 + 0.5)).abs().amax(1) > 1 / 255).sum()
     assert other == 1
@@ -283,7 +286,7 @@ def test_clip_guidance_raises_what_clip_sees(whole):
     ("kind", "arguments", "message"),
     [
         (UnCLIPImageVariationPipeline, {"image": picture(), "eta": 1.5}, "eta must be from 0 to 1, got 1.5"),
-        (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 32), "eta": 0.0}, "eta needs the picture itself"),
+        (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 32), "eta": 0.0}, "eta needs the image itself"),
         (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 31)}, r"\[B, 32\], got \[1, 31\]"),
         (UnCLIPImageVariationPipeline, {"image": []}, r"got \[\]"),
         (UnCLIPImageVariationPipeline, {"image": torch.ones(3, 64, 64)}, r"\[B, 3, S, S\], got \[3, 64, 64\]"),
@@ -292,7 +295,7 @@ def test_clip_guidance_raises_what_clip_sees(whole):
         (UnCLIPImageVariationPipeline, AGAIN | {"negative_prompt": "red"}, "negative_prompt 'red', and there is none here"),
         (UnCLIPImageVariationPipeline, {"image": picture(), "super_res_latents": torch.ones(1)}, "choose a larger size"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "weights": []}, r"at least one mixture, got \[\]"),
-        (UnCLIPTextDiffPipeline, {"image": "cat.png", "target": "a"}, "image must be a PIL picture, got 'cat.png'"),
+        (UnCLIPTextDiffPipeline, {"image": "cat.png", "target": "a"}, "image must be a PIL image, got 'cat.png'"),
         (UnCLIPInterpolationPipeline, {"ends": ["a"]}, "two or more"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", " "]}, "empty sentence"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "steps": 1}, "at least 2 steps"),
@@ -306,7 +309,7 @@ def test_clip_guidance_raises_what_clip_sees(whole):
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": half((9, 9))}, "same size, got 80x64 and 9x9 pixels"),
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 255)}, "white all over"),
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 0)}, "the mask has no white"),
-        (UnCLIPInpaintPipeline, NARROW, "a picture of 1x3000 pixels is too narrow to be drawn at about 64x64"),
+        (UnCLIPInpaintPipeline, NARROW, "an image of 1x3000 pixels is too narrow to be drawn at about 64x64"),
         (UnCLIPInpaintPipeline, REPAINT | {"resample": 0}, "resample must be a whole number of at least 1, got 0"),
         (UnCLIPInpaintPipeline, REPAINT | {"prompt": ["a", "b"]}, "prompt must be a str"),
     ],

@@ -632,7 +632,10 @@ def test_an_upsampler_that_is_told_of_noise_goes_on_from_one_that_is_not_and_dra
         pipe.to(torch.float32)
     drawn = [pipes[1]("a star", generator=seeds(0), upsampler_noise_level=level, **settings).images for level in (0.0, 0.3)]
     assert (drawn[0] - drawn[1]).abs().max() > 1e-3 and drawn[1].isfinite().all()
-    for level, message in ((2, "must be from 0 to 1, got 2"), (0.1, "upsamplers are told of no noise: .* must be 0, got 0.1")):
+    for level, message in (
+        (2, "must be from 0 to 1, got 2"),
+        (0.1, "not conditioned on noise: .* must be 0, got 0.1"),
+    ):
         with pytest.raises(ValueError, match=message):
             pipes[level == 2]("a star", upsampler_noise_level=level, **settings)
 

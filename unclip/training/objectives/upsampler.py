@@ -71,7 +71,7 @@ class UpsamplerObjective(Objective):
         self.validation = crop_examples(data, self.size, "validation")
         if degrade == "bsr":
             self.examples, self.validation = (Degraded(e, seed, SCALE) for e in (self.examples, self.validation))
-        self.loss, self.told = loss, networks.told_of_noise(upsampler)
+        self.loss, self.told = loss, networks.is_noise_conditioned(upsampler)
         self.seed, self.blur, self.grain, self.edges = seed, blur, grain, edges
         self.schedule, self.sampling_steps = schedule(prediction_type, beta_schedule), sampling_steps
 

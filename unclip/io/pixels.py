@@ -1,0 +1,23 @@
+"""Between 8-bit images and the ranges that networks take."""
+
+# H height, W width
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as [3, H, W] uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images in [0, 255] to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """Images in [-1, 1], clipped to it, to [0, 1]."""
+    return (images / 2 + 0.5).clamp(0, 1)
