@@ -13,6 +13,7 @@ from ..data.pictures import pixels
 from ..data.reading import Captioned
 from ..io.checkpoints import check_safetensors, save_tensors, write_beside
 from ..io.images import square
+from ..io.pixels import normalize
 from .objectives.frozen_clip import FrozenCLIP
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -80,7 +81,7 @@ def _embed(clip: FrozenCLIP, pictures: Captioned, rows: list[int], size: int, un
     stacked = torch.stack([blank if s is None else s for s in seen]).to(clip.scale.device)
     text_embeds, encodings, mask = clip.text([pictures.captions[row] for row in rows])
     found = {
-        "image_embeds": clip.image(stacked.float() / 127.5 - 1),
+        "image_embeds": clip.image(normalize(stacked)),
         "text_embeds": text_embeds,
         "encodings": encodings[mask],
         "lengths": mask.sum(1),

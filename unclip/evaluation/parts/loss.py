@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...data.render import Layer
 from ...diffusion.predictions import predict_x0
+from ...io.pixels import normalize
 from .. import prompts as ask
 from ..bench import Bench
 from ..metrics import mean
@@ -64,7 +65,7 @@ def decoder_errors(bench: Bench, prompts: list[Prompt], styles: list[str], embed
         images: uint8 [N, 3, S, S], what the noise is laid over; image n with that of seed `bench.gallery.seed` + n.
     """
     scheduler, device = bench.pipe.decoder_scheduler, bench.pipe._execution_device
-    clean = images.to(device).float() / 127.5 - 1
+    clean = normalize(images.to(device))
     noise = torch.stack([_noise(clean[0].shape, bench.gallery.seed + n) for n in range(len(clean))]).to(device)
     found = []
     for start in range(0, len(prompts), BATCH):
@@ -106,8 +107,8 @@ def _known(bench: Bench) -> Tensor:
     places = [place(rng) for _ in range(CANDIDATES)]
     found = []
     for n, (row, image) in enumerate(zip(rows, bench.singles.moved, strict=False)):
-        known = posed(bench.icons, [Layer(row, *place) for place in places]).float() / 127.5 - 1
-        clean = image[None].float() / 127.5 - 1
+        known = normalize(posed(bench.icons, [Layer(row, *place) for place in places]))
+        clean = normalize(image[None])
         noise = _noise(clean[0].shape, bench.gallery.seed + n)[None]
         found.append(
             velocity_errors(alpha_bar, lambda x, t: posterior_mean(x, known, alpha_bar[t]), clean, noise, SURE)  # noqa: B023

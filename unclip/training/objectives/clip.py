@@ -20,6 +20,7 @@ from ...clip.towers import TextTower, tower_mask
 from ...data.examples import captioned_examples
 from ...data.pictures import Pictures
 from ...data.scenes import split_of_concept
+from ...io.pixels import normalize
 from ...runtime.config import ConfigError
 from .base import Objective, to_device
 
@@ -91,7 +92,7 @@ class ClipObjective(Objective):
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         text, image = self.trained["text_encoder"], self.trained["image_encoder"]
-        pixels = jitter(batch["image"].float() / 127.5 - 1, batch["random"], self.augment)
+        pixels = jitter(normalize(batch["image"]), batch["random"], self.augment)
         if next(image.parameters()).is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         said = text(batch["tokens"], attention_mask=tower_mask(text, batch["mask"])).text_embeds

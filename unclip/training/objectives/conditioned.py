@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from ...data.examples import captioned_examples, seeded_noise
 from ...diffusion.schedules import levels, logit_normal_timesteps, move_schedule, schedule, snr_weight, uniform_timesteps
+from ...io.pixels import normalize
 from ...pipelines.lora import save_adapter
 from ...runtime.config import ConfigError, construct
 from .base import Objective, to_device
@@ -216,4 +217,4 @@ def gained(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def in_range(images: Tensor) -> Tensor:
     """uint8 pictures as fp32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    return normalize(images)

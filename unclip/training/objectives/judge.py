@@ -17,6 +17,7 @@ from ...data.judged import JudgedScenes, compare, damaged, renders
 from ...data.render import BACKGROUNDS, COLOURS
 from ...data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
 from ...data.sources import STYLES
+from ...io.pixels import normalize
 from ...runtime.config import ConfigError, construct
 from .base import Objective, to_device
 from .clip import MAX_LOGIT_SCALE, image_processor, jitter
@@ -86,7 +87,7 @@ class JudgeObjective(Objective):
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         image_tower, text_tower = self.trained["image_encoder"], self.trained["text_encoder"]
-        pixels = jitter(batch["image"].float() / 127.5 - 1, batch["random"], self.augment)
+        pixels = jitter(normalize(batch["image"]), batch["random"], self.augment)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         said = torch.cat([batch["facts"].flatten(0, 1), batch["name_facts"]])  # [T, FACTS]
         images = image_tower(pixels).image_embeds.float()  # [B, D]

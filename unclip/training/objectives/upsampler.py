@@ -15,6 +15,7 @@ from ...data.examples import Degraded, crop_examples, seeded_noise
 from ...diffusion.predictions import predict_x0, target
 from ...diffusion.sampling import denoise
 from ...diffusion.schedules import ddim, move_schedule, schedule, uniform_timesteps
+from ...io.pixels import normalize
 from ...runtime.config import ConfigError
 from .base import Objective, grid
 
@@ -86,7 +87,7 @@ class UpsamplerObjective(Objective):
         return batch
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        sharp = batch["image"].float() / 127.5 - 1
+        sharp = normalize(batch["image"])
         low, sigma = self._low(sharp, batch)
         resized = resize(low, sharp.shape[-1])
         noise = seeded_noise(self.seed, batch["index"], sharp)
@@ -105,7 +106,7 @@ class UpsamplerObjective(Objective):
     def _low(self, sharp: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The low-resolution pictures and the standard deviation [B] of the noise on them."""
         blur = 0.0 if "low" in batch else self.blur
-        low = batch["low"].float() / 127.5 - 1 if "low" in batch else F.avg_pool2d(sharp, SCALE)
+        low = normalize(batch["low"]) if "low" in batch else F.avg_pool2d(sharp, SCALE)
         sigma = self.grain * batch["random"][:, 1]
         if "low" in batch and not self.told:
             return low, torch.zeros_like(sigma)
@@ -129,7 +130,7 @@ class UpsamplerObjective(Objective):
     def validate(self) -> dict[str, float]:
         """PSNR in dB of sampled crops of held-out concepts from clean low-resolution ones, beside bicubic."""
         batch = self._held_out(VALIDATION_EXAMPLES)
-        sharp = batch["image"].float() / 127.5 - 1
+        sharp = normalize(batch["image"])
         low = F.avg_pool2d(sharp, SCALE)
         drawn = self._upsample(low, batch["index"], low.new_zeros(len(low)))
         return {"psnr": psnr(drawn, sharp).item(), "psnr_bicubic": psnr(resize(low, sharp.shape[-1]), sharp).item()}
@@ -138,7 +139,7 @@ class UpsamplerObjective(Objective):
     def sample(self) -> Image.Image:
         """Held-out crops: low-resolution, bicubic, drawn, true."""
         batch = self._held_out(8)
-        sharp = batch["image"].float() / 127.5 - 1
+        sharp = normalize(batch["image"])
         low, sigma = self._low(sharp, batch)
         nearest = F.interpolate(low, scale_factor=SCALE)
         rows = [nearest, resize(low, sharp.shape[-1]), self._upsample(low, batch["index"], sigma), sharp]
