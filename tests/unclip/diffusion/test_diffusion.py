@@ -128,7 +128,7 @@ def test_a_device_without_float64_is_told_the_same_numbers(monkeypatch):
         return [t, uniform_timesteps(random, 1000), snr_weight(scheduler, t, 5.0), bound]
 
     expected = numbers(clean, noise, random, share)
-    monkeypatch.setattr("unclip.diffusion.WITHOUT_DOUBLES", (DEVICE.type,))
+    monkeypatch.setattr("unclip.diffusion.schedules.WITHOUT_DOUBLES", (DEVICE.type,))
     with PretendDevice(doubles=False):
         with pytest.raises(TypeError, match="no float64"):
             random.to(DEVICE).double()
