@@ -30,7 +30,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, default="decoder")
     parser.add_argument("--from-scratch", action="store_true", help="start from random weights")
     parser.add_argument("--tiny", action="store_true", help="toy networks on plain shapes: the same code on a CPU")
-    parser.add_argument("--inputs", type=Path, default=Path("out/sprint"), help="folder of the packed parts")
+    parser.add_argument("--inputs", type=Path, help="folder of the packed parts; default: out/sprint")
     parser.add_argument("--batch", type=int, help="examples of a step")
     parser.add_argument("--rate", type=float, help="learning rate; default: the configuration's")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
@@ -44,6 +44,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(given)
     if not (found.pack or found.merge) and not (found.minutes and found.minutes > 0 and found.out):
         parser.error("one of --pack DIR, --merge DIR OUT, or --minutes M --out DIR is needed, M above 0")
+    if found.inputs is None:
+        found.inputs = Path("out/sprint_tiny", found.stage) if found.tiny else Path("out/sprint")
     return found
 
 

@@ -76,8 +76,7 @@ def _gather(options: argparse.Namespace, whole: Path) -> None:
         model = str(_toy_model(whole.parent / "toy"))
         _complete_toy(config)
     else:
-        started = config.get("init_from")
-        model = options.model or (started if started and Path(started).exists() else "emoji")
+        model = options.model or config.get("init_from") or "emoji"
     folder = resolve(components_folder(model))
     _keep_model(folder, whole / "model", TRAINED[options.stage])
     icons = IconSet.load(config["data"]["path"])

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from unclip.io.checkpoints import save_tensors
 
 SHARDS, SHARD_BYTES, HEADER = 7, 15 * 2**20, 2**17  # the header of a file, at most
 
@@ -26,7 +28,7 @@ def write_shards(folder: Path, weights: Mapping[str, Tensor], settings: Mapping[
     partial.mkdir(parents=True)
     about = {"step": str(step), "shards": str(len(parts)), "settings": json.dumps(settings)}
     for number, names in enumerate(parts):
-        save_file({n: halves[n] for n in names}, partial / f"shard-{number}.safetensors", about)
+        save_tensors({n: halves[n] for n in names}, partial / f"shard-{number}.safetensors", about)
     for old in folder.glob("shard-*.safetensors"):
         if int(old.stem.split("-")[1]) >= len(parts):
             old.unlink()

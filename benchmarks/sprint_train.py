@@ -44,6 +44,7 @@ class SceneBatches:
 
     def __init__(self, objective: Objective, bank: PlanBank, icons: IconSet, seed: int, device: torch.device):
         self.objective, self.scenes = objective, BankScenes(bank, icons.sprites, seed).to(device)
+        self.make = self.scenes
         move_schedule(objective.schedule, device)
         self.grounded = bool(getattr(objective, "grounding", 0))
         if self.grounded:
@@ -56,12 +57,13 @@ class SceneBatches:
         found = [self.objective.frozen.image(icons.on_white(rows).to(device) * 2 - 1) for rows in _groups(len(icons), 512)]
         table.embeds, table.known = torch.cat(found), torch.ones_like(table.known)
 
-    def compile(self) -> None:
-        self.scenes = torch.compile(self.scenes, dynamic=False)
+    def compile(self, wanted: bool) -> None:
+        """Whether the making of scenes is compiled."""
+        self.make = torch.compile(self.scenes, dynamic=False) if wanted else self.scenes
 
     @torch.no_grad()
     def __call__(self, step: int, indices: Tensor) -> dict[str, Tensor]:
-        batch, objective = dict(self.scenes(indices)), self.objective
+        batch, objective = dict(self.make(indices)), self.objective
         if self.grounded and step % objective.grounding_every == 0:
             batch["icon_embeds"] = objective.icon_embeds(batch["rows"])
         else:
@@ -78,7 +80,7 @@ class IconBatches:
         self.objective, self.seed, examples = objective, seed, objective.examples
         self.cumulative, self.styles = torch.from_numpy(examples.cumulative).to(device), examples.styles.to(device)
 
-    def compile(self) -> None:
+    def compile(self, wanted: bool) -> None:
         """A few look-ups are left as they are."""
 
     @torch.no_grad()
@@ -147,7 +149,7 @@ class Sprint:
         wanted = self.options.compile if self.options.compile is not None else self.device.type == "cuda"
         if wanted and (reason := why_not(self.device)) is None:
             objective.compile_networks()
-            self.batches.compile()
+            self.batches.compile(True)
         elif wanted:
             self._say({"kind": "note", "text": f"not compiled: {reason}"})
         self.save(wait=True)
@@ -229,7 +231,7 @@ class Sprint:
             self._take_step(now)
             if self.step == 1 and self.objective.compiled:
                 self._say({"kind": "note", "text": f"the first step, with compilation, took {time.monotonic() - now:.1f} s"})
-            if (now := time.monotonic()) - reported >= min(REPORT, 2 * every):
+            if (now := time.monotonic()) - reported >= min(REPORT, every):
                 self._report(now - reported)
                 reported = now
             if now - saved >= every:
@@ -254,12 +256,13 @@ class Sprint:
         rate = self.rate_at(now)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        first = self.step * self.batch
-        start = self._moment()
-        batch = self.batches(self.step, torch.arange(first, first + self.batch, device=self.device))
-        self.making.append((start, self._moment()))
-        loss, metrics = self._loss(batch)
-        loss.backward()
+        try:
+            loss, metrics = self._passes()
+        except Exception as error:
+            if not self.objective.compiled or self.step > 1:
+                raise
+            self._leave_uncompiled(error)
+            loss, metrics = self._passes()
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.get("clip_norm", 1.0) or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -272,19 +275,25 @@ class Sprint:
             if len(self.ends) > AHEAD:
                 self.ends.pop(0).synchronize()
 
-    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective's; what does not compile is left as it is."""
-        try:
-            with self._autocast():
-                return self.objective.compute_loss(batch)
-        except Exception as error:
-            if not self.objective.compiled or self.step > 1:
-                raise
-            self._say({"kind": "note", "text": f"not compiled: {str(error).splitlines()[0][:300]}"})
-            del self.objective.compute_loss  # the class's own, which is not compiled
-            self.objective.compiled = False
-            with self._autocast():
-                return self.objective.compute_loss(batch)
+    def _passes(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of this step's batch and what to log; its gradients are in the weights."""
+        first = self.step * self.batch
+        start = self._moment()
+        batch = self.batches(self.step, torch.arange(first, first + self.batch, device=self.device))
+        self.making.append((start, self._moment()))
+        with self._autocast():
+            loss, metrics = self.objective.compute_loss(batch)
+        loss.backward()
+        return loss, metrics
+
+    def _leave_uncompiled(self, error: Exception) -> None:
+        """Go on without what does not compile."""
+        self._say({"kind": "note", "text": f"not compiled: {type(error).__name__}: {str(error)[:300]}"})
+        del self.objective.compute_loss  # what remains is the class's own
+        self.objective.compiled = False
+        self.batches.compile(False)
+        self.optimizer.zero_grad()
+        self.making.clear()
 
     def _moment(self) -> Any:
         if self.device.type != "cuda":
