@@ -17,7 +17,8 @@ class SingleIcons(Dataset):
 
     Items: `index` int; `row` int, the icon's; `style` its style's number; `random` float32 [4], uniform in [0, 1).
     `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of icons with a skin tone, where they have one;
-    `all_concepts` is as for `SceneSampler`. Raises ValueError where the split has no icon.
+    `all_concepts` is as for `SceneSampler`; the attribute `cumulative` float64 [N] sums the icons' probabilities up. Raises
+    ValueError where the split has no icon.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class SingleIcons(Dataset):
                 weights[rows[1:]] += weight * tones / max(len(rows) - 1, 1)
         if not weights.sum():
             raise ValueError(f"the icons of {path} hold none of the split {split!r}")
-        self._cumulative = np.cumsum(weights) / weights.sum()
+        self.cumulative = np.cumsum(weights) / weights.sum()
         self.styles = torch.tensor([STYLES.index(icon["style"]) for icon in self.icons.icons])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         random = np.random.default_rng([self.seed, 8, len(self.split), index]).random(5)
-        row = int(np.searchsorted(self._cumulative, random[0], side="right"))
+        row = int(np.searchsorted(self.cumulative, random[0], side="right"))
         return {
             "index": index,
             "row": row,

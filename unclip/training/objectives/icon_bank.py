@@ -51,6 +51,10 @@ class IconBank:
                 f"{self.frozen.fingerprint}"
             )
 
+    def take(self, embeds: Tensor, sampled: Tensor | None = None) -> None:
+        """Use tables that were made elsewhere: CLIP's embeddings [N, D], and `samples` sampled ones of each [N, K, D]."""
+        self._embeds, self._sampled = embeds, sampled
+
     def embeds(self, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
         """CLIP's image embeddings [N, D], on the device of the frozen CLIP."""
         if self._embeds is None:
