@@ -155,7 +155,9 @@ def test_parts_are_within_their_size_or_refused(tmp_path, monkeypatch):
     (whole / SETTINGS).write_text(json.dumps({"files": [f"file{n}" for n in range(5)]}))
     monkeypatch.setattr(sprint_pack, "PART_BYTES", 150)
     parts = sprint_pack._shared_out(whole)
-    assert parts[0][0] == SETTINGS and sorted(sum(parts, [])) == sorted(p.name for p in whole.iterdir())
+    assert parts[0][0] == SETTINGS and sorted(name for part in parts for name in part) == sorted(
+        p.name for p in whole.iterdir()
+    )
     assert all(sum((whole / name).stat().st_size for name in part) <= 150 for part in parts)
     monkeypatch.setattr(sprint_pack, "PART_BYTES", 100)
     with pytest.raises(ValueError, match="do not fit into 3 parts"):
