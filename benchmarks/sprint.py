@@ -9,6 +9,7 @@ It ends on time, imports and compilation counted in, and leaves at most 7 files 
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -66,6 +67,7 @@ def watch(deadline: float, out: Path) -> None:
 
     def wait() -> None:
         time.sleep(max(deadline - time.monotonic(), 0))
+        shutil.rmtree(out / ".partial", ignore_errors=True)
         found = len(list(out.glob("shard-*.safetensors")))
         print(f"out of time: ended by the watchdog; {out} holds {found} files of weights", flush=True)
         os._exit(LATE)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from prior.storage import store_in_8_bits
 from unclip.clip.model import PARTS as CLIP_PARTS
+from unclip.data.bank import PlanBank, sprites_fingerprint, tokenizer_fingerprint
 from unclip.data.bank_build import build_bank
 from unclip.data.icons import IconSet
 from unclip.io.checkpoints import OWN, components_folder, load_components, read_object, resolve, save_components
@@ -83,12 +84,8 @@ def _gather(options: argparse.Namespace, whole: Path) -> None:
     _keep_icons(icons, Path(config["data"]["path"]), whole)
     if options.stage != "prior":
         _keep_embeddings(icons, config, model, whole)
-    if options.bank:
-        shutil.copy(options.bank, whole / BANK)
-    elif options.stage != "draft":
-        plans = options.plans or (TINY_PLANS if options.tiny else PLANS)
-        tokenizer = load_components(folder, ["tokenizer"])["tokenizer"]
-        build_bank(config["data"], tokenizer, plans, processes=1 if options.tiny else 2).save(whole / BANK)
+    if options.stage != "draft":
+        _keep_bank(options, config["data"], load_components(folder, ["tokenizer"])["tokenizer"], icons, whole)
     for wheel in sorted(options.wheels.glob("*.whl")) if options.wheels else ():
         (whole / "wheels").mkdir(exist_ok=True)
         shutil.copy(wheel, whole / "wheels")
@@ -122,6 +119,19 @@ def _keep_icons(icons: IconSet, path: Path, whole: Path) -> None:
         shutil.copy(path / "words.json.gz", whole / "data")
     with lzma.open(whole / f"{SPRITES}{PACKED}", "wb") as file:
         np.lib.format.write_array(file, np.ascontiguousarray(icons.sprites), allow_pickle=False)
+
+
+def _keep_bank(options: argparse.Namespace, data: dict[str, Any], tokenizer: Any, icons: IconSet, whole: Path) -> None:
+    """The bank that was made before, or one that is made now. Raises ValueError for one of other texts or icons."""
+    if options.bank is None:
+        plans = options.plans or (TINY_PLANS if options.tiny else PLANS)
+        build_bank(data, tokenizer, plans, processes=1 if options.tiny else 2).save(whole / BANK)
+        return
+    facts = PlanBank.load(options.bank).facts
+    for name, found in (("tokenizer", tokenizer_fingerprint(tokenizer)), ("sprites", sprites_fingerprint(icons.sprites))):
+        if facts[name] != found:
+            raise ValueError(f"{options.bank} was made with the {name} {facts[name]}, but what is packed has {found}")
+    shutil.copy(options.bank, whole / BANK)
 
 
 def _keep_embeddings(icons: IconSet, config: dict[str, Any], model: str, whole: Path) -> None:

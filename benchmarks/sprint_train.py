@@ -124,7 +124,8 @@ class Sprint:
     # -- set-up
 
     def set_up(self) -> None:
-        torch.set_float32_matmul_precision("high")
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         whole, self.settings = unpack(self.options.inputs)
         if self.settings["stage"] != self.options.stage:
             raise ValueError(f"{self.options.inputs} was packed for the stage {self.settings['stage']}")
