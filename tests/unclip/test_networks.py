@@ -73,7 +73,9 @@ def test_a_stock_network_trains_and_comes_back_as_what_it_was(stage, tiny_folder
     objective = create(stage, config(stage, tiny_folder), 0)
     objective.prepare()  # a stock prior's statistics start as zeros
     loss, metrics = objective(default_collate([objective.examples[i] for i in range(2)]))
-    assert loss.isfinite() and all(v.isfinite() for v in metrics.values())
+    assert loss.isfinite()
+    quarters = {f"t{n}" for n in range(4)}  # NaN where no example has such a timestep
+    assert all(v.isfinite() or (name in quarters and v.isnan()) for name, v in metrics.items())
     loss.backward()
     learned = [p for p in objective.trained.parameters() if p.requires_grad]
     assert sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in learned) > len(learned) / 2

@@ -107,20 +107,24 @@ class DecoderObjective(ClipConditioned):
             if not isinstance(self.examples, EmojiScenes):
                 raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
             self.icon_bank = IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, seed)
-        self.grounding, self.grounding_every = grounding, grounding_every
-        for name, value, least in (("grounding", grounding, 0), ("grounding_every", grounding_every, 1)):
-            if value < least:
-                raise ConfigError(f"objective.{name} must be at least {least}, got {value}")
-        if grounding:
-            if not (isinstance(self.examples, EmojiScenes) and isinstance(decoder, Decoder)):
-                raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
-            self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
+        self._set_grounding(grounding, grounding_every)
         self.resolution = decoder.config.sample_size if resolution is None else resolution
         if self.resolution < 1 or self.examples.size % self.resolution:
             raise ConfigError(
                 f"data.size is {self.examples.size}, which is no multiple of the {self.resolution} px that the decoder is "
                 "trained at (objective.resolution, else model.sample_size)"
             )
+
+    def _set_grounding(self, weight: float, every: int) -> None:
+        """Raises ConfigError for a weight or an interval out of range, and for examples or a decoder that cannot be grounded."""
+        for name, value, least in (("grounding", weight, 0), ("grounding_every", every, 1)):
+            if value < least:
+                raise ConfigError(f"objective.{name} must be at least {least}, got {value}")
+        self.grounding, self.grounding_every = weight, every
+        if weight:
+            if not (isinstance(self.examples, EmojiScenes) and isinstance(self.trained["decoder"], Decoder)):
+                raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
+            self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
 
     def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         state |= gained(self.trained[name], state)
