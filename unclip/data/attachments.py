@@ -138,7 +138,7 @@ class Attachments:
         return thing if relation != "wearing" or self._fits(thing, base, style) else None
 
     def _fits(self, thing: str, base: str, style: str) -> bool:
-        points, worn = table()["bases"][base][style], table()["worn"][thing]
+        points, worn = table()["bases"].get(base, {}).get(style, {}), table()["worn"].get(thing, {"place": None})
         wanted = {"eyes": {"eyes"}, "ears": {"head", "face"}}.get(worn["place"], {"head"})
         return style in worn and wanted <= points.keys()
 

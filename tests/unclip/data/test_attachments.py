@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from boxes import box_icons
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,30 +21,11 @@ from unclip.data.scenes import IconSet, SceneSampler, split_of_icon
 from unclip.data.sources import STYLES
 
 ANCHORS = {"head", "eyes", "face", "hand", "back", "seat", "rim", "inside", "mask"}
-GROUPS = {
-    "animals-nature": ("dog face", "cat face", "dog", "horse", "teddy bear", "panda", "penguin", "tiger face", "rose", "owl")
-}
-GROUPS |= {
-    "objects": ("crown", "top hat", "sunglasses", "glasses", "basket", "bed", "key", "headphone", "ribbon", "billed cap")
-}
-GROUPS |= {"food-drink": ("red apple", "bowl with spoon", "banana"), "travel-places": ("bicycle", "star", "canoe")}
 
 
 @pytest.fixture(scope="module")
 def icons() -> IconSet:
-    """Icons with the emoji's names, drawn as plain boxes of a colour and extent of their own."""
-    rng, found, sprites = np.random.default_rng(0), [], []
-    for group, concepts in GROUPS.items():
-        for concept in concepts:
-            for style in STYLES:
-                sprite = np.zeros((64, 64, 4), np.uint8)
-                left, top = rng.integers(2, 12, 2)
-                right, bottom = rng.integers(52, 62, 2)
-                sprite[top:bottom, left:right] = (*rng.integers(0, 200, 3), 255)
-                sprites.append(sprite)
-                facts = {"concept": concept, "group": group, "style": style, "tone": "", "tags": [], "svg": ""}
-                found.append(facts | {"colours": ["red", "blue"]})
-    return IconSet(found, np.stack(sprites))
+    return box_icons()
 
 
 @pytest.fixture(scope="module")

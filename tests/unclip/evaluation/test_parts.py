@@ -1,14 +1,13 @@
 """The parts that look at single names, over the tiny model, and over real renders in its images' place."""
 
-import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from evaluated import Comparing, put, results
 from PIL import Image
 
 from unclip.evaluation import prompts as ask
@@ -23,25 +22,6 @@ from unclip.evaluation.singles import Singles
 from unclip.evaluation.summary import AT_LEAST, AT_MOST, summary
 
 NEW = ("likeness", "flatness", "style", "parts", "copies")
-
-
-class Comparing:
-    """Sees shapes as they are, apart from the ground."""
-
-    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        small = torch.nn.functional.interpolate(images.float() / 255, (16, 16), mode="area")
-        found = torch.nn.functional.normalize((small - small[:, :, :1, :1]).flatten(1), dim=-1)
-        return found, found
-
-
-def results(out: Path) -> dict:
-    return json.loads((out / "report.json").read_text())
-
-
-def put(images: torch.Tensor, folder: Path, numbers: list[int] | None = None) -> None:
-    """Images uint8 [N, 3, S, S] in the place of those that a model sampled."""
-    for n, image in zip(numbers or range(len(images)), images, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{n:05d}.png")
 
 
 def test_names_are_such_as_were_trained_on_each_with_an_icon_that_was(icons, tmp_path):
