@@ -104,7 +104,8 @@ class UnCLIPBase(Acceleration):
 
     def sampling_settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """What images are sampled with: a setting that is given and not None, else the checkpoint's own, else the package's."""
-        return DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
+        found = DEFAULTS | (self.config.defaults or {}) | {k: v for k, v in given.items() if v is not None}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}  # as JSON would have it
 
     def sides_like(self, image: Image.Image, size: int | None = None) -> tuple[int, int]:
         """Height and width that can be drawn, of about `size` by `size` pixels, nearest to an image's proportions.
