@@ -83,7 +83,7 @@ def test_a_stage_learns_and_its_result_exports_and_samples(stage, inputs, tiny_f
     assert kept and all(torch.equal(kept[k], weights[f"{name}.{k}"].float()) for k in kept)
     assert any(not torch.allclose(kept[k], begun[k].float(), atol=1e-3) for k in kept)
     image = UnCLIPPipeline.from_pretrained(exported, dtype=torch.float32)("a red star").images[0]
-    assert image.size == (256, 256)
+    assert image.size == (1024, 1024)
 
 
 def test_the_rate_falls_to_zero_at_the_end_of_the_time(tmp_path):
