@@ -159,7 +159,7 @@ def test_parts_are_within_their_size_or_refused(tmp_path, monkeypatch):
         p.name for p in whole.iterdir()
     )
     assert all(sum((whole / name).stat().st_size for name in part) <= 150 for part in parts)
-    monkeypatch.setattr(sprint_pack, "PART_BYTES", 100)
+    monkeypatch.setattr(sprint_pack, "PART_BYTES", 90)
     with pytest.raises(ValueError, match="do not fit into 3 parts"):
         sprint_pack._shared_out(whole)
 
