@@ -1,6 +1,8 @@
 """Making a bank of plans from the scenes of a dataset."""
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -69,8 +71,8 @@ def build_bank(
     """The first `count` scenes that training with the section `data` and `seed` would see, as a bank.
 
     The same arguments give the same bank, with any number of processes. `progress(chunks, total)` wraps what is iterated.
-    Raises ConfigError where `data` names no emoji scenes, and ValueError for a `count` below 1 or a tokenizer with more than
-    65,536 tokens.
+    Raises ConfigError where `data` names no emoji scenes, ValueError for a `count` below 1 or a tokenizer with more than
+    65,536 tokens, and RuntimeError when one of the processes dies.
     """
     if count < 1:
         raise ValueError(f"a bank holds at least 1 plan, got {count}")
@@ -81,9 +83,12 @@ def build_bank(
     chunks = [(start, min(start + _CHUNK, count)) for start in starts]
     packer = _Packer(count)
     if processes > 1:
-        with get_context("spawn").Pool(processes, _begin, (data, split, seed)) as pool:
-            for planned in progress(pool.imap(_chunk, chunks), len(chunks)):
-                packer.add(planned)
+        try:
+            with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (data, split, seed)) as pool:
+                for planned in progress(pool.map(_chunk, chunks), len(chunks)):
+                    packer.add(planned)
+        except BrokenProcessPool:
+            raise RuntimeError("a process that makes plans has ended early, perhaps for lack of memory; try fewer") from None
     else:
         for start, stop in progress(chunks, len(chunks)):
             packer.add([_planned(examples.sampler, index) for index in range(start, stop)])

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,12 @@ def test_a_bank_is_the_same_with_any_number_of_processes(tokenizer, tmp_path, mo
     for name, processes in (("one", 1), ("again", 1), ("two", 2)):
         build_bank(DATA, tokenizer, 100, seed=3, processes=processes).save(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_process_that_dies_is_no_endless_wait(tokenizer, monkeypatch):
+    monkeypatch.setattr(bank_build, "_begin", os.abort)
+    with pytest.raises(RuntimeError, match="a process that makes plans has ended early"):
+        build_bank(DATA, tokenizer, 100, seed=3, processes=2)
 
 
 def test_it_comes_back_from_disk(bank, tmp_path):
