@@ -19,10 +19,12 @@ STAGES = ("none", "zero2", "zero3")
 
 
 def launched() -> str:
-    """The ZeRO stage that a launcher's FSDP or DeepSpeed settings ask for; they leave the environment.
+    """Reads the ZeRO stage from the FSDP settings of `accelerate launch`, and removes them from the environment.
 
-    The training loop shards by itself, with the same code on CPUs and GPUs, so neither Accelerate nor DeepSpeed is to.
-    Raises ConfigError, in one line, for settings that this package does not follow.
+    The trainer shards by itself, with the same code on CPUs and GPUs, so Accelerate must not do it a second time.
+
+    Raises:
+        ConfigError: for DeepSpeed, and for FSDP settings that the trainer does not support.
     """
 
     def asked(name: str) -> str:
@@ -30,14 +32,7 @@ def launched() -> str:
 
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # would silently take the place of the configuration's
     if asked("ACCELERATE_USE_DEEPSPEED") == "true":
-        for what in ("optimizer", "param"):
-            if asked(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE") not in ("", "none"):
-                raise ConfigError(f"deepspeed_config.offload_{what}_device is not supported: set it to none")
-        stage = asked("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-        if stage not in ("2", "3"):
-            raise ConfigError(f"deepspeed_config.zero_stage must be 2 or 3, got {stage or 'none'}")
-        del os.environ["ACCELERATE_USE_DEEPSPEED"]
-        return f"zero{stage}"
+        raise ConfigError("DeepSpeed is not supported: use sharding=zero2 or sharding=zero3 (PyTorch's FSDP2)")
     if asked("ACCELERATE_USE_FSDP") == "true":
         if asked("FSDP_VERSION") != "2":
             raise ConfigError("fsdp_config.fsdp_version must be 2")

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import ROOT
 from running import finals, finish, kill, run_here, start, state
 from torch import Tensor
@@ -115,25 +115,18 @@ def test_each_process_holds_its_part(tmp_path):
 
 
 @pytest.mark.parametrize("sharding", ["zero2", "zero3"])
-@pytest.mark.parametrize("launcher", ["fsdp", "deepspeed"])
-def test_accelerates_own_configuration_asks_for_it(monkeypatch, launcher, sharding):
-    path = ROOT / f"configs/accelerate/{launcher}_{sharding}.yaml"
+def test_accelerates_own_configuration_asks_for_it(monkeypatch, sharding):
+    path = ROOT / f"configs/accelerate/fsdp_{sharding}.yaml"
     arguments = launch_command_parser().parse_args(["--config_file", str(path), "train.py"])
     arguments = _validate_launch_command(arguments)[0]
-    if launcher == "deepspeed":
-        arguments.deepspeed_fields_from_accelerate_config = ""
-        environment = prepare_deepspeed_cmd_env(arguments)[1]
-    else:
-        environment = prepare_multi_gpu_env(arguments)
-    for name, value in environment.items():
+    for name, value in prepare_multi_gpu_env(arguments).items():
         monkeypatch.setenv(name, value)
     assert launched() == sharding
-    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
         assert variable not in os.environ, "Accelerate would do it a second time"
 
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
 
 @pytest.mark.parametrize(
@@ -142,8 +135,7 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAG
         ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version must be 2"),
         (FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported"),
         (FSDP2 | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use gradient_checkpointing=true instead"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "zero_stage must be 2 or 3, got 1"),
-        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device is not supported"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: use sharding=zero2 or sharding=zero3"),
     ],
 )
 def test_what_a_launcher_may_not_ask_for(tmp_path, monkeypatch, environment, message):

@@ -348,4 +348,4 @@ def test_accelerate_launches_the_same_script(tmp_path, run):
 def test_configurations_for_accelerate_are_valid(path):
     config = load_config_from_file(str(path))
     assert config.compute_environment == ComputeEnvironment.LOCAL_MACHINE
-    assert config.distributed_type in (DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED)
+    assert config.distributed_type in (DistributedType.MULTI_GPU, DistributedType.FSDP)
