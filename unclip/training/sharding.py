@@ -101,11 +101,6 @@ def _leaves(module: nn.Module, containers: tuple[type, ...]) -> Iterator[nn.Modu
             yield child
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def whole(tensor: Tensor, keep: bool = True) -> Tensor | None:
     """A tensor gathered from all processes, on the CPU if it was in parts; None where it is not to be kept."""
     if not isinstance(tensor, DTensor):

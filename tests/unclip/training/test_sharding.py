@@ -92,15 +92,17 @@ def test_a_run_goes_on_in_parts_and_whole_again(tmp_path):
 
 HELD = """
 import sys
+from torch.distributed.tensor import DTensor
 from unclip.config import construct, load_config
-from unclip.sharding import local
 from unclip.training import Loop, Run
 config = load_config("configs/tiny/decoder.yaml", sys.argv[1:])
 sections = {k: config.pop(k) for k in ("model", "data", "objective") if k in config}
 loop = Loop(construct(Run, config, "config"), sections)
+loop._create()
 loop._setup()
 for held in (loop._parameters(), loop.ema.shadow):
-    print(sum(local(t).numel() for t in held.values()) / sum(t.numel() for t in held.values()), file=sys.stderr)
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in held.values()]
+    print(sum(t.numel() for t in local) / sum(t.numel() for t in held.values()), file=sys.stderr)
 """
 
 
