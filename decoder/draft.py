@@ -1,6 +1,6 @@
 """The draft head: a low-resolution image by regression from a CLIP image embedding, which the decoder refines."""
 
-# B batch, D embedding dimension, W width, R side of the draft in pixels
+# B batch, D embedding dimension, W width, R side of the draft in pixels, C channels, H height, T time-embedding width
 
 import torch
 import torch.nn.functional as F
@@ -63,3 +63,35 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj_out(F.gelu(self.proj_in(self.norm(x))))
+
+
+class DraftSkip(nn.Module):
+    """Connects sample and draft with the decoder's output, weighted by the time embedding.
+
+    Where an estimate of x0 is good, the prediction follows from it without a network: v = (alpha x_t - x0) / sigma (arXiv
+    2202.00512, appendix D). So the output is a linear combination of the network's prediction, the sample and the draft with
+    weights that depend on noise level and condition (in the manner of EDM's c_skip and c_out, arXiv 2206.00364, equation 7),
+    plus a convolution of the last features for what the draft lacks. All of it is zero at the start.
+    """
+
+    def __init__(self, channels: int, time_embed_dim: int):
+        super().__init__()
+        self.weights = nn.Linear(time_embed_dim, 3)
+        self.conv = nn.Conv2d(channels, 12, 3, padding=1)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, prediction: Tensor, sample: Tensor, draft: Tensor, features: Tensor, emb: Tensor) -> Tensor:
+        """The prediction [B, 3, H, H]; unchanged for examples without a draft, which are all zeros.
+
+        Args:
+            prediction: the network's own [B, 3, H, H].
+            sample: noised images [B, 3, H, H].
+            draft: [B, 3, H, H], about in [-1, 1].
+            features: what the network's last convolution takes [B, C, H/2, H/2].
+            emb: time embeddings after their activation [1 or B, T].
+        """
+        own, noised, drafted = self.weights(emb)[..., None, None, None].unbind(1)  # each [1 or B, 1, 1, 1]
+        change = own * prediction + noised * sample + drafted * draft + F.pixel_shuffle(self.conv(features), 2)
+        has_draft = (draft != 0).flatten(1).any(1)[:, None, None, None]
+        return prediction + change * has_draft

@@ -19,6 +19,7 @@ from prior.blocks import AttentionFunction, Checkpointed, set_attention
 from prior.storage import Int8Storage
 
 from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
+from .draft import DraftSkip
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
     The output starts at zero. Seven `in_channels` are the noised picture, the part of the picture that is kept and the mask
     of what is not; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
     are multiples of `stride`. With `draft_channels` a low-resolution draft of the image (`DraftHead`) enters beside the
-    pixel-unshuffled sample, through a convolution of its own that is zero at the start.
+    pixel-unshuffled sample, through a convolution of its own that is zero at the start; with `draft_skip` sample and draft
+    are connected with the output too (`DraftSkip`).
     With `position_maps` every level adds a learned map [C, H, W] to its input, zero at the start;
     for other sizes than `sample_size` it is resized.
     """
@@ -55,12 +57,18 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
         dropout: float = 0.0,
         positions: bool = False,
         draft_channels: int = 0,
+        draft_skip: bool = False,
         position_maps: bool = False,
     ):
         super().__init__()
         if not len(channels) == len(blocks) == len(attention):
             raise ValueError(
                 f"channels {list(channels)}, blocks {list(blocks)} and attention {list(attention)} must be equally long"
+            )
+        if draft_skip and not in_channels == out_channels == draft_channels == 3:
+            raise ValueError(
+                f"draft_skip needs 3 in_channels, out_channels and draft_channels, got {in_channels}, {out_channels} and "
+                f"{draft_channels}"
             )
         self.stride = 2 ** len(channels)
         if sample_size % self.stride:
@@ -101,6 +109,7 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
         self.conv_out = nn.Conv2d(width, 4 * out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
+        self.draft_out = DraftSkip(width, time_embed_dim) if draft_skip else None
 
     def set_attn_processor(self, function: AttentionFunction) -> None:
         """Use `function` for every attention of the network."""
@@ -145,7 +154,8 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
             return x
 
         x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))  # [B, C, H/2, W/2]
-        if self.draft_in is not None and draft is not None and sample.shape[2] == sample.shape[3]:
+        has_draft = self.draft_in is not None and draft is not None and sample.shape[2] == sample.shape[3]
+        if has_draft:
             x = x + self.draft_in(_channels_last(_resized(draft, x), self.draft_in))
         skips = []
         for level, stages in enumerate(self.down):
@@ -163,8 +173,10 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
                 x = self.upsamplers[level - 1](x)
             for parts in stages:
                 x = run(parts, torch.cat([x, skips.pop()], 1))
-        x = self.conv_out(F.silu(self.norm_out(x)))  # [B, 12, H/2, W/2]
-        x = F.pixel_shuffle(x, 2)  # [B, out_channels, H, W]
+        features = F.silu(self.norm_out(x))  # [B, C, H/2, W/2]
+        x = F.pixel_shuffle(self.conv_out(features), 2)  # [B, out_channels, H, W]
+        if has_draft and self.draft_out is not None:
+            x = self.draft_out(x, sample, _resized(draft, x), features, emb)
         given = (x,) if names is None else (x, tuple(shares))
         return DecoderOutput(*given) if return_dict else given
 

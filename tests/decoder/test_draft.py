@@ -38,9 +38,9 @@ def test_a_new_head_answers_mid_gray():
 
 def test_new_inputs_change_nothing_before_training():
     plain = randomise(Decoder(**SIZES)).double()
-    more = Decoder(**SIZES, draft_channels=3, position_maps=True).double()
+    more = Decoder(**SIZES, draft_channels=3, draft_skip=True, position_maps=True).double()
     missing = more.load_state_dict(plain.state_dict(), strict=False)
-    assert set(missing.missing_keys) == {"draft_in.weight", "position_embeddings.0", "position_embeddings.1"}
+    assert {name.split(".")[0] for name in missing.missing_keys} == {"draft_in", "draft_out", "position_embeddings"}
     draft = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(more(**given(), draft=draft).sample, plain(**given()).sample)
 
@@ -54,6 +54,30 @@ def test_draft_and_maps_are_used():
     with torch.no_grad():
         decoder.position_embeddings[1][..., 0, 0] += 1
     assert not torch.allclose(decoder(**given(), draft=draft).sample, base)
+
+
+def test_draft_skip_adds_sample_and_draft_to_the_output_of_examples_with_a_draft():
+    decoder = randomise(Decoder(**SIZES, draft_channels=3, draft_skip=True)).double()
+    draft = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    draft[1] = 0
+    full, without = decoder(**given(), draft=draft).sample, decoder(**given()).sample
+    torch.testing.assert_close(full[1], without[1])
+    torch.testing.assert_close(decoder(**given(height=24), draft=draft).sample, decoder(**given(height=24)).sample)
+    with torch.no_grad():  # nothing but a weight of 1 for the sample and of 2 for the draft
+        decoder.draft_in.weight.zero_()
+        for parameter in decoder.draft_out.parameters():
+            parameter.zero_()
+        decoder.draft_out.weights.bias[1:] = torch.tensor([1.0, 2.0])
+    resized = torch.nn.functional.interpolate(draft, (16, 16), mode="bilinear", align_corners=False)
+    change = decoder(**given(), draft=draft).sample - decoder(**given()).sample
+    expected = given()["sample"] + 2 * resized
+    torch.testing.assert_close(change[[0, 2]], expected[[0, 2]])
+    assert change[1].abs().max() == 0
+
+
+def test_draft_skip_needs_three_channels():
+    with pytest.raises(ValueError, match="draft_skip needs 3 in_channels, out_channels and draft_channels, got 7, 3 and 3"):
+        Decoder(**SIZES, in_channels=7, draft_channels=3, draft_skip=True)
 
 
 def test_other_sizes_resize_the_draft_and_other_proportions_leave_it_out():

@@ -23,7 +23,7 @@ from .frozen_clip import frozen_clip, unpadded_length
 TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
 # What a decoder and its text projection may have that the weights they start from have not.
 GAINED = re.compile(
-    r"^(text_blocks|text_to_image|text_image_places|style_embedding|draft_head|draft_in|position_embeddings)\.|\.position\.weight$"
+    r"^(text_blocks|text_to_image|text_image_places|style_embedding|draft_head|draft_in|draft_out|position_embeddings)\.|\.position\.weight$"
 )
 
 

@@ -24,6 +24,7 @@ from .grounding import Grounding, IconEmbeddings
 from .icon_bank import IconBank
 
 SHOWN = 16
+GAINED_LAYERS = ("draft_in", "draft_out", "position_embeddings", "style_embedding")  # weights may lack them at the start
 
 
 class DecoderObjective(ClipConditioned):
@@ -50,7 +51,7 @@ class DecoderObjective(ClipConditioned):
 
     Where `text_proj` has a draft head and the decoder `draft_channels`, the draft of the image embedding is an input, left
     out in `drop_draft` of the examples; the head itself is not trained here. What a decoder has beyond the weights that it
-    was started from (`draft_in`, `position_embeddings`, `style_embedding`) learns at `gained_rate` times the learning rate.
+    was started from (`GAINED_LAYERS`) learns at `gained_rate` times the learning rate.
     Where it has `styles`, the style is not named in `drop_style` of them. With `prior` (a training run's or a pipeline's) a
     share `sampled` of single icons in their pose has an image embedding that the prior sampled for a caption of theirs, of
     `samples` for each icon.
@@ -141,7 +142,7 @@ class DecoderObjective(ClipConditioned):
 
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
         named = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
-        fresh = {n for n in named if n.split(".")[1] in ("draft_in", "position_embeddings", "style_embedding")}
+        fresh = {n for n in named if n.split(".")[1] in GAINED_LAYERS}
         yield {n: p for n, p in named.items() if n not in fresh}, 1.0
         yield {n: p for n, p in named.items() if n in fresh}, self.gained_rate
 
