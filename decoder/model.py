@@ -72,9 +72,8 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
     ):
         super().__init__()
         if not len(channels) == len(blocks) == len(attention):
-            raise ValueError(
-                f"channels {list(channels)}, blocks {list(blocks)} and attention {list(attention)} must be equally long"
-            )
+            lists = f"channels {list(channels)}, blocks {list(blocks)} and attention {list(attention)}"
+            raise ValueError(f"{lists} must be equally long")
         self.stride = 2 ** len(channels)
         if sample_size % self.stride:
             raise ValueError(f"sample_size ({sample_size}) must be a multiple of {self.stride}")
