@@ -5,6 +5,7 @@ import torch
 from conftest import randomise
 
 from decoder import Decoder, DraftHead, UnCLIPTextProjModel
+from decoder.draft import DraftSkip
 
 SIZES = {
     "channels": [16, 32],
@@ -56,23 +57,35 @@ def test_draft_and_maps_are_used():
     assert not torch.allclose(decoder(**given(), draft=draft).sample, base)
 
 
-def test_draft_skip_adds_sample_and_draft_to_the_output_of_examples_with_a_draft():
+def test_draft_skip_changes_examples_with_a_draft_alone():
     decoder = randomise(Decoder(**SIZES, draft_channels=3, draft_skip=True)).double()
     draft = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     draft[1] = 0
     full, without = decoder(**given(), draft=draft).sample, decoder(**given()).sample
+    assert not torch.allclose(full[0], without[0])
     torch.testing.assert_close(full[1], without[1])
     torch.testing.assert_close(decoder(**given(height=24), draft=draft).sample, decoder(**given(height=24)).sample)
-    with torch.no_grad():  # nothing but a weight of 1 for the sample and of 2 for the draft
-        decoder.draft_in.weight.zero_()
-        for parameter in decoder.draft_out.parameters():
-            parameter.zero_()
-        decoder.draft_out.weights.bias[1:] = torch.tensor([1.0, 2.0])
-    resized = torch.nn.functional.interpolate(draft, (16, 16), mode="bilinear", align_corners=False)
-    change = decoder(**given(), draft=draft).sample - decoder(**given()).sample
-    expected = given()["sample"] + 2 * resized
-    torch.testing.assert_close(change[[0, 2]], expected[[0, 2]])
-    assert change[1].abs().max() == 0
+
+
+def test_an_open_draft_skip_is_the_posterior_mean():
+    """Gaussian x0 around the draft: no other linear estimate of v from sample and draft has a smaller error."""
+    g, variance = torch.Generator().manual_seed(3), 0.015
+    skip = DraftSkip(4, 8, variance=variance).double()
+    skip.alphas_cumprod.copy_(torch.linspace(0.999, 1e-3, 1000))
+    with torch.no_grad():
+        skip.gate.bias.fill_(1)
+    draft = torch.randn(64, 3, 16, 16, generator=g, dtype=torch.float64)
+    x0 = draft + variance**0.5 * torch.randn(draft.shape, generator=g, dtype=torch.float64)
+    noise = torch.randn(draft.shape, generator=g, dtype=torch.float64)
+    for t in (20, 500, 980):
+        signal = skip.alphas_cumprod[t]
+        alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
+        sample, v = alpha * x0 + sigma * noise, alpha * noise - sigma * x0
+        unused = torch.zeros(64, 4, 8, 8, dtype=torch.float64)
+        found = skip(torch.zeros_like(v), sample, draft, torch.tensor([t]), torch.zeros(1, 8, dtype=torch.float64), unused)
+        inputs, wanted = torch.stack([sample.flatten(), draft.flatten()], 1), v.flatten()[:, None]
+        best = (inputs @ torch.linalg.lstsq(inputs, wanted).solution - wanted).square().mean()
+        assert (found.detach() - v).square().mean() == pytest.approx(best.item(), rel=1e-3)
 
 
 def test_draft_skip_needs_three_channels():

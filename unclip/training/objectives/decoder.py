@@ -24,7 +24,7 @@ from .grounding import Grounding, IconEmbeddings
 from .icon_bank import IconBank
 
 SHOWN = 16
-GAINED_LAYERS = ("draft_in", "draft_out", "position_embeddings", "style_embedding")  # weights may lack them at the start
+GAINED_LAYERS = ("draft_in", "position_embeddings", "style_embedding")  # weights may lack them at the start
 
 
 class DecoderObjective(ClipConditioned):
@@ -101,6 +101,10 @@ class DecoderObjective(ClipConditioned):
         self.drop_draft, self.drop_style, self.gained_rate = drop_draft, drop_style, gained_rate
         if not gained_rate > 0:
             raise ConfigError(f"objective.gained_rate must be above 0, got {gained_rate}")
+        if getattr(decoder, "draft_out", None) is not None:
+            if prediction_type != "v_prediction":
+                raise ConfigError(f"model.draft_skip needs objective.prediction_type v_prediction, got {prediction_type}")
+            decoder.draft_out.alphas_cumprod.copy_(self.schedule.alphas_cumprod)
         if self.trained["text_proj"].draft_head is not None:
             self.trained["text_proj"].draft_head.requires_grad_(False)
         self.icon_bank, self.sampled = None, sampled
