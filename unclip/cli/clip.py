@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .images import embedding_bar
-from .options import IdleSeed, IdleSize, Json, Model
+from .options import Json, Model
 
 
 def classify(
@@ -16,9 +16,6 @@ def classify(
     labels: Annotated[list[str], typer.Argument(metavar="LABEL...", help="What it may show.")],
     model: Model = "emoji",
     as_json: Json = False,
-    size: IdleSize = None,
-    seed: IdleSeed = 0,
-    force: Annotated[bool, typer.Option("--force", help="As for drawing; nothing is written here.")] = False,
 ) -> None:
     """Say which of the labels an image shows, without having been trained on them; best first."""
     from ..clip.model import CLIP
@@ -36,8 +33,6 @@ def search(
     top: Annotated[int, typer.Option(help="How many to list.")] = 10,
     model: Model = "emoji",
     as_json: Json = False,
-    size: IdleSize = None,
-    seed: IdleSeed = 0,
     force: Annotated[bool, typer.Option("--force", help="Make the index anew.")] = False,
 ) -> None:
     """List a folder's images that come nearest to a sentence or an image; the index is kept for the next time."""

@@ -24,9 +24,6 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images of each kind, for a quick look.")] = None,
     scenes: Annotated[int, typer.Option(help="Scenes by which the part prior compares ways of drawing.")] = 2000,
-    two_ways: Annotated[
-        bool, typer.Option("--two-ways", help="Draw those scenes after the prior and after the text embedding alone.")
-    ] = False,
     data: Annotated[str, typer.Option(help="The dataset that `unclip data emoji` built, or shapes.")] = "data/emoji",
     judge: Annotated[str | None, typer.Option(help="A judge's training run or folder; default: the split's own.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image of each kind; the next ones count up.")] = 0,
@@ -55,7 +52,7 @@ def evaluate(
         "prior_guidance_scale": prior_guidance,
         "prior_num_inference_steps": prior_steps,
     }
-    settings = Settings(model, split, out, only or [], limit, data, judge, seed, sampling, force, scenes, two_ways)
+    settings = Settings(model, split, out, only or [], limit, data, judge, seed, sampling, force, scenes)
     command = shlex.join(["unclip", *sys.argv[1:]])
     state = together()
     for path in run(settings, lambda name: load(name, device or own_device(state), dtype), command):

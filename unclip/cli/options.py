@@ -12,13 +12,9 @@ Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Force = Annotated[bool, typer.Option(help="Overwrite what exists.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps of the decoder.")]
 Sampler = Annotated[
-    str | None,
-    typer.Option(help="Of the decoder: dpmsolver++2m, dpmsolver++3m, ddim, ancestral, or distilled where the model has it."),
+    str | None, typer.Option(help="Of the decoder: dpmsolver++2m, ddim, ancestral, or distilled where the model has it.")
 ]
 DecoderSteps = Annotated[int | None, typer.Option("--decoder-steps", help="Denoising steps of the decoder.")]
-# Every command takes these four; where nothing is drawn, two of them have nothing to say.
-IdleSize = Annotated[int | None, typer.Option("--size", help="As for drawing; means nothing here.")]
-IdleSeed = Annotated[int, typer.Option("--seed", help="As for drawing; means nothing here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of score, tab and name.")]
 LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Read each network's weights when its stage begins, and let them go after it.")

@@ -38,8 +38,7 @@ class Impossible(ValueError):
 class Bench:
     """What every part works with.
 
-    `limit` caps the pictures of each kind, for a quick look; `scenes` are as many as the part prior compares ways by, and with
-    `two_ways` it draws them after the prior and after the text embedding alone.
+    `limit` caps the images of each kind, for a quick look; `scenes` is the number of scenes by which the part prior compares.
     """
 
     pipe: UnCLIPPipeline
@@ -50,7 +49,6 @@ class Bench:
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     scenes: int = SCENES
-    two_ways: bool = False
 
     def cut(self, items: Sequence, most: int | None = None) -> list:
         return list(items)[: min((n for n in (self.limit, most) if n is not None), default=None)]

@@ -50,7 +50,7 @@ DEPENDENCES = {
 
 @dataclass
 class Settings:
-    """What is evaluated and how. `sampling` replaces the model's own settings; `limit`, `scenes`, `two_ways` are `Bench`'s."""
+    """What is evaluated and how. `sampling` replaces the model's own settings; `limit` and `scenes` are `Bench`'s."""
 
     model: str = "emoji"
     split: str = "dev"
@@ -63,7 +63,6 @@ class Settings:
     sampling: dict[str, Any] = field(default_factory=dict)
     force: bool = False
     scenes: int = SCENES
-    two_ways: bool = False
 
     def __post_init__(self):
         check_split(self.split)
@@ -98,8 +97,7 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
     judge.to(device)
     drawn = _drawn_with(settings, pipe)
     gallery = _open(settings, drawn, GPU_BATCH if device.type == "cuda" else BATCH)
-    scenes = {"scenes": settings.scenes, "two_ways": settings.two_ways}
-    bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling, **scenes)
+    bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling, settings.scenes)
     say = gallery.state.on_main_process(partial(print, file=sys.stderr, flush=True))
     chosen = [name for name in PARTS if name in settings.only or not settings.only]
     found: list[Part] = []
@@ -119,7 +117,7 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
         "model": settings.model,
         "judge": {"is": str(settings.judge or settings.split), "fingerprint": judge.fingerprint},
         "limit": settings.limit,
-        **scenes,
+        "scenes": settings.scenes,
         "left_out": left_out,
         "seeds": f"picture n of each kind has the seed {settings.seed} + n, in its later turns {TURN} more each time",
         "resize": "the judge sees 64 px pictures as drawn, in 8 bits; low-resolution renders are area means of larger ones",

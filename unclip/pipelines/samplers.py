@@ -9,9 +9,9 @@ from ..diffusion.scheduler import UnCLIPScheduler
 from ..diffusion.schedules import dpm_solver
 from ..runtime.config import nearest
 
-# With the fewest steps that each can take: DPM-Solver++ of second and third order (arXiv 2211.01095), DDIM
-# (arXiv 2010.02502), and ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
-SAMPLERS = {"dpmsolver++2m": 2, "dpmsolver++3m": 3, "ddim": 1, "ancestral": 1}
+# With the fewest steps that each can take: DPM-Solver++ of second order (arXiv 2211.01095), DDIM (arXiv 2010.02502), and
+# ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
+SAMPLERS = {"dpmsolver++2m": 2, "ddim": 1, "ancestral": 1}
 DISTILLED = "distilled"  # where the checkpoint has a distilled decoder: that, in as few steps as it was made for
 # Both directions of DDIM take the same steps and clip nothing between them: what is clipped cannot be inverted.
 _DDIM = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
@@ -56,4 +56,4 @@ def choose_sampler(name: str | None, steps: int, scheduler: Any, decoder: nn.Mod
         is_learned = decoder.config.out_channels == 2 * decoder.config.in_channels
         kind, variance = (UnCLIPScheduler, "learned_range") if is_learned else (DDPMScheduler, "fixed_small")
         return kind.from_config(levels, variance_type=variance)
-    return dpm_solver(levels, SAMPLERS[name], clip)
+    return dpm_solver(levels, clip=clip)

@@ -132,7 +132,7 @@ class UnCLIPPipeline(UnCLIPBase):
                 outside it there is no guidance, which saves half of such a step (arXiv 2404.07724); default: everywhere.
             decoder_timestep_shift: above 1 the decoder takes more of its steps at high noise (`shift_timesteps`), with the
                 samplers that can be told their timesteps: dpmsolver++, and ancestral without a learned variance; default: 1.
-            sampler: of the decoder: "dpmsolver++2m", "dpmsolver++3m", "ddim" or "ancestral"; default: the checkpoint's own.
+            sampler: of the decoder: "dpmsolver++2m", "ddim" or "ancestral"; default: the checkpoint's own.
                 Where the checkpoint has a distilled decoder, "distilled" draws with it: at most as many steps as it was made
                 for, and no other guidance than what is built into it (`samplers` lists what there is).
             size: the side of the images in pixels, one of `sizes`; stages past it don't run.

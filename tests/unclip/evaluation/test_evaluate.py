@@ -333,13 +333,6 @@ def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_pictures_of_its_
         assert distances["prior"] < 1e-6 < 1e-3 < min(distances["text embedding"], distances["no prior"]), distances
         assert all(ahead["frechet_distance"][kind]["low"] > 0 for ahead in ways["ahead"].values())
     assert ways["prior"]["frechet_distance"]["names"]["n"] == TURNS * ways["prior"]["r1"]["n"] == TURNS * 8
-    shutil.rmtree(out / "pictures" / "scenes-no-prior")
-    assert evaluate(out, "--only", "prior", "--two-ways")[0] == 0
-    two = numbers(out)["results"]["prior"]
-    assert not (out / "pictures" / "scenes-no-prior").exists(), "drawn, though it was not asked for"
-    assert two["ahead"]["text embedding"] == ways["ahead"]["text embedding"]
-    assert all(two[way] == ways[way] for way in ("prior", "text embedding", "cosine"))
-    assert list(two["no prior"]["frechet_distance"]) == ["names"]
     ahead = {row["what"]: row["found"] for row in found["summary"] if row["what"].startswith("prior ahead")}
     assert all("Fréchet distance" in measures for measures in ahead.values()) and len(ahead) == 2, ahead
 

@@ -390,10 +390,9 @@ def test_every_sampler_draws_towards_the_same_picture(pipe):
     own = draw(pipe, decoder_num_inference_steps=40, size=pipe.sizes[0])
     assert all(d.isfinite().all() and d.shape == own.shape for d in drawn.values())
     if pipe.decoder_scheduler.config.prediction_type == "v_prediction":
-        assert (drawn["dpmsolver++2m"] - drawn["dpmsolver++3m"]).abs().mean() < 0.1 * own.std()
         assert (drawn["dpmsolver++2m"] - drawn["ddim"]).abs().mean() < 0.3 * own.std()
     assert torch.equal(own, drawn["ancestral" if pipe.decoder.config.out_channels == 6 else "dpmsolver++2m"])
     with pytest.raises(ValueError, match=r"unknown sampler 'dpmsolver' \(did you mean .*\); choose from dpmsolver\+\+2m"):
         draw(pipe, sampler="dpmsolver")
-    with pytest.raises(ValueError, match=r"dpmsolver\+\+3m needs at least 3 steps, got 2"):
-        draw(pipe, sampler="dpmsolver++3m")
+    with pytest.raises(ValueError, match=r"dpmsolver\+\+2m needs at least 2 steps, got 1"):
+        draw(pipe, sampler="dpmsolver++2m", decoder_num_inference_steps=1)

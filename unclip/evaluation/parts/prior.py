@@ -20,8 +20,7 @@ def measure(bench: Bench) -> Part:
 
     And after the real picture's embedding, which says more of it than its caption, and any prior, could. Distances are to
     real renders of the same captions, as in the paper's table 2: beside those to other ones, half as uncertain or less. Names
-    are too few for them, and so come `TURNS` times, by other seeds and beside other renders. With `two_ways` the scenes are
-    drawn by the first two alone.
+    are too few for them, and so come `TURNS` times, by other seeds and beside other renders.
     """
     turns = [bench.cut(ask.recognition(bench.icons, bench.split, turn)) for turn in range(TURNS)]
     scenes = ask.scenes(bench.icons, bench.split, bench.count(bench.scenes))
@@ -43,9 +42,8 @@ def measure(bench: Bench) -> Part:
 
     results, rows, shown, firsts, features = {}, [], [], {}, {}
     for way in WAYS:
-        drawn = {"names": torch.cat([draw(way, "recognition", prompts, turn) for turn, prompts in enumerate(turns)])}
-        if not bench.two_ways or way in WAYS[:2]:
-            drawn["scenes"] = draw(way, "scenes", scenes)
+        names = torch.cat([draw(way, "recognition", prompts, turn) for turn, prompts in enumerate(turns)])
+        drawn = {"names": names, "scenes": draw(way, "scenes", scenes)}
         first, five = (hits.view(TURNS, -1) for hits in bench.named(drawn["names"], asked["names"]))
         firsts[way], features[way] = first.mean(0), {kind: bench.judge.see(seen)[1] for kind, seen in drawn.items()}
         distances = {kind: jackknife(frechet, seen, real[kind], units[kind]) for kind, seen in features[way].items()}
