@@ -36,10 +36,10 @@ def main() -> None:
     context = torch.randn(options.batch, 36, plain.config.cross_attention_dim, dtype=dtype, device=device)
     added = torch.randn(options.batch, plain.config.time_embed_dim, dtype=dtype, device=device)
     timestep = torch.tensor(500, device=device)
-    kept = {name: attention.of_context(network, context) for name, network in ways.items()}
+    caches = {name: attention.context_kv_cache(network, context) for name, network in ways.items()}
 
     def run(name: str) -> float:
-        more = {"class_labels": added, "cross_attention_kwargs": {"kept": kept[name]}}
+        more = {"class_labels": added, "cross_attention_kwargs": {"kv_cache": caches[name]}}
         start = now(device)
         ways[name](x, timestep, context, **more)
         return now(device) - start

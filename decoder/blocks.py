@@ -1,7 +1,7 @@
 """Convolutional blocks of the decoder and the upsamplers, lean where a CPU spends its time.
 
 Pre-activation residual blocks with a LayerNorm over the channels of each pixel: on a CPU in channels_last it costs a
-quarter of a GroupNorm, forward and backward. Pictures enter 2x2 or 4x4 pixel-unshuffled.
+quarter of a GroupNorm, forward and backward. Images enter 2x2 or 4x4 pixel-unshuffled.
 """
 
 # B batch, C channels, E embedding channels, H height, W width, N tokens
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior.blocks import Attention, Kept
+from prior.blocks import Attention, KeyValueCache, zero_module
 
-FREQUENCIES = 2  # half waves over a picture's side, and whole ones
+FREQUENCIES = 2  # half waves over an image's side, and full ones
 
 
 class ChannelNorm(nn.Module):
@@ -40,10 +40,8 @@ class ResBlock(nn.Module):
         self.modulation = nn.Linear(emb_dim, 2 * channels_out) if emb_dim else None
         self.norm_out = ChannelNorm(channels_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv_out = zero_module(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv_in(F.silu(self.norm_in(x)))  # [B, C, H, W]
@@ -54,8 +52,8 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
 
 
-def places(height: int, width: int, device: torch.device) -> Tensor:
-    """Where pixels are in a picture of any size: sines and cosines of their shares of its sides, [H*W, 4 * FREQUENCIES]."""
+def position_encoding(height: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines of each pixel's position relative to the image's height and width: [H*W, 4 * FREQUENCIES]."""
     shares = [(torch.arange(side, device=device) + 0.5) / side for side in (height, width)]
     halves = torch.pi * torch.arange(1, FREQUENCIES + 1, device=device)
     waves = torch.stack(torch.meshgrid(*shares, indexing="ij"), -1)[..., None] * halves  # [H, W, 2, FREQUENCIES]
@@ -63,17 +61,15 @@ def places(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class SpatialAttention(nn.Module):
-    """x + attention over its pixels and the context tokens; with `positions` every pixel knows where in the picture it is.
+    """x + attention over its pixels and the context tokens; `positions` adds an encoding of each pixel's position.
 
-    What a pixel hears of its position starts at zero.
+    Its projection is zero at initialisation.
     """
 
     def __init__(self, channels: int, context_dim: int | None = None, head_dim: int = 64, positions: bool = False):
         super().__init__()
         self.norm = ChannelNorm(channels)
-        self.position = nn.Linear(4 * FREQUENCIES, channels, bias=False) if positions else None
-        if positions:
-            nn.init.zeros_(self.position.weight)
+        self.position = zero_module(nn.Linear(4 * FREQUENCIES, channels, bias=False)) if positions else None
         self.attention = Attention(channels, head_dim, context_dim)
 
     def forward(
@@ -81,18 +77,19 @@ class SpatialAttention(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         mask: Tensor | None = None,
-        kept: Kept | None = None,
+        kv_cache: KeyValueCache | None = None,
         names: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`mask`, `kept` and `names` as `Attention` takes them; with `names` the answer comes with the shares [B, H*W]."""
-        height = x.shape[2]
+        """`mask`, `kv_cache` and `names` as `Attention` takes them; with `names` -> also the shares [B, H*W]."""
+        height, width = x.shape[2:]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H*W, C]
         if self.position is not None:
-            tokens = tokens + self.position(places(*x.shape[2:], x.device).to(tokens))
-        attended = self.attention(tokens, context, mask, kept=kept, names=names)
-        attended, shares = attended if names is not None else (attended, None)
-        x = x + attended.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
-        return x if names is None else (x, shares)
+            tokens = tokens + self.position(position_encoding(height, width, x.device).to(tokens))
+        attended = self.attention(tokens, context, mask, kv_cache=kv_cache, names=names)
+        if names is None:
+            return x + attended.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        attended, shares = attended
+        return x + attended.unflatten(1, (height, width)).permute(0, 3, 1, 2), shares
 
 
 class Upsample(nn.Module):

@@ -2,9 +2,13 @@
 
 # B batch, D embedding dimension, W width, R side of the draft in pixels, C channels, H height, T time-embedding width
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from prior.blocks import zero_module
 
 CONV_CHANNELS = 24
 
@@ -12,11 +16,14 @@ CONV_CHANNELS = 24
 class DraftHead(nn.Module):
     """Residual MLP from an image embedding [B, D] and a style to an RGB image [B, 3, R, R], about in [-1, 1].
 
-    Recall of what an embedding looks like is cheap by regression and expensive by denoising; the decoder gets the draft as
-    further input channels and only has to clean it and to add detail. Embeddings enter standardised per dimension by
+    The content of an embedding is cheaper to learn by regression than by denoising; the decoder gets the draft as
+    further input channels, denoises it and adds detail. Embeddings are standardised per dimension by
     `mean` and `std`, which are set from data before training. Convolutions after the last linear layer remove its pixel
-    noise. The output starts at zero, mid-gray.
+    noise. The output is zero, mid-gray, at initialisation.
     """
+
+    mean: Tensor  # [D]
+    std: Tensor  # [D]
 
     def __init__(self, embedding_dim: int, size: int = 32, width: int = 1280, layers: int = 4, styles: int = 0):
         super().__init__()
@@ -30,12 +37,13 @@ class DraftHead(nn.Module):
         self.proj_out = nn.Linear(width, 3 * size * size)
         channels = (3, CONV_CHANNELS, CONV_CHANNELS, 3)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channels, channels[1:], strict=False))
-        zeroed = [self.proj_out, self.convs[-1], *([self.style_embedding] if styles else [])]
-        for parameter in (p for layer in zeroed for p in layer.parameters()):
-            nn.init.zeros_(parameter)
+        zeroed: Sequence[nn.Module | None] = (self.proj_out, self.convs[-1], self.style_embedding)
+        for layer in zeroed:
+            if layer is not None:
+                zero_module(layer)
 
     def forward(self, image_embeddings: Tensor, style: Tensor | None = None) -> Tensor:
-        """`image_embeddings` [B, D]; `style` int64 [B], the number of styles for "not named" (None: for all of them)."""
+        """`image_embeddings` [B, D]; `style` int64 [B], the number of styles where no style is named (None: in no row)."""
         x = self.proj_in(((image_embeddings - self.mean) / self.std).to(self.proj_in.weight.dtype))  # [B, W]
         if self.style_embedding is not None:
             unnamed = self.style_embedding.num_embeddings - 1
@@ -51,15 +59,13 @@ class DraftHead(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """x + linear(gelu(linear(norm(x)))), the identity at the start."""
+    """x + linear(gelu(linear(norm(x)))), the identity at initialisation."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.proj_in = nn.Linear(width, width)
-        self.proj_out = nn.Linear(width, width)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.proj_out = zero_module(nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj_out(F.gelu(self.proj_in(self.norm(x))))
@@ -71,15 +77,14 @@ class DraftSkip(nn.Module):
     Where an estimate of x0 is good, the prediction follows from it without a network: v = (alpha x_t - x0) / sigma (arXiv
     2202.00512, appendix D). So the output is a linear combination of the network's prediction, the sample and the draft with
     weights that depend on noise level and condition (in the manner of EDM's c_skip and c_out, arXiv 2206.00364, equation 7),
-    plus a convolution of the last features for what the draft lacks. All of it is zero at the start.
+    plus a convolution of the last features for what the draft lacks. All of it is zero at initialisation.
     """
 
     def __init__(self, channels: int, time_embed_dim: int):
         super().__init__()
         self.weights = nn.Linear(time_embed_dim, 3)
         self.conv = nn.Conv2d(channels, 12, 3, padding=1)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        zero_module(self)
 
     def forward(self, prediction: Tensor, sample: Tensor, draft: Tensor, features: Tensor, emb: Tensor) -> Tensor:
         """The prediction [B, 3, H, H]; unchanged for examples without a draft, which are all zeros.

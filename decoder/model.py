@@ -1,21 +1,21 @@
-"""The 64 px decoder: a lean UNet on 2x2 pixel-unshuffled pictures, called as diffusers' `UNet2DConditionModel`."""
+"""The 64 px decoder: a lean UNet on 2x2 pixel-unshuffled images, called as diffusers' `UNet2DConditionModel`."""
 
 # B batch, C channels, H height, W width, N context tokens, K context width, T time-embedding width
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from prior.blocks import AttentionFunction, Checkpointed, set_attention
+from prior.blocks import AttentionFunction, Checkpointed, KeyValueCache, set_attention, zero_module
 from prior.storage import Int8Storage
 
 from .blocks import ChannelNorm, ResBlock, SpatialAttention, Upsample
@@ -29,17 +29,28 @@ class DecoderOutput(UNet2DConditionOutput):
     name_shares: tuple[Tensor, ...] | None = None
 
 
-class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """UNet whose levels halve the resolution from `sample_size / 2`; `attention` says which levels attend, and with
-    `positions` they know where a pixel is.
+class BlockConditions(NamedTuple):
+    """The inputs that every block of one forward pass shares."""
 
-    The output starts at zero. Seven `in_channels` are the noised picture, the part of the picture that is kept and the mask
-    of what is not; six `out_channels` are the prediction and its variance. Sizes other than `sample_size` work when they
-    are multiples of `stride`. With `draft_channels` a low-resolution draft of the image (`DraftHead`) enters beside the
-    pixel-unshuffled sample, through a convolution of its own that is zero at the start; with `draft_skip` sample and draft
-    are connected with the output too (`DraftSkip`).
-    With `position_maps` every level adds a learned map [C, H, W] to its input, zero at the start;
-    for other sizes than `sample_size` it is resized.
+    emb: Tensor  # [B, T]
+    context: Tensor  # [B, N, K]
+    mask: Tensor | None  # [B, N] bool
+    kv_cache: KeyValueCache | None
+    names: Tensor | None  # [B, N]
+    name_shares: list[Tensor]  # each attention layer appends its own, where `names` are given
+
+
+class Decoder(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
+    """UNet whose levels halve the resolution from `sample_size / 2`; `attention` tells which levels have attention layers,
+    with `positions` their inputs include an encoding of each pixel's position.
+
+    The output is zero at initialisation. Seven `in_channels` are the noised image, the known part of the image and the
+    inpainting mask; six `out_channels` are the prediction and its variance. Other sizes than `sample_size` have to be
+    multiples of `stride`. With `draft_channels` a low-resolution draft of the image (`DraftHead`) is added to the first
+    level's input through a separate convolution, zero at initialisation; `draft_skip` connects sample and draft with the
+    output too (`DraftSkip`).
+    With `position_maps` every level adds a learned map [C, H, W] to its input, zero at initialisation and
+    resized for other sizes than `sample_size`.
     """
 
     @register_to_config
@@ -84,9 +95,9 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
             return parts
 
         self.conv_in = nn.Conv2d(4 * in_channels, channels[0], 3, padding=1)
-        self.draft_in = nn.Conv2d(draft_channels, channels[0], 3, padding=1, bias=False) if draft_channels else None
+        self.draft_in = None
         if draft_channels:
-            nn.init.zeros_(self.draft_in.weight)
+            self.draft_in = zero_module(nn.Conv2d(draft_channels, channels[0], 3, padding=1, bias=False))
         sides = [sample_size // 2 ** (level + 1) for level in range(len(channels))]
         maps = [torch.zeros(1, c, s, s) for c, s in zip(channels, sides, strict=True)] if position_maps else []
         self.position_embeddings = nn.ParameterList(maps)
@@ -106,9 +117,7 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
                 width = channels[level]
             self.up.append(nn.ModuleList(stage(width + skips.pop(), width, attention[level]) for _ in range(blocks[level])))
         self.norm_out = ChannelNorm(width)
-        self.conv_out = nn.Conv2d(width, 4 * out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out = zero_module(nn.Conv2d(width, 4 * out_channels, 3, padding=1))
         self.draft_out = DraftSkip(width, time_embed_dim) if draft_skip else None
 
     def set_attn_processor(self, function: AttentionFunction) -> None:
@@ -125,60 +134,87 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMix
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         draft: Tensor | None = None,
-    ):
-        """`sample` [B, in_channels, H, W]; `timestep` a number or [B]; `encoder_hidden_states` [B, N, K]; `class_labels`
-        [B, T], added to the time embedding; `attention_mask` [B, N] bool, True where a context token may be attended;
-        `cross_attention_kwargs` may have `kept`, the context's keys and values by layer, and `names` [B, N], which are 1 and
-        -1 for the tokens of two names and 0 elsewhere: every attention layer then tells how it divides between the two.
-        `draft` [B, draft_channels, R, R] is resized to the first level, and left out (zeros) where it is None or the sample is
-        not square.
+    ) -> DecoderOutput | tuple[Tensor] | tuple[Tensor, tuple[Tensor, ...]]:
+        """Predict from `sample` [B, in_channels, H, W] at `timestep`, a number or [B].
+
+        Args:
+            sample: the noised images, with the further channels of an inpainting decoder.
+            timestep: one for all rows, or one each.
+            encoder_hidden_states: context tokens [B, N, K].
+            class_labels: [B, T], added to the time embedding.
+            attention_mask: [B, N] bool, True where a context token may be attended.
+            return_dict: return a `DecoderOutput` rather than a tuple.
+            cross_attention_kwargs: may have `kv_cache`, the context's keys and values by attention layer, and `names` [B, N],
+                1 and -1 for the tokens of two names and 0 elsewhere, for which every attention layer then returns its
+                `name_shares`.
+            draft: [B, draft_channels, R, R], resized to the first level; zeros where it is None or the sample is not square.
         """
         if sample.shape[-1] % self.stride or sample.shape[-2] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {list(sample.shape[-2:])}")
-        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # a single one is embedded once
-        emb = get_timestep_embedding(timestep, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        emb = self.time_embedding(emb.to(self.dtype))  # [B, T]
-        if class_labels is not None:
-            emb = emb + class_labels
-        emb = F.silu(emb)
-        context, more = encoder_hidden_states, cross_attention_kwargs or {}
-        kept, names, shares = more.get("kept"), more.get("names"), []
-
-        def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
-            x = self.run(parts["block"], x, emb)
-            if "attention" in parts:
-                x = self.run(parts["attention"], x, context, _with_pixels(attention_mask, x), kept, names)
-                if names is not None:
-                    x, share = x
-                    shares.append(share)
-            return x
-
-        x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))  # [B, C, H/2, W/2]
-        has_draft = self.draft_in is not None and draft is not None and sample.shape[2] == sample.shape[3]
-        if has_draft:
-            x = x + self.draft_in(_channels_last(_resized(draft, x), self.draft_in))
-        skips = []
-        for level, stages in enumerate(self.down):
-            if level:
-                x = self.downsamplers[level - 1](x)
-            if self.config.position_maps:
-                x = x + _resized(self.position_embeddings[level], x)
-            for parts in stages:
-                x = run(parts, x)
-                skips.append(x)
-        for parts in self.middle:
-            x = run(parts, x)
-        for level, stages in enumerate(self.up):
-            if level:
-                x = self.upsamplers[level - 1](x)
-            for parts in stages:
-                x = run(parts, torch.cat([x, skips.pop()], 1))
+        if sample.shape[2] != sample.shape[3]:
+            draft = None
+        more = cross_attention_kwargs or {}
+        emb = self._embed_time(timestep, class_labels, sample.device)
+        names: Tensor | None = more.get("names")
+        conditions = BlockConditions(emb, encoder_hidden_states, attention_mask, more.get("kv_cache"), names, [])
+        x, skips = self._encode(self._embed_sample(sample, draft), conditions)
+        for parts in cast(Sequence[nn.ModuleDict], self.middle):
+            x = self._run_block(parts, x, conditions)
+        x = self._decode(x, skips, conditions)
         features = F.silu(self.norm_out(x))  # [B, C, H/2, W/2]
         x = F.pixel_shuffle(self.conv_out(features), 2)  # [B, out_channels, H, W]
-        if has_draft and self.draft_out is not None:
+        if draft is not None and self.draft_out is not None:
             x = self.draft_out(x, sample, _resized(draft, x), features, emb)
-        given = (x,) if names is None else (x, tuple(shares))
-        return DecoderOutput(*given) if return_dict else given
+        shares = None if names is None else tuple(conditions.name_shares)
+        if return_dict:
+            return DecoderOutput(x, shares)
+        return (x,) if shares is None else (x, shares)
+
+    def _embed_time(self, timestep: Tensor | float | int, added: Tensor | None, device: torch.device) -> Tensor:
+        """The embedding [B or 1, T] of timesteps, with `added` [B, T], after the activation."""
+        timesteps = torch.as_tensor(timestep, device=device).reshape(-1)  # a single one is embedded once
+        sinusoids = get_timestep_embedding(timesteps, self.config["channels"][0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        emb = self.time_embedding(sinusoids.to(self.dtype))  # [B, T]
+        return F.silu(emb if added is None else emb + added)
+
+    def _embed_sample(self, sample: Tensor, draft: Tensor | None) -> Tensor:
+        """The first level's input [B, C, H/2, W/2]."""
+        x = self.conv_in(_channels_last(F.pixel_unshuffle(sample, 2), self.conv_in))
+        if self.draft_in is not None and draft is not None:
+            x = x + self.draft_in(_channels_last(_resized(draft, x), self.draft_in))
+        return x
+
+    def _encode(self, x: Tensor, conditions: BlockConditions) -> tuple[Tensor, list[Tensor]]:
+        """The levels down: -> the features of the lowest one, and every block's output for the skip connections."""
+        skips = []
+        for level, blocks in enumerate(self.down):
+            if level:
+                x = self.downsamplers[level - 1](x)
+            if self.config["position_maps"]:
+                x = x + _resized(self.position_embeddings[level], x)
+            for parts in cast(Sequence[nn.ModuleDict], blocks):
+                x = self._run_block(parts, x, conditions)
+                skips.append(x)
+        return x, skips
+
+    def _decode(self, x: Tensor, skips: list[Tensor], conditions: BlockConditions) -> Tensor:
+        """The levels up, which use up `skips`."""
+        for level, blocks in enumerate(self.up):
+            if level:
+                x = self.upsamplers[level - 1](x)
+            for parts in cast(Sequence[nn.ModuleDict], blocks):
+                x = self._run_block(parts, torch.cat([x, skips.pop()], 1), conditions)
+        return x
+
+    def _run_block(self, parts: nn.ModuleDict, x: Tensor, conditions: BlockConditions) -> Tensor:
+        emb, context, mask, kv_cache, names, name_shares = conditions
+        x = self.run(parts["block"], x, emb)
+        if "attention" in parts:
+            x = self.run(parts["attention"], x, context, _with_pixels(mask, x), kv_cache, names)
+            if names is not None:
+                x, shares = x
+                name_shares.append(shares)
+        return x
 
 
 def _resized(image: Tensor, x: Tensor) -> Tensor:
@@ -196,7 +232,7 @@ def _with_pixels(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _channels_last(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`x` in the memory layout of the network's own weights: pixel-unshuffling loses it."""
+    """`x` in the memory layout of the weights of `conv`: pixel-unshuffling loses it."""
     if conv.weight.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous(memory_format=torch.channels_last)
     return x

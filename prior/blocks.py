@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 # (query [B, N, H, D], key [B, M, H, D], value [B, M, H, D], mask [B or 1, 1, N or 1, M] bool, True = attend) -> [B, N, H, D]
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-# of layers that attend to a context: its keys and values
-Kept = dict[nn.Module, tuple[Tensor, Tensor]]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+# keys and values of the context, each [B, M, H, D], by attention layer
+KeyValueCache = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -22,7 +24,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) 
 
 
 class Checkpointed:
-    """A network whose blocks' activations can be computed again instead of kept (arXiv 1604.06174).
+    """A network whose blocks' activations can be computed again instead of stored (arXiv 1604.06174).
 
     Switched by diffusers' `enable_gradient_checkpointing` and `disable_gradient_checkpointing`.
     """
@@ -30,10 +32,10 @@ class Checkpointed:
     _supports_gradient_checkpointing = True
     gradient_checkpointing = False
 
-    def run(self, block: nn.Module, *args: Tensor | None) -> Tensor:
-        """`block(*args)`, its inner activations kept for the backward pass or not."""
+    def run(self, block: nn.Module, *args: object) -> Any:
+        """`block(*args)`, its activations stored for the backward pass or, with gradient checkpointing, computed again."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *args)
+            return self._gradient_checkpointing_func(block, *args)  # type: ignore[attr-defined]  # diffusers sets it
         return block(*args)
 
 
@@ -53,13 +55,13 @@ class Attention(nn.Module):
         self.context_kv = nn.Linear(context_dim, 2 * channels) if context_dim else None
         self.query_norm = nn.LayerNorm(head_dim, bias=False)
         self.key_norm = nn.LayerNorm(head_dim, bias=False)
-        self.out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zero_module(nn.Linear(channels, channels))
         self.function: AttentionFunction = sdpa
 
-    def of_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """The context's keys and values, each [B, M, H, D]: the same at every step of a denoising loop."""
+        if self.context_kv is None:
+            raise ValueError("this attention has no context: it was made without context_dim")
         key, value = self._heads(self.context_kv(context), 2)
         return self.key_norm(key), value
 
@@ -69,13 +71,13 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         past: list[Tensor] | None = None,
-        kept: Kept | None = None,
+        kv_cache: KeyValueCache | None = None,
         names: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """`past` holds the keys and values of earlier tokens, [] of none; those of `x` are added to it.
 
-        `kept` has what `of_context` answers, by layer. With `names` [B, M], which are 1 and -1 for the context tokens of
-        two names and 0 elsewhere, the answer comes with `name_shares` [B, N].
+        `kv_cache` has what `project_context` returns, by layer. With `names` [B, M], which are 1 and -1 for the context tokens
+        of two names and 0 elsewhere, -> the output and `name_shares` [B, N].
         """
         query, key, value = self._heads(self.qkv(x), 3)  # each [B, N, H, D]
         key = self.key_norm(key)
@@ -83,7 +85,7 @@ class Attention(nn.Module):
             past[:] = [torch.cat(pair, 1) for pair in zip(past, (key, value), strict=True)] if past else [key, value]
             key, value = past
         if context is not None:
-            context_key, context_value = self.of_context(context) if kept is None else kept[self]
+            context_key, context_value = self.project_context(context) if kv_cache is None else kv_cache[self]
             key = torch.cat([context_key, key], 1)  # [B, M + N, H, D]
             value = torch.cat([context_value, value], 1)
         query = self.query_norm(query)
@@ -116,13 +118,19 @@ class Block(nn.Module):
         self.attention = Attention(width, head_dim)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        zero_module(self.mlp[-1])
 
     def forward(self, x: Tensor, mask: Tensor | None, past: list[Tensor] | None = None) -> Tensor:
         """`x` [B, N, C]; `mask` and `past` as `Attention` takes them."""
         x = x + self.attention(self.norm_attention(x), mask=mask, past=past)
         return x + self.mlp(self.norm_mlp(x))
+
+
+def zero_module(module: ModuleT) -> ModuleT:
+    """Set every parameter of `module` to zero; -> `module`."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
 
 
 def set_attention(model: nn.Module, function: AttentionFunction) -> None:

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -69,12 +71,19 @@ def store_in_8_bits(path: Path) -> None:
     partial.replace(path)
 
 
-class Int8Storage:
-    """A diffusers `ModelMixin` whose `from_pretrained` also reads weights in 8 bits."""
+class Int8Storage(ModelMixin, ConfigMixin):
+    """A diffusers model whose `from_pretrained` also reads weights in 8 bits.
+
+    Subclasses name `ModelMixin` among their bases too: diffusers loads a component's class only from a module that has it.
+    """
+
+    config_name = "config.json"  # type: ignore[assignment]  # ConfigMixin declares it None, ModelMixin a string
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
         """As diffusers', from a folder or a Hub id. Weights in 8 bits arrive in `torch_dtype` (`dtype`), float32 by default."""
+        if pretrained_model_name_or_path is None:
+            raise ValueError("from_pretrained needs a folder or a Hub id")
         folder, given = Path(pretrained_model_name_or_path), dict(kwargs)
         subfolder = given.pop("subfolder", None) or ""
         variant = given.pop("variant", None)
@@ -85,7 +94,8 @@ class Int8Storage:
         file = folder / subfolder / (f"{WEIGHTS}.{variant}.safetensors" if variant else f"{WEIGHTS}.safetensors")
         if not file.is_file() or not is_int8(file):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        network = cls.from_config(cls.load_config(folder / subfolder))
+        config = cast(dict[str, Any], cls.load_config(folder / subfolder))  # a tuple only if asked for more
+        network = cast(Self, cls.from_config(config))
         network.load_state_dict(read_weights(file))
         network.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         dtype = given.get("torch_dtype") or given.get("dtype") or torch.float32

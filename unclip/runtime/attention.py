@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior.blocks import Kept
+from prior.blocks import KeyValueCache
 
 logger = logging.getLogger(__name__)
 
@@ -193,16 +193,17 @@ def described(backend: str) -> str:
     return f"math up to {MATH_TOKENS} key tokens, sdpa above; not xformers, because {refusal}"
 
 
-def of_context(network: nn.Module, context: Tensor) -> Kept:
-    """The keys and values of `context` [B, M, K] by layer, for a loop in which it stays the same: `kept` of the layers' calls.
+def context_kv_cache(network: nn.Module, context: Tensor) -> KeyValueCache:
+    """The keys and values of `context` [B, M, K] by attention layer, computed once for all steps of a denoising loop.
 
-    Empty for a network whose attention goes otherwise, or whose parameters come and go with its `forward` (offloading).
+    Empty for a network with attention of another kind, or whose parameters are on the device only in its `forward`
+    (offloading).
     """
     if hasattr(network, "_hf_hook") or hasattr(network, "_diffusers_hook"):
         return {}
     if not is_stock(network):
         layers = (m for m in network.modules() if getattr(m, "context_kv", None) is not None)
-        return {layer: layer.of_context(context) for layer in layers}
+        return {layer: layer.project_context(context) for layer in layers}
     layers = [m for m in network.modules() if getattr(m, "added_kv_proj_dim", None)]
     if not all(isinstance(layer.processor, Processor) and not layer.norm_cross for layer in layers):
         return {}
@@ -227,12 +228,12 @@ class Processor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        kept: Kept | None = None,
+        kv_cache: KeyValueCache | None = None,
         **kwargs,
     ) -> Tensor:
         """`hidden_states` [B, N, C] or [B, C, h, w]; `encoder_hidden_states` [B, M, K]; -> the shape that came in.
 
-        `kept` has the context's keys and values by layer, as `of_context` answers.
+        `kv_cache` has the context's keys and values by layer, as `context_kv_cache` returns.
         """
         residual = hidden_states
         if attn.spatial_norm is not None:
@@ -246,7 +247,7 @@ class Processor:
             context = attn.norm_encoder_hidden_states(context)
         if attn.added_kv_proj_dim:
             context = hidden_states.flatten(2).transpose(1, 2) if context is None else context
-            added = (attn.add_k_proj(context), attn.add_v_proj(context)) if kept is None else kept[attn]
+            added = (attn.add_k_proj(context), attn.add_v_proj(context)) if kv_cache is None else kv_cache[attn]
             keys, values = [added[0]], [added[1]]
             if not attn.only_cross_attention:
                 keys, values = [*keys, attn.to_k(x)], [*values, attn.to_v(x)]

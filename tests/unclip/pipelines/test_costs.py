@@ -222,7 +222,7 @@ def test_what_the_decoder_hears_is_projected_once(pipe, monkeypatch):
         once, seen_once = draw(pipe, count, **more), list(rows)
         assert len(seen_once) == len(layers) > 0 and {r for r, _ in seen_once} == {2 * count}
         with monkeypatch.context() as patched:
-            patched.setattr("unclip.runtime.attention.of_context", lambda network, context: {})
+            patched.setattr("unclip.runtime.attention.context_kv_cache", lambda network, context: {})
             rows.clear()
             close(draw(pipe, count, **more), once)
         assert len(rows) == 4 * len(layers) and rows[0][1] >= seen_once[0][1] + (count == 1)

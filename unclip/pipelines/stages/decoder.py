@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from decoder import of_context
+from prior.blocks import KeyValueCache
 
 from ...diffusion.sampling import Predict
 from ...runtime import attention
@@ -105,7 +106,7 @@ class DecoderConditions:
     mask: Tensor
     time_embeds: Tensor
     draft: Tensor | None
-    kv_cache: dict[nn.Module, tuple[Tensor, Tensor]]
+    kv_cache: KeyValueCache
     is_compiled: bool  # then the mask is always given: without it the graph would be another
     _arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -123,7 +124,7 @@ class DecoderConditions:
             arguments["draft"] = self.draft[-rows:]
         if self.kv_cache:
             last = {layer: (keys[-rows:], values[-rows:]) for layer, (keys, values) in self.kv_cache.items()}
-            arguments["cross_attention_kwargs"] = {"kept": last}
+            arguments["cross_attention_kwargs"] = {"kv_cache": last}
         return arguments
 
 
@@ -152,7 +153,7 @@ def condition_inputs(
     is_used = mask.any(0)  # the others are padding in every row
     if pipe._shared.compiled:
         is_used = torch.ones_like(is_used)  # every length would be another graph
-    kv_cache = attention.of_context(decoder, hidden[:, is_used])
+    kv_cache = attention.context_kv_cache(decoder, hidden[:, is_used])
     if kv_cache:
         hidden, mask = hidden[:, is_used], mask[:, is_used]
     return DecoderConditions(hidden, mask, time_embeds, draft, kv_cache, pipe._shared.compiled)
