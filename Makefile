@@ -19,6 +19,7 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/python scripts/check_types.py
 
 docs:
 	$(BIN)/mkdocs build --strict --site-dir out/site

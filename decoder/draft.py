@@ -93,8 +93,7 @@ class DraftSkip(nn.Module):
         self.register_buffer("alphas_cumprod", torch.zeros(timesteps))
         self.gate = nn.Linear(time_embed_dim, 1)
         self.conv = nn.Conv2d(channels, 12, 3, padding=1)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        zero_module(self)
 
     def forward(
         self, prediction: Tensor, sample: Tensor, draft: Tensor, timestep: Tensor, emb: Tensor, features: Tensor

@@ -47,7 +47,8 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
     The output is zero at initialisation. Seven `in_channels` are the noised image, the known part of the image and the
     inpainting mask; six `out_channels` are the prediction and its variance. Other sizes than `sample_size` have to be
     multiples of `stride`. With `draft_channels` a low-resolution draft of the image (`DraftHead`) is added to the first
-    level's input through a separate convolution, zero at initialisation.
+    level's input through a separate convolution, zero at initialisation; `draft_skip` connects sample and draft with the
+    output too (`DraftSkip`).
     With `position_maps` every level adds a learned map [C, H, W] to its input, zero at initialisation and
     resized for other sizes than `sample_size`.
     """
