@@ -229,6 +229,9 @@ class Loop:
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None  # the step of the newest checkpoint
         self.recent: deque[float] = deque(maxlen=100)  # losses of the steps before this one
+        # a step's number, the losses of its backward passes and its gradient's norm: of the steps that are not checked yet
+        self.unchecked: list[tuple[int, Tensor, Tensor]] = []
+        self.checks_every_step = self.accelerator.device.type == "cpu"  # another device would be waited for
         self.stopping = False
 
     # -- state
@@ -417,6 +420,7 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint, unless this step's is there; prune; write `latest/`. DiskFull ends every process."""
+        self._check()
         if self.saved == self.step:
             return
         tensors = self._state() if self.main or self.shards else {}
@@ -506,6 +510,7 @@ class Loop:
                         seen.setdefault(key, []).append(value)
                 bar.update()
                 if self.step % run.log_every == 0 or self.step == 1:
+                    self._check()
                     now = time.monotonic()
                     means = _means(seen)
                     self.seconds += now - logged_at
@@ -533,7 +538,7 @@ class Loop:
     def _step(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """One step of the optimiser and of the average; -> what to log of each backward pass.
 
-        Raises FloatingPointError before the weights change.
+        On a CPU raises FloatingPointError before the weights change. Nothing is read from another device.
         """
         run, accelerator = self.run, self.accelerator
         for group in self.optimizer.param_groups:
@@ -552,7 +557,9 @@ class Loop:
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.objective.trained.parameters(), run.clip_norm or math.inf)
                     norm = whole(norm)
-                    self._check([float(p["loss"]) for p in passes], float(norm))
+                    self.unchecked.append((self.step, torch.stack([p["loss"] for p in passes]), norm))
+                    if self.checks_every_step:
+                        self._check()
                 self.prepared.step()
                 self.prepared.zero_grad()
         self.step += 1
@@ -572,8 +579,16 @@ class Loop:
             said = re.split(rf"^[\w.]*{type(error).__name__}: ", str(error), flags=re.MULTILINE)[-1]
             raise type(error)(said.strip()) from None
 
-    def _check(self, losses: list[float], norm: float) -> None:
-        """Stop the run, on every process, when one's losses or the gradient's norm went wrong."""
+    def _check(self) -> None:
+        """Stop the run, on every process, when one's losses or the gradient's norm went wrong in a step not checked yet.
+
+        What a step after that made of the weights is neither logged nor saved.
+        """
+        unchecked, self.unchecked = self.unchecked, []
+        for step, losses, norm in unchecked:
+            self._check_step(step, losses.tolist(), float(norm))
+
+    def _check_step(self, step: int, losses: list[float], norm: float) -> None:
         loss = sum(losses) / len(losses)
         median = statistics.median(self.recent) if len(self.recent) >= 20 else math.inf
         exploded = self.run.explosion and median > 0 and loss > self.run.explosion * median
@@ -594,12 +609,12 @@ class Loop:
             what, wrong = f"is {loss:.4g}, {loss / median:.3g} times the median before it", [v == max(whole) for v in whole]
         size, parts = self.run.batch_size, self.run.gradient_accumulation
         places = [(part * len(every) + rank) * size for rank in range(len(every)) for part in range(parts)]
-        first = self.step * self._samples_per_step()
+        first = step * self._samples_per_step()
         ranges = [f"{first + p}-{first + p + size - 1}" for p, bad in sorted(zip(places, wrong, strict=True)) if bad]
         aside = ""
-        if self.saved == self.step and self._checkpoint(self.step).is_dir():  # nothing has been learned from these weights yet
-            aside = f"; {set_aside(self._checkpoint(self.step), 'suspect').name} holds the weights that led here"
-        where = f"the loss of step {self.step + 1} {what}, on samples {', '.join(ranges)}"
+        if self.saved == step and self._checkpoint(step).is_dir():  # nothing has been learned from these weights yet
+            aside = f"; {set_aside(self._checkpoint(step), 'suspect').name} holds the weights that led here"
+        where = f"the loss of step {step + 1} {what}, on samples {', '.join(ranges)}"
         raise FloatingPointError(f"{where}{aside}; last good checkpoint: {self._last()}")
 
     def _loader(self) -> DataLoader:
@@ -629,6 +644,7 @@ class Loop:
 
     def _evaluate(self, validate: bool) -> None:
         """Metrics or a picture of the averaged weights, on the main process."""
+        self._check()
         with self._averaged(), self.accelerator.autocast():
             if self.main and validate:
                 metrics = self.objective.validate()

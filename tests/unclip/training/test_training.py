@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from running import QUIET, finish, run_here, start, state
 from safetensors.torch import load_file
 
 from unclip.runtime.config import ConfigError, construct, load_config
-from unclip.training.trainer import GlobalBatches, Loop, PowerEMA, Run, train
+from unclip.runtime.operations import Operations
+from unclip.training.trainer import OPTIMIZERS, GlobalBatches, Loop, PowerEMA, Run, train
 
 CONFIGS = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.parent.name != "accelerate"]
 STAGES = ("clip", "prior", "prior_autoregressive", "text_proj", "decoder", "decoder_distill", "upsampler_256", "upsampler_1024")
@@ -52,6 +54,39 @@ def test_a_finished_run_leaves_weights_metrics_and_a_picture(runs, stage):
     assert all(torch.tensor([v for v in r.values() if isinstance(v, float)]).isfinite().all() for r in rows)
     pictures = list((runs / stage).glob("samples/*.png"))
     assert len(pictures) == (1 if stage.startswith(("decoder", "upsampler")) else 0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "decoder_distill"])
+def test_a_whole_step_makes_no_host_wait(runs, stage, optimizer, tmp_path):
+    """Both passes, gradient norm, optimiser and average, done as on another device than the CPU; a planted read is seen.
+
+    The teacher's scheduler looks its timesteps up in tables that stay on the CPU, on any device.
+    """
+    settings = [*parts(stage, runs), f"output_dir={tmp_path}", "batch_size=2", f"optimizer={optimizer}", "validate_every=0"]
+    config = load_config(ROOT / f"configs/tiny/{stage}.yaml", settings)
+    sections = {name: config.pop(name, None) or {} for name in ("model", "data", "objective")}
+    loop = Loop(construct(Run, config, "config"), sections)
+    loop._create()
+    loop._setup()
+    loop.checks_every_step, loop.objective.compiled = False, True
+    if stage == "text_proj":  # elsewhere all icons are looked at before the first step
+        loop.objective.icon_embeds(torch.arange(len(loop.objective.examples.icons)))
+    batches = iter(list(islice(iter(loop._loader()), 3)))  # what examples are made of is the workers' business
+    loop._step(batches)
+    with Operations("cpu") as found:
+        loop._step(batches)
+    assert not found.host_reads, found.host_reads
+    plain = loop.objective.compute_loss
+
+    def planted(batch):
+        loss, metrics = plain(batch)
+        return loss * (1 if loss > 0 else 2), metrics
+
+    loop.objective.compute_loss = planted
+    with Operations("cpu") as found:
+        loop._step(batches)
+    assert len(found.host_reads) == 1 and "test_training.py" in found.host_reads[0]
 
 
 def test_the_stages_together_draw(runs, command, tmp_path):
