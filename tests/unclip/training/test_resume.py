@@ -17,7 +17,7 @@ from running import QUIET, finals, finish, kill, run_here, start, state
 
 from unclip.io.checkpoints import DiskFull, checkpoints, load_checkpoint, save_checkpoint
 from unclip.runtime.config import ConfigError
-from unclip.training.trainer import Loop
+from unclip.training.divergence import DivergenceMonitor
 
 
 def assert_same_run(one, other):
@@ -201,7 +201,7 @@ def test_a_diverged_run_is_one_line(command, tmp_path):
 
 def test_a_device_is_asked_for_its_losses_with_the_log(command, tmp_path, monkeypatch):
     """And before a checkpoint: what went wrong is told as if seen at once, and nothing is kept of the steps since."""
-    monkeypatch.setattr(Loop, "checks_every_step", property(lambda loop: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(DivergenceMonitor, "checks_every_step", property(lambda monitor: False, lambda *_: None), raising=False)
     settings = ("learning_rate=1e30", "clip_norm=1e30", "warmup_steps=0", "max_steps=100", *QUIET)
     for name, more in {"logged": ("log_every=5",), "saved": ("log_every=50", "save_every=3")}.items():
         run = tmp_path / name
