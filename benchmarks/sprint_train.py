@@ -27,9 +27,9 @@ from unclip.runtime.compiling import why_not
 from unclip.runtime.precision import best_device
 from unclip.runtime.profiling import flop_counter, measured_peak
 from unclip.runtime.random import Stream, normal, uniform
+from unclip.training.ema import PowerEMA
 from unclip.training.muon import Muon, hidden_matrices
 from unclip.training.objectives import Objective, create
-from unclip.training.trainer import PowerEMA
 
 BATCHES = {"decoder": 512, "prior": 2048, "draft": 2048}
 TINY_BATCH = 16
@@ -177,7 +177,7 @@ class Sprint:
             missing += [] if files else [name]
             state = {k: v.float() for file in files for k, v in read_weights(file).items()}
             if files:
-                state = objective.starting(name, state)
+                state = objective.starting_weights(name, state)
                 if self.options.from_scratch:
                     trained = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
                     state |= trained

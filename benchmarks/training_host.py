@@ -22,9 +22,9 @@ from unclip.data.examples import seeded_noise
 from unclip.runtime.attention import install
 from unclip.runtime.config import load_config
 from unclip.runtime.operations import Operations
+from unclip.training.ema import PowerEMA
 from unclip.training.muon import Muon, hidden_matrices
 from unclip.training.objectives import create
-from unclip.training.trainer import PowerEMA
 
 LAUNCH = 6e-6  # seconds: on an H100's host 4,960 operations of Muon took 25 to 35 ms, and 2,200 of both passes 15 to 20
 DATA, TEXTS, NOISE = "batch from the data workers", "texts and icons", "noise"

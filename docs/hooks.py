@@ -63,9 +63,9 @@ def included(path: Path, page: str) -> str:
 
 def configuration() -> str:
     """Every key of a configuration with its default, read off dataclasses and signatures."""
-    from unclip.training.trainer import Run
+    from unclip.training.config import TrainConfig
 
-    parts = ["## The run\n\nKeys at the top level of the file.\n", fields(Run)]
+    parts = ["## The run\n\nKeys at the top level of the file.\n", fields(TrainConfig)]
     for stage, path in STAGES.items():
         objective = imported(OBJECTIVES + path)
         parts += [f"## objective ({stage})\n\n{summary(objective)}\n", parameters(objective)]

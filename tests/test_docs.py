@@ -42,8 +42,8 @@ def test_the_figures_are_what_the_script_draws():
 
 def test_the_configuration_reference_has_every_stage_and_every_key():
     from unclip.runtime.config import CONFIGS, ConfigError, load_config
+    from unclip.training.config import TrainConfig
     from unclip.training.objectives import create
-    from unclip.training.trainer import Run
 
     hooks = loaded("hooks")
     reference = hooks.configuration()
@@ -51,7 +51,7 @@ def test_the_configuration_reference_has_every_stage_and_every_key():
         create("nothing", {}, 0)
     assert str(error.value).partition("choose from ")[2].split(", ") == list(hooks.STAGES)
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", reference, re.M | re.S))
-    for field in dataclasses.fields(Run):
+    for field in dataclasses.fields(TrainConfig):
         assert f"| `{field.name}` |" in sections["The run"]
     assert "| `cooldown` | `float` | `0.2` | the last share of the steps" in sections["The run"]
     for path in sorted(CONFIGS.glob("*/*.yaml")):

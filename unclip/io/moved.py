@@ -50,7 +50,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "unclip.search": ("unclip.clip.search", "unclip.pipelines.axes"),
     "unclip.sharding": ("unclip.training.sharding",),
     "unclip.tiling": ("unclip.diffusion.tiling",),
-    "unclip.training": ("unclip.training.trainer",),
+    "unclip.training": (
+        "unclip.training.config",
+        "unclip.training.ema",
+        "unclip.training.batches",
+        "unclip.training.trainer",
+    ),
     "unclip.server.drawing": ("unclip.server.work",),
     "unclip.server.shelf": ("unclip.server.image_store",),
     "unclip.studio.drawing": ("unclip.studio.generation",),
@@ -75,6 +80,7 @@ NAMES: dict[str, dict[str, str]] = {
     "unclip.sampling": {"clean_from": "predict_x0", "guide": "apply_guidance", "shifted_timesteps": "shift_timesteps"},
     "unclip.server.drawing": {"Painting": "GenerationWork", "Varying": "VariationWork", "Repainting": "EditWork"},
     "unclip.server.shelf": {"Shelf": "ImageStore"},
+    "unclip.sharding": {"whole": "gather_full", "own_part": "local_shard"},
     "unclip.studio.drawing": {"to_pictures": "to_images"},
     "unclip.studio.page": {
         "MAX_PICTURES": "MAX_IMAGES",
@@ -85,6 +91,7 @@ NAMES: dict[str, dict[str, str]] = {
         "to_repaint": "inpainting_inputs",
         "whole": "whole_number",
     },
+    "unclip.training": {"Run": "TrainConfig"},
 }
 
 

@@ -34,10 +34,10 @@ from ..runtime import attention
 from ..runtime.config import ConfigError, construct, load_config, nearest, shipped
 from ..runtime.precision import fast_dtype
 from ..runtime.profiling import flop_counter
+from .config import read_config
 from .objectives.conditioned import LoRA, add_adapter
 from .objectives.decoder_distill import ADAPTER
 from .objectives.judge import icons_path, vocabulary
-from .trainer import Run
 
 # Dense bf16 TFLOP/s of one A100, and of two cores with AVX512-BF16 on this package's convolutions; and the share of it
 # that a training run keeps.
@@ -130,9 +130,7 @@ def plan(
     """
     if gpus < 0:
         raise ConfigError(f"the number of GPUs must be at least 0, got {gpus}")
-    config = load_config(config_path, overrides)
-    sections = {k: config.pop(k, None) or {} for k in ("model", "data", "objective")}
-    run = construct(Run, config, "config")
+    run, sections = read_config(config_path, overrides)
     precision = run.precision
     if precision == "auto":
         precision = "bf16" if gpus or fast_dtype("cpu") == torch.bfloat16 else "no"

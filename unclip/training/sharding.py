@@ -15,8 +15,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..runtime.config import ConfigError
 from .objectives import Objective
 
-STAGES = ("none", "zero2", "zero3")
-
 
 def launched() -> str:
     """Reads the ZeRO stage from the FSDP settings of `accelerate launch`, and removes them from the environment.
@@ -67,9 +65,9 @@ class Shards:
         fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
 
     @contextmanager
-    def whole(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    def gathered(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """`weights`, by their names in `trained`, gathered into the copy, which takes `trained`'s place on the main process."""
-        gathered = {name: whole(weight, self.copy is not None) for name, weight in weights.items()}
+        gathered = {name: gather_full(weight, self.copy is not None) for name, weight in weights.items()}
         if self.copy is None:
             yield
             return
@@ -101,7 +99,7 @@ def _leaves(module: nn.Module, containers: tuple[type, ...]) -> Iterator[nn.Modu
             yield child
 
 
-def whole(tensor: Tensor, keep: bool = True) -> Tensor | None:
+def gather_full(tensor: Tensor, keep: bool = True) -> Tensor | None:
     """A tensor gathered from all processes, on the CPU if it was in parts; None where it is not to be kept."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -109,7 +107,7 @@ def whole(tensor: Tensor, keep: bool = True) -> Tensor | None:
     return gathered.cpu() if keep else None
 
 
-def own_part(full: Tensor, like: Tensor) -> Tensor:
+def local_shard(full: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, in the parts, device and memory layout of `like`."""
     if isinstance(like, DTensor):
         return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -61,6 +61,8 @@ RENAMED = {
     ("unclip.sampling", "clean_from"): "unclip.diffusion.predictions.predict_x0",
     ("unclip.sampling", "guide"): "unclip.diffusion.guidance.apply_guidance",
     ("unclip.diffusion", "shifted"): "unclip.diffusion.predictions.offset_x0",
+    ("unclip.sharding", "whole"): "unclip.training.sharding.gather_full",
+    ("unclip.training", "Run"): "unclip.training.config.TrainConfig",
 }
 
 

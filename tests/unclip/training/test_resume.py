@@ -17,6 +17,7 @@ from running import QUIET, finals, finish, kill, run_here, start, state
 
 from unclip.io.checkpoints import DiskFull, checkpoints, load_checkpoint, save_checkpoint
 from unclip.runtime.config import ConfigError
+from unclip.training.divergence import DivergenceMonitor
 
 
 def assert_same_run(one, other):
@@ -196,6 +197,20 @@ def test_a_diverged_run_is_one_line(command, tmp_path):
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: the loss of step 2 is not finite, on samples 2-3; checkpoint-00000001.suspect")
     assert last.endswith("last good checkpoint: none")
+
+
+def test_a_device_is_asked_for_its_losses_with_the_log(command, tmp_path, monkeypatch):
+    """And before a checkpoint: what went wrong is told as if seen at once, and nothing is kept of the steps since."""
+    monkeypatch.setattr(DivergenceMonitor, "checks_every_step", property(lambda monitor: False, lambda *_: None), raising=False)
+    settings = ("learning_rate=1e30", "clip_norm=1e30", "warmup_steps=0", "max_steps=100", *QUIET)
+    for name, more in {"logged": ("log_every=5",), "saved": ("log_every=50", "save_every=3")}.items():
+        run = tmp_path / name
+        code, _, said = command("train", ROOT / "configs/tiny/upsampler_256.yaml", *settings, *more, f"output_dir={run}")
+        assert code == 1 and "Traceback" not in said
+        last = said.strip().splitlines()[-1]
+        assert last == "error: the loss of step 2 is not finite, on samples 2-3; last good checkpoint: none"
+        assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1]
+        assert not list(run.glob("checkpoint-*"))
 
 
 def test_two_runs_never_share_a_folder(tmp_path):

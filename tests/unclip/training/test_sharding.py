@@ -92,15 +92,19 @@ def test_a_run_goes_on_in_parts_and_whole_again(tmp_path):
 
 HELD = """
 import sys
+from pathlib import Path
 from torch.distributed.tensor import DTensor
-from unclip.config import construct, load_config
-from unclip.training import Loop, Run
-config = load_config("configs/tiny/decoder.yaml", sys.argv[1:])
-sections = {k: config.pop(k) for k in ("model", "data", "objective") if k in config}
-loop = Loop(construct(Run, config, "config"), sections)
-loop._create()
-loop._setup()
-for held in (loop._parameters(), loop.ema.shadow):
+from unclip.training.checkpointer import Checkpointer
+from unclip.training.config import read_config
+from unclip.training.distributed import Distributed
+from unclip.training.trainer import Trainer, create_objective
+config, sections = read_config("configs/tiny/decoder.yaml", sys.argv[1:])
+distributed = Distributed(config)
+objective = create_objective(config, sections, distributed)
+checkpointer = Checkpointer(Path(config.output_dir), config.keep, distributed)
+with checkpointer.locked():
+    trainer = Trainer(config, sections, objective, distributed, checkpointer)
+for held in (objective.trained_parameters(), trainer.ema.shadow):
     local = [t.to_local() if isinstance(t, DTensor) else t for t in held.values()]
     print(sum(t.numel() for t in local) / sum(t.numel() for t in held.values()), file=sys.stderr)
 """

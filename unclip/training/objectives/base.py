@@ -26,7 +26,7 @@ class Objective(nn.Module):
     examples: Dataset
     validation: Dataset | None = None  # examples that are held out, for the stages that look at some
     trained: nn.ModuleDict
-    anew: tuple[str, ...] = ()  # of `trained`, what may start anew where `init_from` does not hold it
+    optional_init: tuple[str, ...] = ()  # networks of `trained` that `init_from` need not hold
     held_to_start = False  # whether a resumed run needs the weights that it once started from
     lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
     shardable = True  # whether its networks may be in parts over the processes
@@ -45,15 +45,19 @@ class Objective(nn.Module):
         """What `forward` answers, of a batch of tensors."""
         raise NotImplementedError
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that are optimised, by their names in `trained`."""
+        return {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
+
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
         """Named trainable parameters with the factor on the learning rate that they take."""
-        yield {n: p for n, p in self.trained.named_parameters() if p.requires_grad}, 1.0
+        yield self.trained_parameters(), 1.0
 
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Whatever needs data and must happen once, before the first step of a fresh run; what is costly of it on `device`."""
 
-    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights that network `name` starts from, of the ones that `init_from` holds."""
+    def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that network `name` starts from, given those that `init_from` holds."""
         return state
 
     def adapt(self) -> None:

@@ -57,7 +57,7 @@ class DecoderObjective(ClipConditioned):
     `samples` for each icon.
     """
 
-    network, anew = "decoder", ("decoder",)
+    network, optional_init = "decoder", ("decoder",)
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class DecoderObjective(ClipConditioned):
                 raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
             self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
 
-    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         state |= gained(self.trained[name], state)
         if name == "decoder":
             for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):

@@ -34,7 +34,7 @@ class DraftObjective(Objective):
     """
 
     shardable = False
-    anew = ("text_proj",)
+    optional_init = ("text_proj",)
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class DraftObjective(Objective):
         self.images: Tensor | None = None
         self.noise: Tensor | None = None
 
-    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if "draft_head.mean" not in state:  # a run with `init_from` is not prepared otherwise
             self.prepare()
         return state | gained(self.trained[name], state)

@@ -25,6 +25,7 @@ class IconEmbeddings(nn.Module):
         self.icons, self.frozen = icons, frozen
         # no buffers: DDP would lay the first process's over all
         self.embeds, self.known = torch.zeros(len(icons), frozen.dim), torch.zeros(len(icons), dtype=torch.bool)
+        self.complete = False
 
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:
@@ -34,13 +35,15 @@ class IconEmbeddings(nn.Module):
         host wait, those of all icons at the first call.
         """
         self.embeds = self.embeds.to(rows.device)
-        wanted = rows.unique() if rows.device.type == "cpu" else torch.arange(len(self.icons))
-        missing = wanted[(wanted >= 0) & ~self.known[wanted]] if not self.known.all() else wanted[:0]
-        for start in (missing // TOGETHER * TOGETHER).unique().tolist():
-            end = min(start + TOGETHER, len(self.icons))
-            images = self.icons.on_white(range(start, end)).to(rows.device, non_blocking=True)
-            self.embeds[start:end] = self.frozen.image(images * 2 - 1)
-            self.known[start:end] = True
+        if not self.complete:
+            wanted = rows.unique() if rows.device.type == "cpu" else torch.arange(len(self.icons))
+            missing = wanted[(wanted >= 0) & ~self.known[wanted]]
+            for start in (missing // TOGETHER * TOGETHER).unique().tolist():
+                together = range(start, min(start + TOGETHER, len(self.icons)))
+                images = self.icons.on_white(together).to(rows.device, non_blocking=True)
+                self.embeds[start : together.stop] = self.frozen.image(images * 2 - 1)
+                self.known[start : together.stop] = True
+            self.complete = bool(self.known.all())
         return self.embeds[rows]
 
 

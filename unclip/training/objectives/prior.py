@@ -77,7 +77,7 @@ class PriorObjective(ClipConditioned):
         dropped = (random[:, 0] < self.drop_text) | (random[:, 13] < self.drop_style)
         return {"style": torch.where(dropped, len(styles), batch["style"])}
 
-    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state | gained(self.trained[name], state)
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ class TextProjObjective(Objective):
     and `text_images`.
     """
 
-    anew = ("places",)
+    optional_init = ("places",)
     shardable = False
 
     def __init__(self, model: dict, data: dict, seed: int, clip: str, where: float = 2.0):
@@ -47,7 +47,7 @@ class TextProjObjective(Objective):
         self.trained = nn.ModuleDict({"text_proj": project, "places": nn.Linear(project.config.cross_attention_dim, 2)})
         self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
 
-    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state | gained(self.trained[name], state)
 
     def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:

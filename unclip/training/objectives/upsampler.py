@@ -76,7 +76,7 @@ class UpsamplerObjective(Objective):
         self.seed, self.blur, self.grain, self.edges = seed, blur, grain, edges
         self.schedule, self.sampling_steps = schedule(prediction_type, beta_schedule), sampling_steps
 
-    def starting(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         own = self.trained[name].state_dict()
         new = {k: v for k, v in own.items() if k.startswith("class_embedding.") and k not in state}
         last = max((k.rsplit(".", 1)[0] for k in new), default="")

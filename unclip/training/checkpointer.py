@@ -1,0 +1,123 @@
+"""The checkpoints of a run in its output folder, and the lock on that folder."""
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..io.checkpoints import checkpoints, load_checkpoint, remove_checkpoint, save_checkpoint, set_aside
+from ..runtime.config import ConfigError
+from .distributed import Distributed
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read: tensors by kind ("weights", "optimizer", "ema") and name, and plain values."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    origin: str  # which one it is, for messages
+
+
+class Checkpointer:
+    """Writes, finds and prunes the checkpoints in `folder`, of which the newest `keep` stay."""
+
+    def __init__(self, folder: Path, keep: int, distributed: Distributed):
+        self.folder, self.keep, self.distributed = folder, keep, distributed
+        self.saved_step: int | None = None  # of the newest checkpoint
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been trained to its end."""
+        return (self.folder / "final").is_dir()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the folder: concurrent runs would overwrite each other's checkpoints.
+
+        The main process holds the lock, which ends with the process in whatever way; data workers do not inherit it. On a
+        file system without locks there is none. Raises ConfigError that names the process which holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "a+") as file:
+            owner = None
+            if self.distributed.is_main:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                    file.flush()
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.EAGAIN):
+                        file.seek(0)
+                        owner = file.read() or "another process"
+            if any(self.distributed.any(owner is not None)):
+                if not self.distributed.is_main:
+                    raise SystemExit(1)
+                raise ConfigError(f"{self.folder} is being trained in by {owner}: stop that run, or choose another output_dir")
+            yield
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step:08d}"
+
+    def last(self) -> str:
+        """The newest checkpoint's folder, or "none"."""
+        found = checkpoints(self.folder)
+        return str(found[0]) if found else "none"
+
+    def load_newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is undamaged: the main process looks for it, and all of them read it."""
+        found, chosen = None, None
+        for folder in checkpoints(self.folder) if self.distributed.is_main else []:
+            try:
+                found, chosen = load_checkpoint(folder), folder
+                break
+            except (ValueError, KeyError) as error:
+                aside = set_aside(folder, "damaged").name
+                self.distributed.report(f"skipping a damaged checkpoint, now {aside}: {error}")
+        chosen = self.distributed.broadcast(chosen)
+        if chosen is None:
+            return None
+        tensors, state = found or load_checkpoint(chosen)
+        self.saved_step = state["step"]
+        return Checkpoint(tensors, state, f"the checkpoint of step {state['step']} in {self.folder}")
+
+    def save(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of `state["step"]` on the main process and prune. DiskFull ends every process."""
+
+        def write() -> None:
+            save_checkpoint(self.path(state["step"]), tensors, state)
+            for old in checkpoints(self.folder)[self.keep :]:
+                remove_checkpoint(old)
+
+        self.distributed.run_on_main(write)
+        self.saved_step = state["step"]
+
+    def write_components(self, name: str, write: Callable[[Path], None]) -> None:
+        """Replace the folder `name` ("latest" or "final") by what `write` writes into the folder that it is given."""
+        partial, target = self.folder / f"{name}.partial", self.folder / name
+
+        def replace() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
+            write(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+
+        self.distributed.run_on_main(replace)
+
+    def remove_latest(self) -> None:
+        """Remove `latest/`, which `final/` replaces."""
+        if self.distributed.is_main:
+            shutil.rmtree(self.folder / "latest", ignore_errors=True)
+
+    def set_aside_suspect(self, step: int) -> str | None:
+        """Rename the checkpoint of `step`, if it is the newest, so that no run resumes from it; -> its new name."""
+        if self.saved_step != step or not self.path(step).is_dir():
+            return None
+        return set_aside(self.path(step), "suspect").name
