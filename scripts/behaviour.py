@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 OWN = ("prior", "decoder", "upsamplers", "unclip")  # packages; other libraries add methods to classes while they run
-PARTS = ("options", "training", "tools", "server")
+PARTS = ("options", "training", "losses", "tools", "server")
 STEPS = 2  # of a new run; a resumed one takes as many again
+CURVE = 20  # steps of a loss curve
 STAGES = (
     "clip",
     "prior",
     "prior_autoregressive",
     "text_proj",
     "decoder",
+    "draft",
     "decoder_distill",
     "upsampler_256",
     "upsampler_1024",
@@ -93,9 +95,17 @@ class Runner:
         _write_images(images)
         self._export(self.fixed)
 
-    def _train(self, stage: str, folder: Path, steps: int) -> None:
-        settings = [f"output_dir={folder}", f"max_steps={steps}", f"save_every={STEPS}", f"sample_every={STEPS}"]
-        settings += ["save_minutes=0", "log_every=1"]
+    def losses(self) -> None:
+        """The loss of every step of 20, of each stage."""
+        for stage in STAGES:
+            self._train(stage, self.out / stage, CURVE, save_every=CURVE, sample_every=0)
+            rows = [json.loads(line) for line in (self.out / stage / "log.jsonl").read_text().splitlines()]
+            shutil.rmtree(self.out / stage)
+            self.write(f"{stage}.curve", [row["loss"] for row in rows if row["kind"] == "train"])
+
+    def _train(self, stage: str, folder: Path, steps: int, save_every: int = STEPS, sample_every: int = STEPS) -> None:
+        settings = [f"output_dir={folder}", f"max_steps={steps}", f"save_every={save_every}"]
+        settings += [f"sample_every={sample_every}", "save_minutes=0", "log_every=1"]
         if stage not in ("clip", "judge", "upsampler_256", "upsampler_1024"):
             settings.append(f"objective.clip={self.fixed / 'clip'}")
         if stage == "decoder_distill":

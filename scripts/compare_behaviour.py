@@ -1,19 +1,21 @@
-"""Compare the behaviour of this working tree with that of a commit, bitwise: `python scripts/compare_behaviour.py BASE`.
+"""Compare the behaviour of this working tree with that of a commit: `python scripts/compare_behaviour.py BASE`.
 
 Both run on this machine, in processes of their own, by public entry points only (`python -m unclip`, `train.py`, the names that
 `unclip` exports), with tiny checkpoints that BASE trained. Compared are
 
 - options: every command's parameters with their defaults, and the signatures of the exported names
 - training: weights, optimizer state, log and samples of each tiny stage, of a new run and of BASE's run resumed
+- losses: the loss of each of 20 steps of every tiny stage, which may differ by 1e-4 of it
 - tools: the images, tensors and texts that every tool writes at 64 px
 - server: status codes, keys and images of a few requests
 
 Texts that people read (help, error messages) may differ. What BASE answered is kept in `out/compare_behaviour/` for the next
-comparison with it. Exits with 1 where anything differs.
+comparison with it by the same scripts. Exits with 1 where anything differs.
 """
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -25,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("options", "training", "tools", "server")
+PARTS = ("options", "training", "losses", "tools", "server")
+TOLERANCE = 1e-4  # of a loss
 IGNORED = (".lock",)  # names the process that trained
 
 
@@ -42,6 +45,8 @@ def differences(base: Path, tree: Path) -> Iterator[str]:
             yield from (f"{name}: {difference}" for difference in _tensor_differences(one, other))
         elif name.name.endswith(".answer.json"):
             yield from (f"{name}: {difference}" for difference in _answer_differences(one, other))
+        elif name.name.endswith(".curve.json"):
+            yield from (f"{name}: {difference}" for difference in _curve_differences(one, other))
         elif name.name == "model_index.json":
             if _classes(one) != _classes(other):  # their modules may move
                 yield f"{name}: {_classes(one)} and {_classes(other)}"
@@ -58,6 +63,16 @@ def _answer_differences(one: Path, other: Path) -> Iterator[str]:
     for key in ("code", "stdout"):
         if first[key] != second[key]:
             yield f"{key}: {first[key]!r} and {second[key]!r} {second['stderr'][-500:]}"
+
+
+def _curve_differences(one: Path, other: Path) -> Iterator[str]:
+    first, second = (json.loads(p.read_text()) for p in (one, other))
+    if len(first) != len(second):
+        yield f"{len(first)} and {len(second)} losses"
+    for step, (a, b) in enumerate(zip(first, second, strict=False), 1):
+        if not abs(a - b) <= TOLERANCE * abs(a):
+            yield f"the loss of step {step} is {a} and {b}"
+            return
 
 
 def _tensor_differences(one: Path, other: Path) -> Iterator[str]:
@@ -86,7 +101,8 @@ def answers_of(base: str, parts: list[str]) -> Path:
     """The folder that keeps BASE's answers, after running the parts that it lacks."""
     found = subprocess.run(["git", "rev-parse", f"{base}^{{commit}}"], cwd=ROOT, capture_output=True, text=True, check=True)
     commit = found.stdout.strip()
-    kept = ROOT / "out" / "compare_behaviour" / commit[:12]
+    asking = hashlib.sha256((ROOT / "scripts" / "behaviour.py").read_bytes()).hexdigest()[:8]
+    kept = ROOT / "out" / "compare_behaviour" / f"{commit[:12]}-{asking}"
     lacking = [part for part in parts if not (kept / part).is_dir()]
     if lacking:
         print(f"BASE {commit[:12]}", file=sys.stderr)

@@ -24,6 +24,7 @@ def folders(tmp_path):
     save_file({"a": torch.ones(3), "b": torch.zeros(2)}, base / "model" / "weights.safetensors")
     (base / "model" / "model_index.json").write_text(json.dumps(INDEX))
     (base / "plot.answer.json").write_text(json.dumps(ANSWER))
+    (base / "clip.curve.json").write_text(json.dumps([3.0, 2.0]))
     (base / "image.png").write_bytes(b"image")
     (base / ".lock").write_text("process 1")
     shutil.copytree(base, tree)
@@ -34,6 +35,7 @@ def test_equal_folders_have_no_differences(folders):
     base, tree = folders
     (tree / ".lock").write_text("process 2")
     (tree / "plot.answer.json").write_text(json.dumps(ANSWER | {"stderr": "another progress bar"}))
+    (tree / "clip.curve.json").write_text(json.dumps([3.0, 2.0 * (1 + 0.9e-4)]))
     (tree / "model" / "model_index.json").write_text(json.dumps(INDEX | {"text_encoder": ["unclip.clip.towers", "TextTower"]}))
     assert list(differences(base, tree)) == []
 
@@ -74,9 +76,35 @@ def another_exit_code(tree):
     return "plot.answer.json: code: 0 and 2"
 
 
+def another_loss(tree):
+    (tree / "clip.curve.json").write_text(json.dumps([3.0, 2.0 * (1 + 1.1e-4)]))
+    return "clip.curve.json: the loss of step 2 is 2.0 and 2.00022"
+
+
+def lost_loss(tree):
+    (tree / "clip.curve.json").write_text(json.dumps([3.0, float("nan")]))
+    return "clip.curve.json: the loss of step 2 is 2.0 and nan"
+
+
+def shorter_curve(tree):
+    (tree / "clip.curve.json").write_text(json.dumps([3.0]))
+    return "clip.curve.json: 2 and 1 losses"
+
+
 @pytest.mark.parametrize(
     "change",
-    [changed_tensor, missing_tensor, changed_image, missing_image, another_image, another_class, another_exit_code],
+    [
+        changed_tensor,
+        missing_tensor,
+        changed_image,
+        missing_image,
+        another_image,
+        another_class,
+        another_exit_code,
+        another_loss,
+        lost_loss,
+        shorter_curve,
+    ],
     ids=lambda change: change.__name__,
 )
 def test_a_change_is_one_line(folders, change):

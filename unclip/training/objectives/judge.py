@@ -100,7 +100,7 @@ class JudgeObjective(Objective):
         own = torch.arange(len(pixels), device=pixels.device) * batch["facts"].shape[1]  # the true captions' columns
         of_text = F.cross_entropy(logits.T[own], true.T[own].float() / true.T[own].sum(1, keepdim=True))
         best = true.gather(1, logits.argmax(1, keepdim=True)).float().mean()
-        return (of_image + of_text) / 2, {"accuracy": best, "scale": self.log_scale.exp()}
+        return (of_image + of_text) / 2, {"accuracy": best, "scale": self.log_scale.exp()[0]}
 
     def _texts(self, batch: dict[str, Any]) -> tuple[list[str], Tensor]:
         """All candidate texts [T] of a batch, and the numbers of the names that they end in."""
