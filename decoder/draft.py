@@ -79,9 +79,10 @@ class DraftSkip(nn.Module):
 
         v_draft = sigma (alpha (1 - s) x_t - draft) / (s alpha^2 + sigma^2).
 
-    The output is prediction + gate (v_draft - prediction) + convolution of the last features. The gate is a linear function of
-    the time embedding, which holds noise level and condition; gate and convolution are zero at the start. It is the role of
-    c_skip in EDM's preconditioning (arXiv 2206.00364, equation 7), with an image where EDM has zero.
+    The output is prediction + gate (v_draft - prediction) + residual. The gate of a pixel is a linear function of the time
+    embedding, which holds noise level and condition, plus a convolution of the last features, which can close it where the
+    draft is wrong, as for scenes; the residual is another. All are zero at the start. It is the role of c_skip in EDM's
+    preconditioning (arXiv 2206.00364, equation 7), with an image where EDM has zero.
 
     `alphas_cumprod` [N] is the training schedule's, set before training.
     """
@@ -92,7 +93,7 @@ class DraftSkip(nn.Module):
         self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", torch.zeros(timesteps))
         self.gate = nn.Linear(time_embed_dim, 1)
-        self.conv = nn.Conv2d(channels, 12, 3, padding=1)
+        self.conv = nn.Conv2d(channels, 16, 3, padding=1)  # residual and gate of 2x2 pixels
         zero_module(self)
 
     def forward(
@@ -112,7 +113,8 @@ class DraftSkip(nn.Module):
         signal = self.alphas_cumprod[steps][:, None, None, None]  # [1 or B, 1, 1, 1]
         alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
         v_draft = sigma * (alpha * (1 - self.variance) * sample - draft) / (self.variance * signal + 1 - signal)
-        gate = self.gate(emb)[..., None, None]  # [1 or B, 1, 1, 1]
-        change = gate * (v_draft.to(prediction.dtype) - prediction) + F.pixel_shuffle(self.conv(features), 2)
+        residual, gate = F.pixel_shuffle(self.conv(features), 2).split((3, 1), 1)
+        gate = gate + self.gate(emb)[..., None, None]  # [B, 1, H, H]
+        change = gate * (v_draft.to(prediction.dtype) - prediction) + residual
         has_draft = (draft != 0).flatten(1).any(1)[:, None, None, None]
         return prediction + change * has_draft
