@@ -71,7 +71,7 @@ def installed(folder: Path) -> Path:
 def ours(batch: int, device: str, compiled: bool) -> tuple:
     import torch
 
-    from decoder import of_context
+    from decoder import expand_to_context
     from unclip import networks
     from unclip.diffusion.predictions import target
     from unclip.diffusion.schedules import schedule
@@ -89,7 +89,7 @@ def ours(batch: int, device: str, compiled: bool) -> tuple:
     clean, noise = torch.randn(2, batch, 3, 64, 64, device=device)
     embeds, encodings = torch.randn(batch, DIM, device=device), torch.randn(batch, TOKENS, DIM, device=device)
     heard = torch.ones(batch, TOKENS, dtype=torch.bool, device=device)
-    mask = of_context(trained["text_proj"], heard, True)
+    mask = expand_to_context(trained["text_proj"], heard, True)
 
     def loss() -> torch.Tensor:
         t = torch.randint(0, 1000, (batch,), device=device)

@@ -1,4 +1,4 @@
-"""How the decoder hears of CLIP: four extra context tokens and an addition to the time embedding (paper, section 2.1)."""
+"""CLIP conditioning of the decoder: four extra context tokens, and an addition to the time embedding (paper, section 2.1)."""
 
 # B batch, N text tokens, M context tokens, D embedding dimension, K context width, T time-embedding width
 
@@ -6,32 +6,32 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from prior.blocks import AttentionFunction, Block, Checkpointed, set_attention
+from prior.blocks import AttentionFunction, Block, Checkpointed, set_attention, zero_module
 from prior.storage import Int8Storage
 
 from .draft import DraftHead
 
 
-class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
-    """Projects the CLIP embeddings and the text encodings to what the decoder is conditioned on.
+class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
+    """Projects CLIP embeddings and text encodings to the decoder's conditioning.
 
-    Parameters carry the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`
-    multiplies the CLIP embeddings on entry: unit vectors of D dimensions want sqrt(D), or they arrive as almost nothing.
-    `text_layers` above 0 is a Transformer of the decoder's own, `cross_attention_dim` wide, between CLIP's token encodings
-    and the context: GLIDE's text encoder, which DALL·E 2 kept (paper, section 2.1). CLIP's encodings say what is spoken of
-    and hardly where it is, so that without these layers a decoder cannot tell "a cat left of a dog" from its reverse. They
-    start as the identity.
-    With `text_images` every text token also speaks as an image embedding would: what it names is guessed as a unit vector in
-    CLIP's space and becomes extra context tokens of its own, through the projection that the image embedding takes. One
-    image embedding cannot say what stands where; these can, for each of several things, in a language that a decoder knows.
-    `styles` are the names of drawing styles; the one that is asked for is added to the time embedding (zero at the start).
-    `draft` holds the settings of a `DraftHead` (`size`, `width`, `layers`), whose images the decoder takes as further input
-    channels (`Decoder.draft_channels`).
-    `clip_fingerprint` names the CLIP that the decoder was trained with.
+    Parameters have the names of diffusers' class of this name, so that Karlo checkpoints load. `embedding_scale`
+    multiplies the CLIP embeddings first: for unit vectors of D dimensions it should be sqrt(D), so that entries are of order
+    one. `text_layers` above 0 adds a Transformer, `cross_attention_dim` wide, between CLIP's token encodings
+    and the context: GLIDE's text encoder, which DALL·E 2 has too (paper, section 2.1). CLIP's encodings contain the objects
+    but hardly their positions, so that without these layers a decoder cannot distinguish "a cat left of a dog" from its
+    reverse. They are the identity at initialisation.
+    With `text_images` an image embedding of what each text token names is predicted, a unit vector in CLIP's space, and
+    projected to extra context tokens as the image embedding is. One image embedding cannot represent which object is where;
+    these can, for several objects.
+    `styles` are the names of drawing styles; an embedding of the requested one is added to the time embedding, zero at
+    initialisation. `draft` holds the settings of a `DraftHead` (`size`, `width`, `layers`), whose images are further input
+    channels of the decoder (`Decoder.draft_channels`).
+    `clip_fingerprint` identifies the CLIP that the decoder was trained with.
     """
 
     @register_to_config
@@ -64,14 +64,11 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
         self.text_encoder_hidden_states_norm = nn.LayerNorm(cross_attention_dim)
         self.text_to_image = self.text_image_places = None
         if text_images:
-            # a hidden layer, because it has the look of every name to keep
+            # with a hidden layer, because it has to store the appearance of every name
             layers = nn.Linear(dim + cross_attention_dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
             self.text_to_image = nn.Sequential(*layers)
-            self.text_image_places = nn.Linear(cross_attention_dim, cross_attention_dim, bias=False)
-            nn.init.zeros_(self.text_image_places.weight)
-        self.style_embedding = nn.Embedding(len(styles) + 1, time_embed_dim) if styles else None
-        if styles:
-            nn.init.zeros_(self.style_embedding.weight)
+            self.text_image_places = zero_module(nn.Linear(cross_attention_dim, cross_attention_dim, bias=False))
+        self.style_embedding = zero_module(nn.Embedding(len(styles) + 1, time_embed_dim)) if styles else None
         self.draft_head = None if draft is None else DraftHead(dim, styles=len(styles), **draft)
 
     def set_attn_processor(self, function: AttentionFunction) -> None:
@@ -91,17 +88,20 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
     ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
         """-> context tokens [B, M, K] and the addition to the time embedding [B, T].
 
-        M is 4 + N, with `text_images` 4 + N + 4N (`of_context`). With `return_guess` what `guess` says comes third, None
-        without `text_images`.
+        M is 4 + N, with `text_images` 4 + N + 4N (`expand_to_context`).
 
-        `image_embeddings` [B, D], `prompt_embeds` [B, D], `text_encoder_hidden_states` [B, N, D], `text_mask` [B, N] bool:
-        True for what is no padding, which alone the text layers look at (None: all). Under guidance the
-        texts are [2B, ...], unconditional first, and the image embeddings still [B, D]: the learned "no image"
-        embedding is put before them here. `style` int64 [B] has numbers into `styles`, their count for "not named" (None: for
-        all), which it always is in the unconditional half.
+        Args:
+            image_embeddings: [B, D], also under guidance: the learned "no image" embedding is prepended here.
+            prompt_embeds: text embeddings [B, D]; under guidance [2B, D], the unconditional half first, as the next two.
+            text_encoder_hidden_states: text encodings [B, N, D].
+            text_mask: [B, N] bool, False at padding, which the text layers do not attend to (None: no padding).
+            do_classifier_free_guidance: whether the texts have an unconditional half.
+            style: int64 [B], indices into `styles`, their count where no style is named (None: in no row). The unconditional
+                half never has one.
+            return_guess: also return what `guess` predicts, None without `text_images`.
         """
         if do_classifier_free_guidance:
-            image_embeddings, style = self._with_unconditional(image_embeddings, style)
+            image_embeddings, style = self._prepend_unconditional(image_embeddings, style)
         if len(image_embeddings) != len(prompt_embeds):
             raise ValueError(f"{len(image_embeddings)} image embeddings for {len(prompt_embeds)} prompt embeddings")
         image_embeddings = image_embeddings * self.embedding_scale
@@ -112,53 +112,58 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
             added = added + self.style_embedding(self._unnamed(image_embeddings) if style is None else style)
         extra = self._extra(image_embeddings)
         text = self.read(text_encoder_hidden_states, text_mask)  # [B, N, K]
-        context, guess = [extra, text], None
-        if self.text_to_image is not None:
+        context, guess = [extra, text], None  # each [B, tokens, K]
+        if self.text_image_places is not None:
             guess = self.guess(text_encoder_hidden_states, text)  # [B, N, D]
-            meant = F.normalize(guess, dim=-1)
-            images = self._extra(meant * self.embedding_scale) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
+            scaled = F.normalize(guess, dim=-1) * self.embedding_scale
+            images = self._extra(scaled) + self.text_image_places(text)[..., None, :]  # [B, N, 4, K]
             context.append(images.flatten(1, 2))
-        answer = torch.cat(context, 1), added
-        return (*answer, guess) if return_guess else answer
+        hidden = torch.cat(context, 1)
+        return (hidden, added, guess) if return_guess else (hidden, added)
 
     def draft_image(
         self, image_embeddings: Tensor, style: Tensor | None = None, do_classifier_free_guidance: bool = False
     ) -> Tensor | None:
-        """The decoder's draft [B, 3, R, R] of image embeddings [B, D], under guidance [2B, ...] as in `forward`; None without
-        a draft head.
+        """The draft [B, 3, R, R] of image embeddings [B, D], under guidance [2B, ...] as in `forward`; None without a draft
+        head.
 
-        The learned "no image" embedding has no draft: zeros.
+        The draft of the learned "no image" embedding is zero.
         """
         if self.draft_head is None:
             return None
         if do_classifier_free_guidance:
-            image_embeddings, style = self._with_unconditional(image_embeddings, style)
+            image_embeddings, style = self._prepend_unconditional(image_embeddings, style)
         null = self.learned_classifier_free_guidance_embeddings.to(image_embeddings.dtype)
         known = (image_embeddings != null).any(1)[:, None, None, None]
         draft = self.draft_head(image_embeddings, style)
         return torch.where(known, draft, torch.zeros_like(draft))
 
-    def _with_unconditional(self, image_embeddings: Tensor, style: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Image embeddings [2B, D] and styles [2B] with those of the unconditional half first."""
+    def _prepend_unconditional(self, image_embeddings: Tensor, style: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Image embeddings [2B, D] and styles [2B], the unconditional half first."""
         null = self.learned_classifier_free_guidance_embeddings.to(image_embeddings.dtype).expand_as(image_embeddings)
         if style is not None:
             style = torch.cat([self._unnamed(image_embeddings), style])
         return torch.cat([null, image_embeddings]), style
 
     def _unnamed(self, like: Tensor) -> Tensor:
-        """The number of "no style named" for each row of `like`."""
-        return torch.full((len(like),), len(self.config.styles), device=like.device)
+        """The index that stands for no named style, for each row of `like`."""
+        return torch.full((len(like),), len(self.config["styles"]), device=like.device)
 
     def read(self, text_encoder_hidden_states: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """What the text layers make of the text encodings, as context tokens [B, N, K]."""
+        """Context tokens [B, N, K] from text encodings [B, N, D], through the text layers."""
         text = self.encoder_hidden_states_proj(text_encoder_hidden_states)
-        seen = None if text_mask is None else text_mask[:, None, None]  # [B, 1, 1, N]
+        mask = None if text_mask is None else text_mask[:, None, None]  # [B, 1, 1, N]
         for block in self.text_blocks:
-            text = self.run(block, text, seen)
+            text = self.run(block, text, mask)
         return self.text_encoder_hidden_states_norm(text)
 
     def guess(self, text_encoder_hidden_states: Tensor, text: Tensor) -> Tensor:
-        """The image embedding, of any length, of what each token names [B, N, D], where there are `text_images`."""
+        """Image embeddings [B, N, D], not normalised, of what each token names.
+
+        Raises ValueError without `text_images`.
+        """
+        if self.text_to_image is None:
+            raise ValueError("guess needs text_images")
         return self.text_to_image(torch.cat([text_encoder_hidden_states, text], -1))
 
     def _extra(self, embeddings: Tensor) -> Tensor:
@@ -167,12 +172,14 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
         return extra.unflatten(-1, (-1, self.clip_extra_context_tokens)).transpose(-1, -2)
 
 
-def of_context(project: nn.Module, text: Tensor, extra: bool | int) -> Tensor:
-    """A value for each text token [B, N] as one for each context token [B, M] of `project`; `extra` for the image's own.
+def expand_to_context(project: nn.Module, text: Tensor, extra: bool | int) -> Tensor:
+    """Values of the text tokens [B, N] as values of all context tokens [B, M] of `project`; `extra` for those of the image.
 
     `project` is a `UnCLIPTextProjModel`, this module's or diffusers'.
     """
     count = project.clip_extra_context_tokens
+    if not isinstance(count, int):
+        raise TypeError(f"clip_extra_context_tokens must be a number, got {type(count).__name__}")
     context = F.pad(text, (count, 0), value=extra)
     if getattr(project, "text_to_image", None) is None:
         return context

@@ -7,28 +7,34 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from .blocks import AttentionFunction, Block, Checkpointed, set_attention
+from .blocks import AttentionFunction, Block, Checkpointed, set_attention, zero_module
 from .storage import Int8Storage
 
 
-class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
     """A causal Transformer over [text encodings, text embedding, dot product, components 1 ... K - 1].
 
     The `components` first principal components of an embedding, by falling variance, are each quantised to `buckets`
     values over +-`reach` standard deviations and predicted one after the other. The dot product of image and text
-    embedding, quantised to `dot_buckets` equally frequent values, comes before them: to sample, it is drawn from the top
-    half. With `text_layers` the text first passes through an encoder of its own, `text_width` wide.
+    embedding, quantised to `dot_buckets` equally frequent values, comes before them: in sampling it is from the top
+    half. With `text_layers` the text first passes through a separate encoder, `text_width` wide.
 
-    `clip_mean` [1, D], `clip_components` [K, D], `clip_std` [1, K] and `clip_dots` [dot_buckets - 1] are set by `fit` and
-    travel with the weights. `clip_fingerprint` names the CLIP it was trained for.
+    `clip_mean`, `clip_components`, `clip_std` and `clip_dots` are set by `fit` and saved with the weights. `clip_fingerprint`
+    identifies the CLIP that it was trained for.
     """
 
-    _skip_keys = ["past"]  # diffusers' offloading would copy what the blocks write into
+    # diffusers' offloading would copy the lists that the blocks append to
+    _skip_keys = ["past"]  # type: ignore[assignment]  # ModelMixin declares None
+
+    clip_mean: Tensor  # [1, D]
+    clip_components: Tensor  # [K, D]
+    clip_std: Tensor  # [1, K]
+    clip_dots: Tensor  # [dot_buckets - 1]
 
     @register_to_config
     def __init__(
@@ -63,13 +69,11 @@ class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, Pe
         self.positional_embedding = nn.Parameter(torch.randn(1, num_embeddings + 1 + components, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, head_dim, dropout) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
-        self.head = nn.Linear(width, buckets)
+        self.head = zero_module(nn.Linear(width, buckets))
         self.register_buffer("clip_mean", torch.zeros(1, embedding_dim))
         self.register_buffer("clip_std", torch.ones(1, components))
         self.register_buffer("clip_components", torch.eye(components, embedding_dim))
         self.register_buffer("clip_dots", torch.linspace(-1, 1, dot_buckets + 1)[1:-1].clone())
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
         for embedding in (self.dot_embedding, self.bucket_embedding):
             nn.init.normal_(embedding.weight, std=0.02)
 
@@ -81,11 +85,11 @@ class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, Pe
 
     @torch.no_grad()
     def fit(self, image_embeds: Tensor, text_embeds: Tensor) -> None:
-        """Principal components, their spread, and the quantiles of the dot product, of examples [n, D] and [n, D].
+        """Set principal components, their spread and the quantiles of the dot product from examples [n, D] and [n, D].
 
         Raises ValueError for fewer examples than components.
         """
-        count = self.config.components
+        count = self.config["components"]
         if len(image_embeds) <= count:
             raise ValueError(f"{len(image_embeds)} embeddings are too few to find {count} principal components in")
         mean = image_embeds.mean(0, keepdim=True)
@@ -94,20 +98,20 @@ class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, Pe
         self.clip_components.copy_(directions)
         self.clip_std.copy_(((image_embeds - mean) @ directions.T).std(0, keepdim=True).clamp_min(1e-6))
         dots = F.cosine_similarity(image_embeds, text_embeds)
-        shares = torch.linspace(0, 1, self.config.dot_buckets + 1, dtype=dots.dtype, device=dots.device)[1:-1]
+        shares = torch.linspace(0, 1, self.config["dot_buckets"] + 1, dtype=dots.dtype, device=dots.device)[1:-1]
         self.clip_dots.copy_(torch.quantile(dots, shares))
 
     def quantise(self, embeddings: Tensor) -> Tensor:
         """CLIP image embeddings [B, D] -> tokens [B, K] int64 in [0, V)."""
         scores = (embeddings - self.clip_mean) @ self.clip_components.T / self.clip_std  # [B, K], unit variance
-        buckets = self.config.buckets
-        return ((scores / self.config.reach + 1) / 2 * buckets).floor().long().clamp(0, buckets - 1)
+        buckets = self.config["buckets"]
+        return ((scores / self.config["reach"] + 1) / 2 * buckets).floor().long().clamp(0, buckets - 1)
 
     def dequantise(self, tokens: Tensor) -> Tensor:
         """Tokens [B, K] -> embeddings [B, D] at the middle of their buckets, unit vectors when `normalize` is set."""
-        scores = ((tokens + 0.5) / self.config.buckets * 2 - 1) * self.config.reach * self.clip_std
+        scores = ((tokens + 0.5) / self.config["buckets"] * 2 - 1) * self.config["reach"] * self.clip_std
         embeddings = scores @ self.clip_components.to(scores.dtype) + self.clip_mean
-        return F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings
+        return F.normalize(embeddings, dim=-1) if self.config["normalize"] else embeddings
 
     def dot_tokens(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """The quantised dot product [B] int64 of unit vectors along embeddings [B, D] and [B, D]."""
@@ -126,33 +130,35 @@ class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, Pe
         """Logits [B, n + 1, V] of components 1 ... n + 1, from the first n `tokens` [B, n], n below K.
 
         `dot` [B] int64; `proj_embedding` [B, D], the text embedding; `encoder_hidden_states` [B, N, D]; `attention_mask`
-        [B, N] bool, True at a token. Padding that every text ends in may be left out of both.
+        [B, N] bool, True at a token. Padding at the end of every text may be left out of both.
         """
         prefix = self._prefix(dot, proj_embedding, encoder_hidden_states, attention_mask)  # [B, N + 2, C]
-        x = torch.cat([prefix, self._embedded(tokens)], 1)
+        x = torch.cat([prefix, self._embed_components(tokens)], 1)
         return self._logits(x, attention_mask, last=tokens.shape[1] + 1)
 
     def _prefix(self, dot: Tensor, text: Tensor, encodings: Tensor, mask: Tensor | None) -> Tensor:
-        tokens = encodings.shape[1]
-        if tokens > self.config.num_embeddings:
-            raise ValueError(f"encoder_hidden_states may have {self.config.num_embeddings} tokens, got {tokens}")
+        tokens, limit = encodings.shape[1], self.config["num_embeddings"]
+        if tokens > limit:
+            raise ValueError(f"encoder_hidden_states may have {limit} tokens, got {tokens}")
         x = self.encoder_hidden_states_proj(encodings)
-        seen = None if mask is None else mask.bool()[:, None, None, :]  # [B, 1, 1, N]
+        text_mask = None if mask is None else mask.bool()[:, None, None, :]  # [B, 1, 1, N]
         for block in self.text_blocks:
-            x = self.run(block, x, seen)
+            x = self.run(block, x, text_mask)
         text = self.embedding_proj(F.normalize(text, dim=-1) * math.sqrt(text.shape[-1]))
         prefix = torch.cat([self.text_out(x), text[:, None], self.dot_embedding(dot)[:, None]], 1)
-        places, after = self.positional_embedding.to(prefix.dtype), self.config.num_embeddings
-        return prefix + torch.cat([places[:, :tokens], places[:, after : after + 2]], 1)
+        positions = self.positional_embedding.to(prefix.dtype)
+        return prefix + torch.cat([positions[:, :tokens], positions[:, limit : limit + 2]], 1)
 
-    def _embedded(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """Components [B, n] from number `first` on, in their places: [B, n, C]."""
-        start = self.config.num_embeddings + 2 + first
+    def _embed_components(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Embeddings [B, n, C] of components [B, n] from number `first` on, with their positions."""
+        start = self.config["num_embeddings"] + 2 + first
         x = self.bucket_embedding(tokens)
         return x + self.positional_embedding[:, start : start + tokens.shape[1]].to(x.dtype)
 
-    def _logits(self, x: Tensor, mask: Tensor | None, last: int, start: int = 0, past: list | None = None) -> Tensor:
-        """Of the `last` positions of `x` [B, S, C], which begins at `start`; `past` has the blocks' keys and values."""
+    def _logits(
+        self, x: Tensor, mask: Tensor | None, last: int, start: int = 0, past: list[list[Tensor]] | None = None
+    ) -> Tensor:
+        """Logits at the `last` positions of `x` [B, S, C], which begins at `start`; `past` has the blocks' keys and values."""
         size = x.shape[1]
         causal = torch.ones(size, start + size, dtype=torch.bool, device=x.device).tril(start)[None, None]
         if mask is not None:
@@ -172,51 +178,52 @@ class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, ConfigMixin, Pe
         guidance: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         cached: bool = True,
-        progress: Callable[[Iterable], Iterable] = iter,
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
         on_token: Callable[[int, Tensor], Tensor] = lambda number, tokens: tokens,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Tensor:
-        """CLIP image embeddings [B, D], one principal component after the other.
+        """Sample CLIP image embeddings [B, D], one principal component after the other.
 
-        Under `guidance` other than 1 the conditions are [2B, ...], those without text first, and the logits follow
-        unconditional + guidance (conditional - unconditional). A list of generators gives each embedding its own.
-        `cached` keeps the keys and values of what came before: the same numbers at a fraction of the work. `on_token`
-        may replace the tokens [B, n] drawn so far; once `stopped()`, the components that are left stay at their mean.
+        Under `guidance` other than 1 the conditions are [2B, ...], those without text first, and the logits are
+        unconditional + guidance (conditional - unconditional). A list of generators has one for each embedding.
+        With `cached` a KV cache saves computing earlier tokens again. `on_token` may replace the tokens [B, n] sampled so
+        far; once `stopped()`, the remaining components have their mean.
         """
         guided = guidance != 1
         rows = len(proj_embedding) // (2 if guided else 1)
-        config, device = self.config, proj_embedding.device
-        chance = _uniform((rows, config.components + 1), generator).to(device)
-        half = config.dot_buckets // 2  # equally frequent buckets: the upper ones are the top half of the distribution
-        dot = half + (chance[:, 0] * (config.dot_buckets - half)).long()
+        components, buckets, dot_buckets = (self.config[name] for name in ("components", "buckets", "dot_buckets"))
+        device = proj_embedding.device
+        chance = _uniform((rows, components + 1), generator).to(device)
+        half = dot_buckets // 2  # equally frequent buckets: the upper ones are the top half of the distribution
+        dot = half + (chance[:, 0] * (dot_buckets - half)).long()
         dot = torch.cat([dot] * 2) if guided else dot
         prefix = self._prefix(dot, proj_embedding, encoder_hidden_states, attention_mask)
-        past = [[] for _ in self.blocks] if cached else None
+        past: list[list[Tensor]] | None = [[] for _ in self.blocks] if cached else None
         x, start = prefix, 0
         tokens = torch.empty(rows, 0, dtype=torch.long, device=device)
-        for number in progress(range(config.components)):
+        for number in progress(range(components)):
             if stopped():
                 break
             both = torch.cat([tokens] * 2) if guided else tokens
             if number and cached:
                 start += x.shape[1]
-                x = self._embedded(both[:, -1:], number - 1)
+                x = self._embed_components(both[:, -1:], number - 1)
             elif number:
-                x = torch.cat([prefix, self._embedded(both)], 1)
+                x = torch.cat([prefix, self._embed_components(both)], 1)
             logits = self._logits(x, attention_mask, 1, start, past)[:, 0].float()  # [B or 2B, V]
             if guided:
                 unconditional, conditional = logits.chunk(2)
                 logits = unconditional + guidance * (conditional - unconditional)
             share = logits.softmax(-1).cumsum(-1)
-            drawn = torch.searchsorted(share, chance[:, number + 1, None] * share[:, -1:]).clamp(max=config.buckets - 1)
+            drawn = torch.searchsorted(share, chance[:, number + 1, None] * share[:, -1:]).clamp(max=buckets - 1)
             tokens = on_token(number, torch.cat([tokens, drawn], 1))
-        middle = torch.full((rows, config.components - tokens.shape[1]), config.buckets // 2, device=device)
+        middle = torch.full((rows, components - tokens.shape[1]), buckets // 2, device=device)
         return self.dequantise(torch.cat([tokens, middle], 1))
 
 
 def _uniform(shape: tuple[int, int], generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
-    """Numbers in [0, 1), fp32, each row from its own generator where there is a list of them."""
+    """Uniform numbers in [0, 1), fp32; with a list of generators, each row from one of them."""
     if isinstance(generator, list):
         return torch.cat([_uniform((1, shape[1]), g) for g in generator])
-    device = generator.device if generator is not None else "cpu"
+    device = generator.device if generator is not None else torch.device("cpu")
     return torch.rand(shape, generator=generator, device=device).cpu()

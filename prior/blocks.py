@@ -1,4 +1,4 @@
-"""Blocks that every stage may use: attention over [B, N, H, D], with the kernel chosen from outside."""
+"""Blocks that every stage may use: attention over [B, N, H, D], with the kernel set by the caller."""
 
 # B batch, N query tokens, M key tokens, C channels, H heads, D channels of a head
 
@@ -40,7 +40,7 @@ class Checkpointed:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` to itself and to an optional context, with query and key normalisation.
+    """Multi-head attention of `x` to itself and to an optional context, with normalised queries and keys.
 
     With a context the keys and values are [context, x] ("added" keys and values), one softmax over both, as in the
     decoder of GLIDE (arXiv 2112.10741, section 4) that DALL·E 2 builds on.

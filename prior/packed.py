@@ -1,7 +1,7 @@
-"""Linear layers that are called many times with few rows, on a CPU: their weights laid out once as oneDNN wants them.
+"""Linear layers with weights in oneDNN's blocked layout, for many calls with few rows on a CPU.
 
-Between a matrix-vector product and a large matrix product torch's own ways are far from the memory's speed: with the six
-rows of a guided picture's prior the weights pass several times as fast in oneDNN's blocked layout.
+Between a matrix-vector product and a large matrix product, torch's kernels use a fraction of the memory bandwidth: with the
+six rows of one guided image in the prior, oneDNN's blocked layout is several times as fast.
 """
 
 import copy
@@ -9,11 +9,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-MOST_ROWS = 256  # past that the plain product is as fast
+MOST_ROWS = 256  # above it the plain product is as fast
 
 
 class PackedLinear(nn.Module):
-    """`linear` as it is now: a copy of its weight in blocked layout, not to be trained or saved."""
+    """A copy of `linear` with its weight in blocked layout, not to be trained or saved."""
 
     def __init__(self, linear: nn.Linear, rows: int):
         super().__init__()
@@ -25,10 +25,10 @@ class PackedLinear(nn.Module):
 
 
 def packed(block: nn.Module, rows: int) -> nn.Module:
-    """`block` with packed linear layers, for inputs of about `rows` rows; the rest of it is shared.
+    """A copy of `block` with packed linear layers, for inputs of about `rows` rows; everything else is shared.
 
-    Itself where nothing is to be won: on other devices, in other dtypes than float32 and the bfloat16 of CPUs that can
-    multiply it, with many rows, under gradients, and with layers of another kind, as adapters are.
+    `block` itself where packing does not help or apply: on other devices, in other dtypes than float32 and the bfloat16 of
+    CPUs that multiply it, with many rows, under gradients, and with other kinds of linear layers (adapters).
     """
     if not torch.backends.mkldnn.is_available():  # then torch has none of these operations either
         return block

@@ -1,7 +1,7 @@
-"""What is done to a low-resolution picture before an upsampler is trained on it (paper, section 2.3).
+"""Degradation of the low-resolution images that an upsampler is trained on (paper, section 2.3).
 
-A picture drawn by the stage below is never as clean as a real one made small; an upsampler that has only seen real ones
-sharpens its faults.
+Samples of the stage before have artefacts that downscaled real images lack; an upsampler trained on the latter alone
+sharpens them.
 """
 
 import io
@@ -14,31 +14,31 @@ from PIL import Image
 from torch import Tensor
 
 
-def gaussian_blur(pictures: Tensor, sigma: Tensor, size: int = 3) -> Tensor:
-    """`pictures` [B, 3, H, W] blurred by each one's own `sigma` [B] in pixels, with a kernel of `size` taps; 0 leaves it."""
-    at = torch.arange(size, device=pictures.device, dtype=pictures.dtype) - size // 2
-    taps = torch.exp(-0.5 * (at / sigma.to(pictures)[:, None].clamp_min(1e-3)) ** 2)  # [B, size]
+def gaussian_blur(images: Tensor, sigma: Tensor, size: int = 3) -> Tensor:
+    """`images` [B, 3, H, W] blurred with standard deviations `sigma` [B] in pixels, 0 for none, and a kernel of `size` taps."""
+    at = torch.arange(size, device=images.device, dtype=images.dtype) - size // 2
+    taps = torch.exp(-0.5 * (at / sigma.to(images)[:, None].clamp_min(1e-3)) ** 2)  # [B, size]
     taps = taps / taps.sum(1, keepdim=True)
-    batch, channels, height, width = pictures.shape
+    batch, channels, height, width = images.shape
     kernels = (taps[:, :, None] * taps[:, None, :]).repeat_interleave(channels, 0)[:, None]  # [B*3, 1, size, size]
-    padded = F.pad(pictures, [size // 2] * 4, mode="replicate")
+    padded = F.pad(images, [size // 2] * 4, mode="replicate")
     blurred = F.conv2d(padded.view(1, batch * channels, *padded.shape[2:]), kernels, groups=batch * channels)
     return blurred.view(batch, channels, height, width)
 
 
-def add_noise(pictures: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Pixel noise of each picture's own standard deviation `sigma` [B], in units of the pixels' range [-1, 1]."""
-    return (pictures + sigma.to(pictures)[:, None, None, None] * noise.to(pictures)).clamp(-1, 1)
+def add_noise(images: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Images in [-1, 1] with pixel noise of a standard deviation each, `sigma` [B]."""
+    return (images + sigma.to(images)[:, None, None, None] * noise.to(images)).clamp(-1, 1)
 
 
 def noise_labels(sigma: Tensor) -> Tensor:
-    """How an upsampler is told of pixel noise of standard deviation `sigma` [B]: in thousandths, as it is of timesteps."""
+    """The class labels for pixel noise of standard deviation `sigma` [B]: in thousandths, the range of timesteps."""
     return 1000 * sigma
 
 
-def corrupt(pictures: Tensor, random: Tensor, noise: Tensor, blur: float, grain: float) -> Tensor:
+def corrupt(images: Tensor, random: Tensor, noise: Tensor, blur: float, grain: float) -> Tensor:
     """Blur with sigma up to `blur` pixels, then noise of up to `grain`; `random` [B, >=2] in [0, 1) sets each amount."""
-    return add_noise(gaussian_blur(pictures, blur * random[:, 0]), grain * random[:, 1], noise)
+    return add_noise(gaussian_blur(images, blur * random[:, 0]), grain * random[:, 1], noise)
 
 
 # ---------------------------------------------------------------------------------------------- BSR
@@ -46,36 +46,36 @@ def corrupt(pictures: Tensor, random: Tensor, noise: Tensor, blur: float, grain:
 RESIZES = ("bilinear", "bicubic", "area")
 
 
-def bsr(picture: Tensor, rng: np.random.Generator, scale: int = 4) -> Tensor:
-    """A picture [3, H, W] in [0, 1] degraded as by BSRGAN and `scale` times smaller: [3, H / scale, W / scale] in [0, 1].
+def bsr(image: Tensor, rng: np.random.Generator, scale: int = 4) -> Tensor:
+    """An image [3, H, W] in [0, 1] degraded as by BSRGAN and `scale` times smaller: [3, H / scale, W / scale] in [0, 1].
 
     Two blurs (one isotropic, one not), two changes of size, noise, JPEG and a camera's noise, in random order, then JPEG
     once more (arXiv 2103.14006, section 3). The paper's second upsampler is trained on it, and so is that of latent
     diffusion (arXiv 2112.10752). Raises ValueError for sides that are no multiples of `scale`.
     """
-    height, width = picture.shape[1:]
+    height, width = image.shape[1:]
     if height % scale or width % scale:
         raise ValueError(f"height and width must be multiples of {scale}, got {[height, width]}")
     low = (height // scale, width // scale)
-    x = picture[None].float()
+    x = image[None].float()
     if scale == 4 and rng.random() < 0.25:
         x = _resize(x, (height // 2, width // 2), _choose(rng))
-    steps = [_isotropic, _anisotropic, _through_another_size, _gaussian_noise, _jpeg_noise, _camera_noise]
+    steps = [_isotropic, _anisotropic, _resize_randomly, _gaussian_noise, _jpeg_noise, _camera_noise]
     order = [steps[n] for n in rng.permutation(len(steps))]
-    order.insert(int(rng.integers(order.index(_through_another_size) + 1, len(order) + 1)), _to_size)
+    order.insert(int(rng.integers(order.index(_resize_randomly) + 1, len(order) + 1)), _to_size)
     for step in order:
         x = step(x, low, rng).clamp(0, 1)
     return jpeg(x, int(rng.integers(30, 96)))[0]
 
 
-def jpeg(pictures: Tensor, quality: int) -> Tensor:
-    """`pictures` [B, 3, H, W] in [0, 1] after JPEG of `quality` from 1 to 95."""
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """`images` [B, 3, H, W] in [0, 1] after JPEG of `quality` from 1 to 95."""
     decoded = []
-    for picture in (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+    for image in (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
         decoded.append(torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1))
-    return torch.stack(decoded).to(pictures) / 255
+    return torch.stack(decoded).to(images) / 255
 
 
 def gaussian_kernel(size: int, widths: tuple[float, float], angle: float = 0.0) -> Tensor:
@@ -96,8 +96,8 @@ def _anisotropic(x: Tensor, low: tuple[int, int], rng: np.random.Generator) -> T
     return _convolved(x, gaussian_kernel(_odd(rng), (rng.uniform(0.5, 8.0), rng.uniform(0.5, 8.0)), rng.uniform(0, math.pi)))
 
 
-def _through_another_size(x: Tensor, low: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """Smaller or larger by a random factor, or every nth pixel after a blur: sizes that `_to_size` then leaves."""
+def _resize_randomly(x: Tensor, low: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """Resized by a random factor, or every nth pixel after a blur; `_to_size` resizes again later."""
     if rng.random() < 0.25:
         step = max(x.shape[-1] // low[1] // 2, 1)
         return _convolved(x, gaussian_kernel(21, (step * 0.6, step * 0.6)))[..., step // 2 :: step, step // 2 :: step]
@@ -110,7 +110,7 @@ def _to_size(x: Tensor, low: tuple[int, int], rng: np.random.Generator) -> Tenso
 
 
 def _gaussian_noise(x: Tensor, low: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """Of standard deviation 2 to 25 of 255: the same in all colours, each colour's own, or correlated between them."""
+    """Of standard deviation 2 to 25 of 255: the same in all colours, independent, or correlated between them."""
     sigma, kind = rng.uniform(2, 25) / 255, rng.random()
     noise = _normal(rng, x.shape if kind < 0.6 else (1, 1, *x.shape[2:]))
     if kind < 0.2:
@@ -125,7 +125,7 @@ def _jpeg_noise(x: Tensor, low: tuple[int, int], rng: np.random.Generator) -> Te
 
 
 def _camera_noise(x: Tensor, low: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """A sensor's shot and read noise, which grow with the light that fell, in linear light; for a quarter of the pictures."""
+    """A sensor's shot and read noise, which grow with the light that fell, in linear light; for a quarter of the images."""
     if rng.random() >= 0.25:
         return x
     shot, read = math.exp(rng.uniform(math.log(1e-4), math.log(1e-2))), rng.uniform(1e-4, 5e-3)
@@ -141,8 +141,7 @@ def _convolved(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    corners = {} if mode == "area" else {"align_corners": False}
-    return F.interpolate(x, size, mode=mode, **corners)
+    return F.interpolate(x, size, mode=mode, align_corners=None if mode == "area" else False)
 
 
 def _choose(rng: np.random.Generator) -> str:

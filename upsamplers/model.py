@@ -2,28 +2,28 @@
 
 # B batch, C channels, H height, W width, u the pixel-unshuffle factor
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from decoder.blocks import ChannelNorm, ResBlock, Upsample
-from prior.blocks import Checkpointed
+from prior.blocks import Checkpointed, zero_module
 from prior.storage import Int8Storage
 
 
-class Upsampler(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
-    """Predicts the sharp picture (x0) from [noisy picture, low-resolution picture resized to the same size].
+class Upsampler(Checkpointed, Int8Storage, ModelMixin):
+    """Predicts the high-resolution image (x0) from [noised image, low-resolution image resized to the same size].
 
-    The network adds a residual to the resized low-resolution picture, so that a new one already resizes. Fully
-    convolutional: trained on crops, run on whole pictures of any size that is a multiple of `stride`. With `class_embed_type`
-    "timestep" it is told how much noise was added to the low-resolution picture (arXiv 2106.15282, section 4), as
-    diffusers' `UNet2DModel` is of that setting.
+    The network adds a residual, zero at initialisation, to the resized low-resolution image. Fully convolutional: trained on
+    crops, run on images of any size that is a multiple of `stride`. With `class_embed_type` "timestep" it is conditioned on
+    the noise level of the low-resolution image (arXiv 2106.15282, section 4), as diffusers' `UNet2DModel` with that setting.
     """
 
     @register_to_config
@@ -52,10 +52,8 @@ class Upsampler(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
         self.class_embedding = None
         if class_embed_type:
             self.class_embedding = nn.Sequential(
-                nn.Linear(channels[0], time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
+                nn.Linear(channels[0], time_embed_dim), nn.SiLU(), zero_module(nn.Linear(time_embed_dim, time_embed_dim))
             )
-            nn.init.zeros_(self.class_embedding[-1].weight)
-            nn.init.zeros_(self.class_embedding[-1].bias)
         self.conv_in = nn.Conv2d(in_channels * unshuffle**2, channels[0], 3, padding=1)
         self.down, self.downsamplers = nn.ModuleList(), nn.ModuleList()
         width = channels[0]
@@ -71,9 +69,7 @@ class Upsampler(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
             sizes = [2 * width] + [width] * (blocks[level] - 1)
             self.up.append(nn.ModuleList(ResBlock(size, width, time_embed_dim) for size in sizes))
         self.norm_out = ChannelNorm(width)
-        self.conv_out = nn.Conv2d(width, out_channels * unshuffle**2, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out = zero_module(nn.Conv2d(width, out_channels * unshuffle**2, 3, padding=1))
 
     def forward(
         self,
@@ -81,44 +77,45 @@ class Upsampler(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
-    ):
-        """`sample` [B, 6, H, W]: the noisy picture, then the resized low-resolution one; -> the sharp one [B, 3, H, W].
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """`sample` [B, 6, H, W], the noised image and the resized low-resolution one -> the high-resolution one [B, 3, H, W].
 
-        `class_labels` [B], for a network that is told of noise and for no other: `degrade.noise_labels`.
+        `class_labels` [B] (`degrade.noise_labels`) for a network that is conditioned on the noise level, else None.
         """
         height, width = sample.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, got {[height, width]}")
         if (class_labels is None) != (self.class_embedding is None):
             what = "needs class_labels" if class_labels is None else "takes no class_labels"
-            raise ValueError(f"an upsampler with class_embed_type {self.config.class_embed_type!r} {what}")
+            raise ValueError(f"an upsampler with class_embed_type {self.config['class_embed_type']!r} {what}")
         emb = self.time_embedding(self._sinusoids(timestep, sample))  # [B, T]
-        if class_labels is not None:
+        if class_labels is not None and self.class_embedding is not None:
             emb = emb + self.class_embedding(self._sinusoids(class_labels, sample))
-        unshuffle, out_channels = self.config.unshuffle, self.config.out_channels
+        unshuffle, out_channels = self.config["unshuffle"], self.config["out_channels"]
         x = F.pixel_unshuffle(sample, unshuffle)  # [B, 6 u^2, H/u, W/u]
         if self.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.conv_in(x)
         skips = []
-        for level, stages in enumerate(self.down):
+        for level, blocks in enumerate(self.down):
             if level:
                 skips.append(x)
                 x = self.downsamplers[level - 1](x)
-            for block in stages:
+            for block in cast(Iterable[nn.Module], blocks):
                 x = self.run(block, x, emb)
-        for upsampler, stages in zip(self.upsamplers, self.up, strict=True):
+        for upsampler, blocks in zip(self.upsamplers, self.up, strict=True):
             x = torch.cat([upsampler(x), skips.pop()], 1)
-            for block in stages:
+            for block in cast(Iterable[nn.Module], blocks):
                 x = self.run(block, x, emb)
         residual = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), unshuffle)  # [B, 3, H, W]
-        sharp = sample[:, out_channels:] + residual
-        return UNet2DOutput(sample=sharp) if return_dict else (sharp,)
+        predicted = sample[:, out_channels:] + residual
+        return UNet2DOutput(sample=predicted) if return_dict else (predicted,)
 
     def _sinusoids(self, numbers: Tensor | float | int, sample: Tensor) -> Tensor:
-        """A number, or one of each picture, as [B, C]."""
-        numbers = torch.as_tensor(numbers, device=sample.device).expand(len(sample))
-        emb = get_timestep_embedding(numbers, self.config.channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        """The sinusoidal embedding [B, C] of a number for all images, or one for each."""
+        expanded = torch.as_tensor(numbers, device=sample.device).expand(len(sample))
+        width = self.config["channels"][0]
+        emb = get_timestep_embedding(expanded, width, flip_sin_to_cos=True, downscale_freq_shift=0)
         return emb.to(self.dtype)
 
 

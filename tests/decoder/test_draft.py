@@ -122,7 +122,7 @@ def test_the_null_embedding_has_no_draft_and_no_style(project):
     torch.testing.assert_close(added, torch.cat([half[1] for half in halves]))
 
 
-def test_a_style_that_is_not_named_is_its_own(project):
+def test_no_named_style_has_an_embedding_like_any_style(project):
     g = torch.Generator().manual_seed(3)
     embeds = torch.randn(2, 12, generator=g, dtype=torch.float64)
     unnamed = project.draft_image(embeds)

@@ -5,7 +5,7 @@ import torch
 from conftest import randomise
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel as Deprecated
 
-from decoder import Decoder, UnCLIPTextProjModel, of_context
+from decoder import Decoder, UnCLIPTextProjModel, expand_to_context
 from decoder.blocks import SpatialAttention
 
 
@@ -56,7 +56,7 @@ def test_every_condition_is_seen_and_padding_is_not(decoder):
     torch.testing.assert_close(*answers)
 
 
-def test_sizes_other_than_its_own(decoder):
+def test_sizes_other_than_sample_size(decoder):
     assert decoder(**inputs(height=24, width=8)).sample.shape == (2, 3, 24, 8)
     with pytest.raises(ValueError, match=r"multiples of 4, got \[18, 16\]"):
         decoder(**inputs(height=18))
@@ -69,42 +69,42 @@ def test_memory_layout_changes_nothing(decoder):
     torch.testing.assert_close(turned(**given).sample, base)
 
 
-def test_positions_begin_as_nothing_and_tell_where_a_pixel_is():
+def test_positions_are_zero_at_initialisation_and_distinguish_pixels():
     """The same pixels everywhere, seen without the borders of a convolution: only a position can tell them apart."""
     sizes = {"channels": 16, "context_dim": 24, "head_dim": 16}
     g = torch.Generator().manual_seed(2)
     one, context = torch.randn(1, 16, 1, 1, generator=g).double(), torch.randn(1, 6, 24, generator=g).double()
-    plain, told = SpatialAttention(**sizes).double(), SpatialAttention(**sizes, positions=True).double()
+    plain, positioned = SpatialAttention(**sizes).double(), SpatialAttention(**sizes, positions=True).double()
     randomise(plain)
-    missing = told.load_state_dict(plain.state_dict(), strict=False)
+    missing = positioned.load_state_dict(plain.state_dict(), strict=False)
     assert missing.missing_keys == ["position.weight"]
     pixels = one.expand(1, 16, 4, 6)
-    torch.testing.assert_close(told(pixels, context), plain(pixels, context), rtol=0, atol=0)
-    torch.nn.init.normal_(told.position.weight)
-    everywhere = told(pixels, context).flatten(2)[0].T  # [H*W, C]
+    torch.testing.assert_close(positioned(pixels, context), plain(pixels, context), rtol=0, atol=0)
+    torch.nn.init.normal_(positioned.position.weight)
+    everywhere = positioned(pixels, context).flatten(2)[0].T  # [H*W, C]
     assert torch.cdist(everywhere, everywhere).fill_diagonal_(1).min() > 1e-6
     same = plain(pixels, context).flatten(2)[0].T
     assert torch.cdist(same, same).max() < 1e-6
 
 
-def test_text_layers_hear_the_whole_sentence_and_no_padding():
+def test_text_layers_attend_to_the_full_sentence_and_to_no_padding():
     sizes = {"clip_embeddings_dim": 12, "time_embed_dim": 16, "cross_attention_dim": 32, "text_head_dim": 16}
     project = randomise(UnCLIPTextProjModel(**sizes, text_layers=2)).double()
     image, text, encodings = (torch.randn(2, *shape).double() for shape in ((12,), (12,), (5, 12)))
     mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
 
-    def heard(encodings: torch.Tensor, mask: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+    def text_context(encodings: torch.Tensor, mask: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
         given = {"image_embeddings": image[rows], "prompt_embeds": text[rows], "text_mask": mask}
         return project(text_encoder_hidden_states=encodings, **given)[0][:, 4:]
 
-    both = heard(encodings, mask)
-    torch.testing.assert_close(heard(encodings[:1, :3], mask[:1, :3], slice(1)), both[:1, :3])  # unpadded, alone
+    both = text_context(encodings, mask)
+    torch.testing.assert_close(text_context(encodings[:1, :3], mask[:1, :3], slice(1)), both[:1, :3])  # unpadded, alone
     padded = encodings.clone()
     padded[0, 3:] = 50.0
-    torch.testing.assert_close(heard(padded, mask)[:1, :3], both[:1, :3])
+    torch.testing.assert_close(text_context(padded, mask)[:1, :3], both[:1, :3])
     later = encodings.clone()
     later[1, 4] += 1
-    assert not torch.allclose(heard(later, mask)[1, 0], both[1, 0]), "the first word hears of the last one"
+    assert not torch.allclose(text_context(later, mask)[1, 0], both[1, 0]), "the first word depends on the last one"
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -135,7 +135,7 @@ def test_embedding_scale_only_scales_the_embeddings():
         torch.testing.assert_close(x, y)
 
 
-def test_a_token_that_means_a_picture_speaks_as_that_picture_does():
+def test_a_token_that_predicts_an_image_embedding_has_that_images_context_tokens():
     sizes = {"clip_embeddings_dim": 12, "time_embed_dim": 16, "cross_attention_dim": 32, "embedding_scale": 12**0.5}
     project = UnCLIPTextProjModel(**sizes, text_images=True).double()
     image, text, encodings = (torch.randn(2, *shape).double() for shape in ((12,), (12,), (5, 12)))
@@ -148,7 +148,7 @@ def test_a_token_that_means_a_picture_speaks_as_that_picture_does():
     images = context[:, 4 + 5 :].unflatten(1, (5, 4))  # of each token
     torch.testing.assert_close(images, context[1, :4].expand_as(images))
     marks = torch.arange(10).view(2, 5)
-    where = of_context(project, marks, -1)
+    where = expand_to_context(project, marks, -1)
     assert where.shape == context.shape[:2] and (where[:, :4] == -1).all()
     assert torch.equal(where[:, 4:9], marks)
     assert torch.equal(where[:, 9:].unflatten(1, (5, 4)), marks[..., None].expand(2, 5, 4))

@@ -60,7 +60,7 @@ def test_dot_products_fill_their_buckets_alike(prior):
 
 @settings(max_examples=8)
 @given(at=st.integers(0, 6))
-def test_a_component_is_told_by_those_before_it_alone(prior, at):
+def test_a_component_depends_only_on_those_before_it(prior, at):
     text, encodings, mask = conditions(2)
     dot, tokens = torch.tensor([1, 5]), torch.randint(16, (2, 7), generator=torch.Generator().manual_seed(2))
     base = prior(tokens, dot, text, encodings, mask)
@@ -106,18 +106,18 @@ def test_a_batch_is_its_rows_one_by_one_and_the_dot_product_is_from_the_top_half
 
     prior._prefix = prefix
     try:
-        whole = prior.draw(text, encodings, mask, generator=seeds(1, 2, 3))
+        batch = prior.draw(text, encodings, mask, generator=seeds(1, 2, 3))
         rows = [prior.draw(text[i : i + 1], encodings[i : i + 1], mask[i : i + 1], generator=seeds(i + 1)) for i in range(3)]
         for seed in range(8):
             prior.draw(text, encodings, mask, generator=seeds(seed, seed + 100, seed + 200), stopped=lambda: True)
     finally:
         del prior._prefix
-    torch.testing.assert_close(whole, torch.cat(rows))
+    torch.testing.assert_close(batch, torch.cat(rows))
     assert torch.cat(seen).min() >= 4 and len(torch.cat(seen).unique()) == 4
 
 
 def test_what_it_learned_it_draws():
-    """Trained on two far-apart embeddings told by their text, it draws the one that the text names."""
+    """Trained on two far-apart embeddings conditioned on their text, it samples the one that the text names."""
     torch.manual_seed(0)
     images, texts = embeddings(64)
     images, texts = images.float(), texts.float()

@@ -1,4 +1,4 @@
-"""The prior with its prefix kept answers as the prior does: ours and diffusers'."""
+"""The prior with a KV cache predicts what the prior does: ours and diffusers'."""
 
 import copy
 
@@ -33,17 +33,17 @@ def prior(request):
 
 @settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3), repeats=st.integers(1, 3), seed=st.integers(0, 99))
-def test_kept_equals_computed_anew(prior, lengths, repeats, seed):
+def test_cached_equals_computed_again(prior, lengths, repeats, seed):
     g = torch.Generator().manual_seed(seed)
     rows = len(lengths)
     text, encodings = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((rows, 32), (rows, 8, 32)))
     mask = torch.arange(8) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         answer = predictor(prior, text, encodings, mask, repeats)
-        whole = [v.repeat_interleave(repeats, 0) for v in (text, encodings, mask)]
+        repeated = [v.repeat_interleave(repeats, 0) for v in (text, encodings, mask)]
         for t in (999, 400, 0):
             noised = torch.randn(rows * repeats, 32, generator=g, dtype=torch.float64)
-            expected = prior(noised, torch.tensor(t), *whole).predicted_image_embedding
+            expected = prior(noised, torch.tensor(t), *repeated).predicted_image_embedding
             torch.testing.assert_close(answer(noised, torch.tensor(t)), expected, rtol=0, atol=1e-9)
 
 
@@ -101,7 +101,7 @@ def test_a_torch_without_onednn_packs_nothing(monkeypatch):
 
 
 def test_a_cpu_that_cannot_multiply_bfloat16_packs_none_of_it(monkeypatch):
-    """oneDNN refuses the layout there, with an error of its own."""
+    """oneDNN refuses the layout there, with an error."""
     block = randomise(DiffusionPrior(**SHAPE, width=32, layers=1, head_dim=16)).blocks[0]
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with torch.no_grad():

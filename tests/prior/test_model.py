@@ -48,12 +48,12 @@ def test_every_input_is_seen(prior):
 def test_batch_equals_one_by_one(prior):
     noised, text, encodings, mask = inputs(3)
     t = torch.tensor([1, 500, 999])
-    whole = prior(noised, t, text, encodings, mask).predicted_image_embedding
+    batch = prior(noised, t, text, encodings, mask).predicted_image_embedding
     rows = [
         prior(noised[i : i + 1], t[i], text[i : i + 1], encodings[i : i + 1], mask[i : i + 1]).predicted_image_embedding
         for i in range(3)
     ]
-    torch.testing.assert_close(whole, torch.cat(rows))
+    torch.testing.assert_close(batch, torch.cat(rows))
 
 
 def test_whitening_round_trip():

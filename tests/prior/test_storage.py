@@ -69,8 +69,8 @@ def test_a_network_reads_either_and_takes_the_dtype_that_is_asked_for(prior):
 
 def test_a_pipeline_in_8_bits_draws_nearly_the_same_with_low_memory_too(tiny_folder, tmp_path):
     out = export_pipeline([tiny_folder], tmp_path / "int8", storage="int8")
-    own = [n for n, c in tiny_networks().items() if isinstance(c, Int8Storage)]
-    files = {name: next((out / name).glob("*.safetensors")) for name in own}
+    names = [n for n, c in tiny_networks().items() if isinstance(c, Int8Storage)]
+    files = {name: next((out / name).glob("*.safetensors")) for name in names}
     assert len(files) >= 6
     assert all(is_int8(file) for file in files.values())
     images = []

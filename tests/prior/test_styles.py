@@ -27,7 +27,7 @@ def test_a_new_style_token_changes_nothing():
     torch.testing.assert_close(*answers)
 
 
-def test_styles_differ_and_none_is_its_own():
+def test_styles_and_no_style_differ():
     prior = randomise(DiffusionPrior(**SIZES, styles=STYLES)).double()
     noised, *text = inputs(3)
     answers = [prior(noised, 300, *text, style=torch.full((3,), n)).predicted_image_embedding for n in (0, 1, 2)]
@@ -43,5 +43,5 @@ def test_cached_equals_uncached_with_a_style_for_each_row():
     noised = torch.randn(6, 32, dtype=torch.float64)
     repeated = [v.repeat_interleave(2, 0) for v in text]
     for t in (999, 0):
-        whole = prior(noised, t, *repeated, style=style.repeat_interleave(2, 0)).predicted_image_embedding
-        torch.testing.assert_close(predict(noised, torch.tensor(t)), whole)
+        expected = prior(noised, t, *repeated, style=style.repeat_interleave(2, 0)).predicted_image_embedding
+        torch.testing.assert_close(predict(noised, torch.tensor(t)), expected)

@@ -11,38 +11,42 @@ from upsamplers import Upsampler
 from upsamplers.degrade import add_noise, bsr, corrupt, gaussian_blur, gaussian_kernel, jpeg, noise_labels
 
 
-def test_a_new_upsampler_answers_with_the_resized_picture():
+def test_a_new_upsampler_returns_the_resized_image():
     sample = torch.randn(2, 6, 32, 48)
     assert torch.equal(Upsampler(32, channels=[8, 16], blocks=[1, 1])(sample, 10).sample, sample[:, 3:])
 
 
-def test_an_upsampler_that_is_told_of_noise_hears_it():
+def test_a_noise_conditioned_upsampler_uses_the_noise_level():
     settings = {"sample_size": 32, "channels": [8, 16], "blocks": [1, 1]}
-    told, plain = Upsampler(**settings, class_embed_type="timestep"), Upsampler(**settings)
+    conditioned, plain = Upsampler(**settings, class_embed_type="timestep"), Upsampler(**settings)
     randomise(plain)
-    told.load_state_dict(plain.state_dict() | {k: v for k, v in told.state_dict().items() if k.startswith("class_embedding")})
+    conditioned.load_state_dict(
+        plain.state_dict() | {k: v for k, v in conditioned.state_dict().items() if k.startswith("class_embedding")}
+    )
     sample = torch.randn(2, 6, 32, 48)
     labels = noise_labels(torch.tensor([0.0, 0.2]))
-    assert torch.equal(told(sample, 10, labels).sample, plain(sample, 10).sample), "it begins as one that is told nothing"
-    torch.nn.init.normal_(told.class_embedding[-1].weight, std=0.1)
-    heard = [told(sample[:1], 10, label[None]).sample for label in labels]
-    assert (heard[0] - heard[1]).abs().max() > 1e-4
-    torch.testing.assert_close(told(sample[:1].repeat(2, 1, 1, 1), 10, labels).sample, torch.cat(heard))
+    assert torch.equal(conditioned(sample, 10, labels).sample, plain(sample, 10).sample), (
+        "at initialisation it ignores the noise level"
+    )
+    torch.nn.init.normal_(conditioned.class_embedding[-1].weight, std=0.1)
+    one_by_one = [conditioned(sample[:1], 10, label[None]).sample for label in labels]
+    assert (one_by_one[0] - one_by_one[1]).abs().max() > 1e-4
+    torch.testing.assert_close(conditioned(sample[:1].repeat(2, 1, 1, 1), 10, labels).sample, torch.cat(one_by_one))
     with pytest.raises(ValueError, match="'timestep' needs class_labels"):
-        told(sample, 10)
+        conditioned(sample, 10)
     with pytest.raises(ValueError, match="None takes no class_labels"):
         plain(sample, 10, labels)
     with pytest.raises(ValueError, match="must be timestep or nothing, got 'identity'"):
         Upsampler(32, class_embed_type="identity")
 
 
-def test_a_crop_of_a_picture_is_a_picture_of_a_crop():
-    """Fully convolutional: far from the edges a crop gets what the whole picture got there."""
+def test_cropping_and_upsampling_commute():
+    """Fully convolutional: far from the edges a crop gets what the full image got there."""
     network = randomise(Upsampler(64, unshuffle=2, channels=[8], blocks=[1])).double()
     sample = torch.randn(1, 6, 64, 64, dtype=torch.float64)
-    whole = network(sample, 5).sample[..., 24:40, 24:40]
+    full = network(sample, 5).sample[..., 24:40, 24:40]
     crop = network(sample[..., 8:56, 8:56], 5).sample[..., 16:32, 16:32]
-    torch.testing.assert_close(crop, whole)
+    torch.testing.assert_close(crop, full)
 
 
 def test_wrong_sizes_are_named():
@@ -54,25 +58,25 @@ def test_wrong_sizes_are_named():
 
 @settings(max_examples=20)
 @given(sigma=st.floats(0.0, 2.0), value=st.floats(-1, 1))
-def test_blur_keeps_flat_pictures_and_never_leaves_the_range(sigma, value):
+def test_blur_keeps_flat_images_and_never_leaves_the_range(sigma, value):
     flat = torch.full((1, 3, 8, 8), value)
     torch.testing.assert_close(gaussian_blur(flat, torch.tensor([sigma])), flat)
     noisy = torch.rand(1, 3, 8, 8) * 2 - 1
     assert gaussian_blur(noisy, torch.tensor([sigma])).abs().max() <= noisy.abs().max() + 1e-6
 
 
-def test_blur_is_each_pictures_own():
-    pictures = torch.rand(2, 3, 8, 8)
-    blurred = gaussian_blur(pictures, torch.tensor([0.0, 0.6]))
-    torch.testing.assert_close(blurred[0], pictures[0])
-    assert blurred[1].std() < pictures[1].std()
-    torch.testing.assert_close(blurred[1:], gaussian_blur(pictures[1:], torch.tensor([0.6])))
+def test_blur_differs_by_image():
+    images = torch.rand(2, 3, 8, 8)
+    blurred = gaussian_blur(images, torch.tensor([0.0, 0.6]))
+    torch.testing.assert_close(blurred[0], images[0])
+    assert blurred[1].std() < images[1].std()
+    torch.testing.assert_close(blurred[1:], gaussian_blur(images[1:], torch.tensor([0.6])))
 
 
 def test_corruption_of_nothing_is_nothing():
-    pictures, noise = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(corrupt(pictures, torch.rand(2, 4), noise, 0.0, 0.0), pictures)
-    assert add_noise(pictures, torch.tensor([5.0, 5.0]), noise).abs().max() <= 1
+    images, noise = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(corrupt(images, torch.rand(2, 4), noise, 0.0, 0.0), images)
+    assert add_noise(images, torch.tensor([5.0, 5.0]), noise).abs().max() <= 1
 
 
 def photo(height: int = 64, width: int = 48) -> torch.Tensor:
@@ -88,12 +92,12 @@ def test_bsr_is_its_seeds_alone_and_of_many_kinds():
     assert all(p.shape == (3, 16, 12) and p.min() >= 0 and p.max() <= 1 for p in low)
     plain = torch.nn.functional.avg_pool2d(photo(), 4)
     errors = torch.stack([(p - plain).abs().mean() for p in low])
-    assert errors.min() > 0.02 and errors.max() < 0.4 and errors.max() > 2 * errors.min()  # degraded, and still the picture
+    assert errors.min() > 0.02 and errors.max() < 0.4 and errors.max() > 2 * errors.min()  # degraded, and still the image
     likeness = [np.corrcoef(p.flatten(), plain.flatten())[0, 1] for p in low]
     assert np.mean(likeness) > 0.6 and np.corrcoef(torch.stack(low).mean(0).flatten(), plain.flatten())[0, 1] > 0.8
 
 
-def test_bsr_wants_whole_small_pixels():
+def test_bsr_needs_sizes_that_are_multiples_of_the_scale():
     with pytest.raises(ValueError, match=r"multiples of 4, got \[62, 48\]"):
         bsr(photo(62), np.random.default_rng(0))
 

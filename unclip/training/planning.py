@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from decoder import of_context
+from decoder import expand_to_context
 from decoder.blocks import ChannelNorm
 
 from .. import networks
@@ -461,7 +461,7 @@ def _decoder_stage(sections: dict[str, dict], clip: Stage | None) -> Stage:
         context, added = project(
             image_embeddings=torch.zeros(batch, dim), prompt_embeds=text, text_encoder_hidden_states=encodings, text_mask=mask
         )
-        mask = of_context(project, mask, True)
+        mask = expand_to_context(project, mask, True)
         when = torch.zeros(batch, dtype=torch.long)
         pictures = torch.zeros(batch, network.config.in_channels, side, side)
         predicted = network(pictures, when, context, class_labels=added, attention_mask=mask).sample

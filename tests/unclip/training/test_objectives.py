@@ -12,7 +12,7 @@ from PIL import Image
 from running import finals, run_here, state
 from safetensors.torch import load_file
 
-from decoder import Decoder, UnCLIPTextProjModel, of_context
+from decoder import Decoder, UnCLIPTextProjModel, expand_to_context
 from prior.blocks import Attention, name_shares, sdpa
 from unclip import UnCLIPInpaintPipeline, UnCLIPPipeline
 from unclip.io.checkpoints import load_component
@@ -199,7 +199,7 @@ def test_grounding_tells_the_right_name_from_the_wrong_one():
         key = torch.zeros(3, 6, 2, 16)  # what each token would be seen by; the last two are no names
         key[:, 1:3], key[:, 3] = left * 12, right * 12
         key = torch.cat([torch.zeros(3, 4, 2, 16), key, *([key.repeat_interleave(4, 1)] if images else [])], 1)
-        of_tokens = of_context(project, names, 0)
+        of_tokens = expand_to_context(project, names, 0)
         grounding = Grounding(names, sides, embeds, [name_shares(query, key, of_tokens)])
         losses = grounding.where()
         assert losses[0] < 1e-3 and losses[1] > 5, "the second's names stand the other way round"
@@ -224,10 +224,13 @@ def plain_grounding(decoder, project, told: dict, names, sides, embeds) -> tuple
         layer.function = lambda query, key, value, mask: seen.append((query, key)) or sdpa(query, key, value, mask)
     context, added, guess = project(**told["project"], return_guess=True)
     decoder(
-        *told["decoder"], context, class_labels=added, attention_mask=of_context(project, told["project"]["text_mask"], True)
+        *told["decoder"],
+        context,
+        class_labels=added,
+        attention_mask=expand_to_context(project, told["project"]["text_mask"], True),
     )
     what, where = [], []
-    for row, (name, side) in enumerate(zip(of_context(project, names, 0), sides, strict=True)):
+    for row, (name, side) in enumerate(zip(expand_to_context(project, names, 0), sides, strict=True)):
         for number, sign in enumerate((1, -1)):
             tokens = guess[row][names[row] == sign]
             what += [(1 - F.cosine_similarity(tokens, embeds[row, None, number], dim=-1)).mean()] if len(tokens) else []

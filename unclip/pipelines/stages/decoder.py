@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from decoder import of_context
+from decoder import expand_to_context
 from prior.blocks import KeyValueCache
 
 from ...diffusion.sampling import Predict
@@ -149,7 +149,7 @@ def condition_inputs(
     draft = None
     if getattr(project, "draft_head", None) is not None:
         draft = project.draft_image(image_embeds, text.style, is_guided).to(decoder.dtype)
-    mask = of_context(project, mask, True)
+    mask = expand_to_context(project, mask, True)
     is_used = mask.any(0)  # the others are padding in every row
     if pipe._shared.compiled:
         is_used = torch.ones_like(is_used)  # every length would be another graph

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from decoder import Decoder, of_context
+from decoder import Decoder, expand_to_context
 
 from ... import networks
 from ...data.examples import EmojiScenes, seeded_noise
@@ -182,7 +182,7 @@ class DecoderObjective(ClipConditioned):
         conditions = self._conditions(text, image_embeds, self._style(batch), no_draft, grounding)
         seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
         if grounding is not None:
-            conditions["cross_attention_kwargs"] = {"names": of_context(self.trained["text_proj"], grounding.names, 0)}
+            conditions["cross_attention_kwargs"] = {"names": expand_to_context(self.trained["text_proj"], grounding.names, 0)}
         answer = self.trained["decoder"](seen, timesteps, **conditions)
         if grounding is not None:
             grounding.shares = answer.name_shares
@@ -260,7 +260,7 @@ class DecoderObjective(ClipConditioned):
         )
         if grounding is not None:
             grounding.guess = guess
-        mask = of_context(project, mask, True)
+        mask = expand_to_context(project, mask, True)
         conditions = {"encoder_hidden_states": context, "class_labels": added, "attention_mask": mask}
         draft = project.draft_image(image_embeds, **named) if getattr(project, "draft_head", None) is not None else None
         if draft is not None:
