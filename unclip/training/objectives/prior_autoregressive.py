@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import networks
-from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, numbers
-from .prior import cosines
+from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, cosines, to_floats
+from .random_columns import DROP_BOTH
 
 
 class AutoregressivePriorObjective(ClipConditioned):
@@ -18,7 +18,7 @@ class AutoregressivePriorObjective(ClipConditioned):
     Principal components, their spread and the dot product's quantiles are found in the first `fit_examples`.
     """
 
-    network, held_out, reads_pictures = "prior", 512, False
+    network, held_out, reads_images = "prior", 512, False
 
     def __init__(
         self,
@@ -39,35 +39,38 @@ class AutoregressivePriorObjective(ClipConditioned):
     @torch.no_grad()
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Principal components and quantiles, from the first training examples."""
-        first = self._first(self.fit_examples, device, progress)
-        found = [(self._image(batch).cpu(), self._text(batch)[0].cpu()) for batch in first]
-        self.trained["prior"].fit(*(torch.cat(part) for part in zip(*found, strict=True)))
+        first = self.first_batches(self.fit_examples, device, progress)
+        found = [(self.encode_image(batch).cpu(), self.encode_text(batch)[0].cpu()) for batch in first]
+        prior: Any = self.trained["prior"]
+        prior.fit(*(torch.cat(part) for part in zip(*found, strict=True)))
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self._by_component(batch)
+        losses = self.component_losses(batch)
         return losses.mean(), _quarters(losses.detach())
 
-    def _by_component(self, batch: dict[str, Tensor]) -> Tensor:
+    def component_losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy [B, K] in nats: of each component, given the true ones before it."""
-        prior, image_embeds = self.trained["prior"], self._image(batch)
-        dot = prior.dot_tokens(image_embeds, self._text(batch)[0])
-        text, encodings, mask = self._text(batch, batch["random"][:, 0] < self.drop_text)
+        prior: Any = self.trained["prior"]
+        image_embeds = self.encode_image(batch)
+        dot = prior.dot_tokens(image_embeds, self.encode_text(batch)[0])
+        text, encodings, mask = self.encode_text(batch, batch["random"][:, DROP_BOTH] < self.drop_text)
         tokens = prior.quantise(image_embeds)
         logits = prior(tokens[:, :-1], dot, text, encodings, mask)
         return F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Held-out loss, and the cosine of drawn to true embeddings beside that of the text embeddings themselves."""
-        batch = self._held_out(self.held_out)
+        """Held-out loss, and the cosine of sampled to true embeddings beside that of the text embeddings themselves."""
+        prior: Any = self.trained["prior"]
+        batch = self.held_out_batch(self.held_out)
         parts = [{k: v[n : n + 64] for k, v in batch.items()} for n in range(0, self.held_out, 64)]
-        losses = torch.cat([self._by_component(part) for part in parts])
+        losses = torch.cat([self.component_losses(part) for part in parts])
         few = parts[0]
-        text, encodings, mask = self._text(few)
-        both = [torch.cat(pair) for pair in zip(self._empty_text(few), (text, encodings, mask), strict=True)]
+        text, encodings, mask = self.encode_text(few)
+        both = [torch.cat(pair) for pair in zip(self.encode_empty_text(few), (text, encodings, mask), strict=True)]
         generators = [torch.Generator().manual_seed(self.seed + int(i)) for i in few["index"]]
-        drawn = self.trained["prior"].draw(*both, guidance=2.0, generator=generators)
-        return {"loss": losses.mean().item()} | numbers(_quarters(losses)) | cosines(drawn, self._image(few), text)
+        sampled = prior.draw(*both, guidance=2.0, generator=generators)
+        return {"loss": losses.mean().item()} | to_floats(_quarters(losses)) | cosines(sampled, self.encode_image(few), text)
 
     def components(self) -> dict[str, Any]:
         return dict(self.trained)
