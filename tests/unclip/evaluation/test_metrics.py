@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from unclip.evaluation.metrics import (
     Estimate,
@@ -57,6 +59,43 @@ def test_kernel_distance_is_unbiased():
     g = torch.Generator().manual_seed(0)
     found = torch.tensor([kernel_distance(*torch.randn(2, 20, 4, generator=g)) for _ in range(300)])
     assert found.mean().abs() < 3 * found.std() / 300**0.5 and found.min() < 0
+
+
+class Features(torch.nn.Module):
+    """Features that are given in place of images."""
+
+    num_features = 6
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+@pytest.fixture
+def features() -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlated features [80, 6] of one mean and [50, 6] of another."""
+    g = torch.Generator().manual_seed(0)
+    mix, turn = torch.randn(2, 6, 6, generator=g, dtype=torch.float64)
+    x, y = torch.randn(80, 6, generator=g, dtype=torch.float64), torch.randn(50, 6, generator=g, dtype=torch.float64)
+    return x @ mix, y @ turn + 0.5
+
+
+def test_frechet_distance_is_that_of_torchmetrics(features):
+    theirs = FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64)
+    for batch, real in ((features[0][:30], True), (features[0][30:], True), (features[1], False)):
+        theirs.update(batch, real=real)
+    expected = theirs.compute().item()
+    assert expected > 1 and frechet(*features) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
+def test_kernel_distance_is_that_of_torchmetrics(features):
+    """Which takes sets of one size and, with that size for its subsets, all of both."""
+    x, y = features[0][:50], features[1]
+    theirs = KernelInceptionDistance(feature=Features(), subsets=1, subset_size=50).set_dtype(torch.float64)
+    theirs.update(x, real=True)
+    theirs.update(y, real=False)
+    expected = theirs.compute()[0].item()
+    assert expected > 0.1 and kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
 
 
 def test_precision_and_recall_see_lost_variety_and_strays():
