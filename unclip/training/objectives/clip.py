@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil
 from ... import networks
 from ...clip.model import CLIP
 from ...clip.towers import TextTower, tower_mask
+from ...data.captioned_images import CaptionedImages
 from ...data.examples import captioned_examples
-from ...data.pictures import Pictures
 from ...data.scenes import split_of_concept
 from ...io.pixels import normalize
 from ...runtime.config import ConfigError
@@ -54,7 +54,7 @@ class ClipObjective(Objective):
             raise ValueError(f"text_rate and anchor must be at least 0, got {text_rate} and {anchor}")
         self.examples = captioned_examples(data, seed=seed)
         # icons are validated on themselves: only one's own pictures have a held-out split to load
-        self.validation = captioned_examples(data, "validation") if isinstance(self.examples, Pictures) else None
+        self.validation = captioned_examples(data, "validation") if isinstance(self.examples, CaptionedImages) else None
         of_text, of_image = networks.towers(model)
         text, image = networks.text_tower(of_text), networks.image_tower(of_image)
         self.tokenizer = sentence_tokenizer(text, weights=pretrained_text)

@@ -13,10 +13,10 @@ from torch.utils.data import default_collate
 from ... import networks
 from ...clip.judge import Judge, JudgeImageTower, JudgeTextTower, word_tokenizer
 from ...data.distort import DISTORTIONS
-from ...data.judged import JudgedScenes, compare, damaged, renders
+from ...data.icon_packages import STYLES
+from ...data.judged import JudgedScenes, compare, distorted_icons, icon_rows
 from ...data.render import BACKGROUNDS, COLOURS
 from ...data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
-from ...data.sources import STYLES
 from ...io.pixels import normalize
 from ...runtime.config import ConfigError, construct
 from .base import Objective, to_device
@@ -114,10 +114,10 @@ class JudgeObjective(Objective):
     def validate(self) -> dict[str, float]:
         """R@1 of renders among all names, clean and damaged; and how often a caption beats those wrong in one fact."""
         judge, icons = self.judge, self.examples.icons
-        seen, names = renders(icons, CHECKED, seed=0), judge.read(icons.recognisable)
+        seen, names = icon_rows(icons, CHECKED, seed=0), judge.read(icons.recognisable)
         found = {}
         for kind in ("clean", *DISTORTIONS):
-            pictures = damaged(icons, seen, None if kind == "clean" else kind, seed=0)
+            pictures = distorted_icons(icons, seen, None if kind == "clean" else kind, seed=0)
             scores = judge.see(pictures)[0] @ names.T
             wanted = torch.tensor([icons.recognisable.index(icons.icons[row]["concept"]) for row in seen])
             found[f"{kind.replace(' ', '_')}_r1"] = (scores.argmax(1) == wanted).float().mean().item()
