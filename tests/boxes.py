@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from unclip.data.icon_packages import STYLES
 from unclip.data.icons import IconSet
-from unclip.data.sources import STYLES
 
 GROUPS = {
     "animals-nature": ("dog face", "cat face", "dog", "horse", "teddy bear", "panda", "penguin", "tiger face", "rose", "owl")

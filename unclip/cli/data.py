@@ -38,7 +38,7 @@ def phrases(
     from tqdm import tqdm
 
     from ..clip.model import CLIP
-    from ..data.emoji import hear_phrases
+    from ..data.emoji import add_phrases
     from ..io.checkpoints import components_folder
 
     clip = CLIP.from_pretrained(components_folder(model), dtype=torch.float32).to(usable(device))
@@ -46,7 +46,7 @@ def phrases(
     def progress(items, total):
         return tqdm(items, total=total, desc="phrases", file=sys.stderr)
 
-    heard, concepts = hear_phrases(data, clip.encode_text, progress)
+    heard, concepts = add_phrases(data, clip.encode_text, progress)
     print(f"{heard} phrases are heard as {concepts} concepts")
 
 
@@ -85,6 +85,6 @@ def bank(
     def progress(chunks, total):
         return tqdm(chunks, total=total, desc="plans", file=sys.stderr)
 
-    made = build_bank(settings.get("data") or {}, tokenizer, plans, "train", settings.get("seed", 0), processes, progress)
+    made = build_bank(settings.get("data") or {}, tokenizer, plans, ("train", settings.get("seed", 0)), processes, progress)
     made.save(out)
     print(f"{len(made)} plans, {len(made.lengths)} captions, {readable_size(out.stat().st_size)}")

@@ -27,12 +27,12 @@ def embed(
     """Compute CLIP embeddings and token encodings once; `data.embeddings=OUT` trains from them. Goes on after a kill."""
     from tqdm import tqdm
 
-    from ..data.reading import read_pictures
+    from ..data.image_files import read_captioned_images
     from ..runtime.precision import best_device
     from ..training.embed import embed as write
     from ..training.objectives.frozen_clip import FrozenCLIP
 
-    images = read_pictures(data, caption_column, image_column, subset)
+    images = read_captioned_images(data, caption_column, image_column, subset)
     frozen = FrozenCLIP.load(model).to(device or best_device())
 
     def progress(shards):

@@ -1,4 +1,4 @@
-"""The table of unclip/data/attachments.yaml: where things go on an icon, what goes there, and what people call them."""
+"""The table of unclip/data/attachments.yaml: anchor points of icons, what can be attached there, and common names."""
 
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,6 @@ def table() -> dict[str, Any]:
     return found
 
 
-def called(concept: str) -> str:
-    """What people call an icon's concept in a scene: the dog of "dog face", the cap of "billed cap"."""
+def common_name(concept: str) -> str:
+    """The everyday name of an icon's concept in a scene: "dog" of "dog face", "cap" of "billed cap"."""
     return table()["names"].get(concept, concept)

@@ -1,4 +1,4 @@
-"""Attachments: one icon worn, held, ridden or held inside by another, placed by points that were measured on each drawing.
+"""Attachments: one icon worn, held, ridden or contained by another, placed at anchor points measured on each drawing.
 
 The points of a base icon (unclip/data/attachments.yaml), each with a width: `head`, where a hat's brim lies, as wide as the
 head there; `eyes`, between them, as wide as glasses; `face`, its centre and width; `hand`, where things are held; `back`, where
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .anchors import called, table
+from .anchors import common_name, table
 from .icons import IconSet
 from .layouts import FIT_SHIFT, FIT_SIZES
 from .plans import Plan
@@ -29,13 +29,13 @@ BASES = {  # the anchors of a base that serve a relation; of two things worn eac
     "face": ("mask",),
 }
 WEIGHTS = {"wearing": 0.42, "holding": 0.12, "riding": 0.16, "sitting": 0.05, "inside": 0.12, "badge": 0.05, "face": 0.08}
-TWO_WORN = 0.2  # of what is worn: two things
-GROUNDED = 0.15  # of all: somewhere that the caption names
-COLOURED = 0.3  # of what is worn or held: in a colour that the caption names
-FITTING = 0.7  # of what is in a dish: food; elsewhere: someone
-HIDDEN = 0.35  # of the height of a thing in something: below the rim
+TWO_WORN = 0.2  # share of scenes of the relation "wearing" with two things
+GROUNDED = 0.15  # share of all with a background that the caption names
+COLOURED = 0.3  # share of worn or held things in a colour that the caption names
+FITTING = 0.7  # share of food among things in a dish, and of characters in other containers
+HIDDEN = 0.35  # share of the height of a contained thing that is below the rim
 BADGE = (0.80, 0.79, 0.36)
-GRIP = 0.68  # how far down a tall thing is held
+GRIP = 0.68  # where a tall thing is held, as a share of its height from the top
 
 
 class Square(NamedTuple):
@@ -65,7 +65,7 @@ class Attachments:
 
     @cached_property
     def bases(self) -> dict[str, list[tuple[str, str]]]:
-        """Relation -> the (concept, style) that have an anchor for it; of a badge every object."""
+        """Relation -> the (concept, style) pairs with an anchor for it; for a badge, every object."""
         found = {relation: [] for relation in WEIGHTS}
         for concept in sorted(self.concepts & set(table()["bases"])):
             for style in self.icons.by_concept[concept]:
@@ -78,7 +78,7 @@ class Attachments:
         return found
 
     def candidate(self, rng: np.random.Generator) -> Plan | None:
-        """A combination, or None where chance names one that does not go together."""
+        """A random combination, or None if its concepts do not go together."""
         relation = list(WEIGHTS)[int(rng.choice(len(WEIGHTS), p=list(WEIGHTS.values())))]
         if not self.bases[relation]:
             return None
@@ -98,7 +98,7 @@ class Attachments:
         return Plan("attachment", tuple(concepts), style, relation=relation, background=ground, colours=colours)
 
     def allows(self, plan: Plan) -> bool:
-        """Whether the icons have what the plan attaches, in its style, and somewhere to put it."""
+        """Whether the icons have the plan's concepts in its style, and an anchor for each attached thing."""
         base, *things = plan.concepts
         if any(plan.style not in self.icons.by_concept[c] for c in plan.concepts):
             return False
@@ -133,7 +133,7 @@ class Attachments:
         else:
             names = lists[{"holding": "held", "badge": "badges", "face": "faces"}.get(relation, "riders")]
         thing = names[int(rng.integers(len(names)))]
-        if thing not in self.concepts or style not in self.icons.by_concept[thing] or called(thing) == called(base):
+        if thing not in self.concepts or style not in self.icons.by_concept[thing] or common_name(thing) == common_name(base):
             return None
         return thing if relation != "wearing" or self._fits(thing, base, style) else None
 
@@ -143,7 +143,7 @@ class Attachments:
         return style in worn and wanted <= points.keys()
 
     def _place(self, thing: str) -> str | None:
-        """Where a thing is worn, the same for two that cannot be worn together; None for other things."""
+        """Where a thing is worn, equal for things that cannot be worn together; None for other things."""
         place = table()["worn"].get(thing, {}).get("place")
         return place if place in (None, "eyes") else "head"
 
@@ -165,40 +165,40 @@ class Attachments:
         return [Layer(rows[n], *squares[n]) for n in order], tuple(order)
 
     def _attach(self, relation: str, concept: str, row: int, style: str, points: dict, rng: np.random.Generator) -> Square:
-        """Where the square of a thing lies on a base whose own is the unit square."""
+        """The square of an attached thing; the base's own is the unit square."""
         scale, dx, dy = rng.uniform(0.93, 1.07), *rng.uniform(-0.015, 0.015, 2)
         if relation == "wearing":
             place, point = table()["worn"][concept]["place"], table()["worn"][concept][style]
-            square = _worn(place, point, points)
+            square = _place_worn(place, point, points)
         else:
             anchor = next((a for a in BASES[relation] if a in points), None)
             x, y, size = points[anchor] if anchor else BADGE
-            square = _held(self.extent(row), anchor, x, y, size * scale)
+            square = _place_held(self.extent(row), anchor, x, y, size * scale)
         return Square(square.x + dx, square.y + dy, square.size * (scale if relation == "wearing" else 1.0))
 
     def _fit(self, squares: list[Square], rows: Sequence[int], rng: np.random.Generator) -> list[Square]:
-        """The squares moved and scaled alike so that what is drawn fills the image, up to a margin."""
-        drawn = [_drawn(square, self.extent(row)) for square, row in zip(squares, rows, strict=True)]
+        """The squares, moved and scaled together so that the drawings fill the image up to a margin."""
+        drawn = [_drawn_box(square, self.extent(row)) for square, row in zip(squares, rows, strict=True)]
         left, top, right, bottom = (f(box[n] for box in drawn) for n, f in enumerate((min, min, max, max)))
         scale = rng.uniform(*FIT_SIZES) / max(right - left, bottom - top)
         dx, dy = rng.uniform(-FIT_SHIFT, FIT_SHIFT, 2)
         x0, y0 = 0.5 + dx - scale * (left + right) / 2, 0.5 + dy - scale * (top + bottom) / 2
         return [Square(x0 + scale * s.x, y0 + scale * s.y, scale * s.size) for s in squares]
 
-    def drawn(self, layer: Layer) -> Box:
-        """What a layer draws, in fractions of the image."""
-        return _drawn(Square(layer.x, layer.y, layer.size), self.extent(layer.icon))
+    def drawn_box(self, layer: Layer) -> Box:
+        """The bounding box of a layer's opaque pixels, in fractions of the image."""
+        return _drawn_box(Square(layer.x, layer.y, layer.size), self.extent(layer.icon))
 
     def extent(self, row: int) -> Box:
-        """What an icon draws of its square, in fractions of it."""
+        """The bounding box of an icon's opaque pixels, in fractions of its square."""
         alpha = np.asarray(self.icons.sprites[row][..., 3]) > 40
         side = alpha.shape[0]
         down, across = alpha.any(1).nonzero()[0], alpha.any(0).nonzero()[0]
         return Box(across[0] / side, down[0] / side, (across[-1] + 1) / side, (down[-1] + 1) / side)
 
 
-def _worn(place: str, point: tuple[float, float, float], points: dict[str, tuple[float, float, float]]) -> Square:
-    """A worn thing whose own `point` (x, y, width) comes to lie on the anchor for its place."""
+def _place_worn(place: str, point: tuple[float, float, float], points: dict[str, tuple[float, float, float]]) -> Square:
+    """The square of a worn thing, so that its own `point` (x, y, width) lies on the anchor for its place."""
     if place == "ears":  # the band over the head, the cups beside the face
         x, y, width = points["face"][0], points["head"][1] - 0.05, 1.1 * points["face"][2]
     elif place == "bow":  # at one side of the head
@@ -210,8 +210,8 @@ def _worn(place: str, point: tuple[float, float, float], points: dict[str, tuple
     return Square(x - (point[0] - 0.5) * size, y - (point[1] - 0.5) * size, size)
 
 
-def _held(extent: Box, anchor: str | None, x: float, y: float, size: float) -> Square:
-    """A thing of which what is drawn is `size` long: standing on (x, y), hanging below it, or with its middle or grip there."""
+def _place_held(extent: Box, anchor: str | None, x: float, y: float, size: float) -> Square:
+    """The square of a thing whose drawing is `size` long: standing on (x, y), or with its middle or grip there."""
     scale = size / extent.size
     height = (extent.bottom - extent.top) * scale
     if anchor in ("back", "seat", "inside"):
@@ -226,6 +226,6 @@ def _held(extent: Box, anchor: str | None, x: float, y: float, size: float) -> S
     return Square(x - (middle_x - 0.5) * scale, centre - (middle_y - 0.5) * scale, scale)
 
 
-def _drawn(square: Square, extent: Box) -> Box:
+def _drawn_box(square: Square, extent: Box) -> Box:
     left, top = square.x - square.size / 2, square.y - square.size / 2
     return Box(*(start + square.size * v for start, v in zip((left, top, left, top), extent, strict=True)))

@@ -1,7 +1,7 @@
-"""Banks of plans: what a million scenes show and how their captions are spelt, made ahead and packed into one file.
+"""Banks of plans: the layouts and tokenised captions of up to millions of scenes, precomputed in one file.
 
-A training step that makes its batch from a bank (`BankScenes`) does no work on text and reads no image on the host. Reading a
-bank needs neither the dataset that it was made from nor the libraries that captions are written with.
+A training step that makes its batch from a bank (`BankScenes`) processes no text and reads no image on the host. Reading a
+bank needs neither the dataset that it was made from nor the libraries that write captions.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ import numpy as np
 
 from ..io.checkpoints import write_beside
 from ..runtime.config import ConfigError
+from .icon_packages import SKIN_TONES, STYLES
 from .layouts import LAYOUTS
 from .plans import Plan
 from .render import BACKGROUNDS, COLOURS, GROUNDS
-from .sources import SKIN_TONES, STYLES
 
 FORMAT = 1
-CONCEPTS = 3  # of one plan, at most
+CONCEPTS = 3  # most concepts of one plan
 NO_ICON, NO_CONCEPT = 2**16 - 1, 2**8 - 1
 ATTACHED = 2**8 - 1  # in place of the number of a layout
 PLACE_UNIT = 2**-13  # of `places`
@@ -86,7 +86,7 @@ class PlanBank:
         return np.where(attached, np.cumsum(attached) - 1, -1)
 
     def plans(self) -> list[Plan]:
-        """What the plans say, as a sampler would have it."""
+        """The plans, as `SceneSampler` would give them."""
         return [self._plan(number, attachment) for number, attachment in enumerate(self.attachments().tolist())]
 
     def _plan(self, number: int, attachment: int) -> Plan:
@@ -114,15 +114,19 @@ class PlanBank:
 
     def keys(self) -> np.ndarray:
         """int64 [P], equal for plans of the same meaning: of which one caption, without a style word, is true."""
-        said = [(of.kind in ("three", "ground"), of.count, of.kind != "pair" and of.relation, of.size) for of in LAYOUTS]
-        meanings = np.append([said.index(facts) for facts in said], len(LAYOUTS))[np.minimum(self.layouts, len(LAYOUTS))]
+        descriptions = [
+            (of.kind in ("three", "ground"), of.count, of.kind != "pair" and of.relation, of.size) for of in LAYOUTS
+        ]
+        meanings = np.append([descriptions.index(facts) for facts in descriptions], len(LAYOUTS))[
+            np.minimum(self.layouts, len(LAYOUTS))
+        ]
         meanings[self.layouts == ATTACHED] += self.relations
         concepts = np.append(self.icon_concepts, NO_ICON)[np.minimum(self.icons, len(self.icon_concepts))].astype(np.int64)
         alike = np.array([of.kind == "pair" or of.concepts == (0, 1, 2) for of in LAYOUTS] + [False])
         any_order = alike[np.minimum(self.layouts, len(LAYOUTS))]
         concepts[any_order] = np.sort(concepts[any_order], axis=1)
         facts = (*concepts.T, self.icon_tones[self.icons[:, 0]], meanings, *self.colours.T, self.grounds)
-        return _mixed(facts)
+        return _hash_rows(facts)
 
     def used_tokens(self) -> np.ndarray:
         """The tokens that occur, ascending: the rows of a token embedding that training from the bank reads."""
@@ -131,7 +135,7 @@ class PlanBank:
     def save(self, path: Path) -> None:
         """Write the bank as a .npz file; equal banks give equal bytes."""
         arrays = vars(self) | {"facts": np.frombuffer(json.dumps(self.facts | {"format": FORMAT}).encode(), np.uint8)}
-        arrays["captions"] = _since_first(self.captions)
+        arrays["captions"] = _encode_first_uses(self.captions)
         write_beside(path, lambda partial: _write(partial, arrays))
 
     @classmethod
@@ -151,11 +155,11 @@ class PlanBank:
             raise ConfigError(f"no plan bank at {path}; `unclip data bank` makes one") from None
         except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError):
             raise ConfigError(f"{path} is no plan bank, or damaged; `unclip data bank` makes one") from None
-        return cls(**arrays | {"facts": facts, "captions": _from_since_first(arrays["captions"])})
+        return cls(**arrays | {"facts": facts, "captions": _decode_first_uses(arrays["captions"])})
 
 
-def _mixed(digits: tuple[np.ndarray, ...]) -> np.ndarray:
-    """int64 hashes of rows of digits (SplitMix's steps, modulo 2^64)."""
+def _hash_rows(digits: tuple[np.ndarray, ...]) -> np.ndarray:
+    """int64 hashes of rows of integers (the mixing steps of SplitMix64)."""
     key = np.zeros(len(digits[0]), np.uint64)
     for digit in digits:
         key = (key ^ digit.astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -164,13 +168,13 @@ def _mixed(digits: tuple[np.ndarray, ...]) -> np.ndarray:
     return key.view(np.int64)
 
 
-def _since_first(captions: np.ndarray) -> np.ndarray:
+def _encode_first_uses(captions: np.ndarray) -> np.ndarray:
     """Numbers in the order of their first use: 0 for a first use, else 1 + the number. Most captions are used once."""
     first = np.diff(np.maximum.accumulate(captions), prepend=-1) > 0
     return np.where(first, 0, captions + 1).astype(np.int32)
 
 
-def _from_since_first(packed: np.ndarray) -> np.ndarray:
+def _decode_first_uses(packed: np.ndarray) -> np.ndarray:
     first = packed == 0
     return np.where(first, np.cumsum(first) - 1, packed - 1).astype(np.int32)
 
@@ -178,18 +182,18 @@ def _from_since_first(packed: np.ndarray) -> np.ndarray:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with zipfile.ZipFile(path, "w") as packed:
         for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # of a fixed date
+            entry = zipfile.ZipInfo(f"{name}.npy")  # with a fixed date
             entry.compress_type = zipfile.ZIP_LZMA
             with packed.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Names the tokens that a tokenizer makes of texts."""
+    """A hash of a tokenizer's vocabulary and length: equal if it gives equal tokens."""
     facts = [sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length, type(tokenizer).__name__]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def sprites_fingerprint(sprites: np.ndarray) -> str:
-    """Names the drawings [N, S, S, 4] that a bank's rows stand for."""
+    """A hash of the sprites [N, S, S, 4] that a bank's rows refer to."""
     return hashlib.sha256(np.ascontiguousarray(sprites)).hexdigest()[:16]

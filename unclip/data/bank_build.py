@@ -1,4 +1,4 @@
-"""Making a bank of plans from the scenes of a dataset."""
+"""Building a bank of plans from the scenes of a dataset."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,14 +24,14 @@ from .bank import (
 )
 from .captions import concepts_of_layers, mentions_style, scene_spans
 from .examples import EmojiScenes, captioned_examples
+from .icon_packages import SKIN_TONES, STYLES
 from .icons import IconSet
 from .layouts import layout_of
 from .plans import Scene
 from .render import COLOURS
 from .scenes import SceneSampler
-from .sources import SKIN_TONES, STYLES
 
-_CHUNK = 2000  # plans that a process makes before it hands them over
+_CHUNK = 2000  # plans that a process returns at a time
 _RELATIONS = list(WEIGHTS)
 
 
@@ -47,8 +47,8 @@ class _Attachment(NamedTuple):
     places: np.ndarray
 
 
-class _Planned(NamedTuple):
-    """What a bank keeps of one scene."""
+class _PackedScene(NamedTuple):
+    """The entries of a bank for one scene."""
 
     icons: list[int]
     layout: int
@@ -63,35 +63,35 @@ def build_bank(
     data: dict,
     tokenizer: Any,
     count: int,
-    split: str = "train",
-    seed: int = 0,
+    stream: tuple[str, int] = ("train", 0),
     processes: int = 1,
     progress: Callable[[Iterable, int], Iterable] = lambda chunks, total: chunks,
 ) -> PlanBank:
-    """The first `count` scenes that training with the section `data` and `seed` would see, as a bank.
+    """The first `count` scenes of the section `data`, for the `stream` of a split and a seed, as a bank.
 
     The same arguments give the same bank, with any number of processes. `progress(chunks, total)` wraps what is iterated.
     Raises ConfigError where `data` names no emoji scenes, ValueError for a `count` below 1 or a tokenizer with more than
     65,536 tokens, and RuntimeError when one of the processes dies.
     """
+    split, seed = stream
     if count < 1:
         raise ValueError(f"a bank holds at least 1 plan, got {count}")
     examples = captioned_examples(data, split, seed)
     if not isinstance(examples, EmojiScenes):
-        raise ConfigError(f"data.path {data['path']} holds no emoji scenes, of which a bank of plans is made")
+        raise ConfigError(f"data.path {data['path']} holds no emoji scenes, from which a bank of plans is built")
     starts = range(0, count, _CHUNK)
     chunks = [(start, min(start + _CHUNK, count)) for start in starts]
     packer = _Packer(count)
     if processes > 1:
         try:
-            with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (data, split, seed)) as pool:
-                for planned in progress(pool.map(_chunk, chunks), len(chunks)):
-                    packer.add(planned)
+            with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (data, split, seed)) as pool:
+                for packed in progress(pool.map(_pack_chunk, chunks), len(chunks)):
+                    packer.add(packed)
         except BrokenProcessPool:
             raise RuntimeError("a process that makes plans has ended early, perhaps for lack of memory; try fewer") from None
     else:
         for start, stop in progress(chunks, len(chunks)):
-            packer.add([_planned(examples.sampler, index) for index in range(start, stop)])
+            packer.add([_pack(examples.sampler, index) for index in range(start, stop)])
     tokens = _tokens(tokenizer, list(packer.captions))
     made_of = {"data": data, "split": split, "seed": seed, "sprites": sprites_fingerprint(examples.icons.sprites)}
     facts = made_of | {
@@ -107,16 +107,16 @@ def build_bank(
 _SAMPLER: SceneSampler  # of a process of the pool
 
 
-def _begin(data: dict, split: str, seed: int) -> None:
+def _start_worker(data: dict, split: str, seed: int) -> None:
     global _SAMPLER
     _SAMPLER = captioned_examples(data, split, seed).sampler
 
 
-def _chunk(bounds: tuple[int, int]) -> list[_Planned]:
-    return [_planned(_SAMPLER, index) for index in range(*bounds)]
+def _pack_chunk(bounds: tuple[int, int]) -> list[_PackedScene]:
+    return [_pack(_SAMPLER, index) for index in range(*bounds)]
 
 
-def _planned(sampler: SceneSampler, index: int) -> _Planned:
+def _pack(sampler: SceneSampler, index: int) -> _PackedScene:
     plan, rng = sampler.planned(index)
     scene = sampler.lay_out(plan, rng)
     order = concepts_of_layers(scene)
@@ -128,7 +128,7 @@ def _planned(sampler: SceneSampler, index: int) -> _Planned:
         if layer.matrix is not None
     }
     attached = plan.kind == "attachment"
-    return _Planned(
+    return _PackedScene(
         _padded(rows, NO_ICON),
         ATTACHED if attached else layout_of(plan, scene.layers),
         _padded(colours, 0),
@@ -139,12 +139,12 @@ def _planned(sampler: SceneSampler, index: int) -> _Planned:
     )
 
 
-def _padded(numbers: Sequence[int], filling: int) -> list[int]:
-    return [*numbers, *[filling] * (CONCEPTS - len(numbers))]
+def _padded(numbers: Sequence[int], padding: int) -> list[int]:
+    return [*numbers, *[padding] * (CONCEPTS - len(numbers))]
 
 
 def _places(scene: Scene, sampler: SceneSampler) -> np.ndarray:
-    """float [CONCEPTS, 3]: x, y and size of the layers where all that they draw has the centre 0 and the longer side 1."""
+    """float [CONCEPTS, 3]: x, y and size of the layers, scaled so that their drawings together are centred at 0 and 1 long."""
     squares = np.array([(layer.x, layer.y, layer.size) for layer in scene.layers])
     extents = np.array([sampler.attachments.extent(layer.icon) for layer in scene.layers])  # left, top, right, bottom
     drawn = (squares[:, :2] - squares[:, 2:] / 2)[:, None] + squares[:, 2:, None] * extents.reshape(-1, 2, 2)
@@ -155,7 +155,7 @@ def _places(scene: Scene, sampler: SceneSampler) -> np.ndarray:
 
 
 class _Packer:
-    """Collects the plans of a bank in order."""
+    """Collects the scenes of a bank in order."""
 
     def __init__(self, count: int):
         self.icons = np.empty((count, CONCEPTS), np.uint16)
@@ -167,14 +167,14 @@ class _Packer:
         self.attachments: list[_Attachment] = []
         self.filled = 0
 
-    def add(self, planned: list[_Planned]) -> None:
-        for plan in planned:
+    def add(self, scenes: list[_PackedScene]) -> None:
+        for scene in scenes:
             at = self.filled
-            self.icons[at], self.layouts[at], self.colours[at], self.grounds[at] = plan[:4]
-            self.numbers[at] = self.captions.setdefault(plan.caption, len(self.captions))
-            self.matrices |= plan.matrices
-            if plan.attachment is not None:
-                self.attachments.append(plan.attachment)
+            self.icons[at], self.layouts[at], self.colours[at], self.grounds[at] = scene[:4]
+            self.numbers[at] = self.captions.setdefault(scene.caption, len(self.captions))
+            self.matrices |= scene.matrices
+            if scene.attachment is not None:
+                self.attachments.append(scene.attachment)
             self.filled += 1
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -216,7 +216,7 @@ def _tokens(tokenizer: Any, captions: list[_Caption]) -> dict[str, np.ndarray]:
 
 
 def _token_span(encoded: Any, row: int, span: tuple[int, int]) -> tuple[int, int]:
-    """First token and the one past the last of the characters `span`; 0, 0 where the caption is cut before it."""
+    """First token and the one past the last of the characters `span`; 0, 0 if truncation removed them."""
     found = [token for at in range(*span) if (token := encoded.char_to_token(row, at)) is not None]
     return (found[0], found[-1] + 1) if found else (0, 0)
 

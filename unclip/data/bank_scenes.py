@@ -1,4 +1,4 @@
-"""Training batches of scenes from a bank of plans, made on the device that trains."""
+"""Training batches of scenes from a bank of plans, composed on the training device."""
 
 # B scenes, L layers of each, C concepts of each, N text tokens, P plans, U captions
 
@@ -22,6 +22,7 @@ from .bank import (
     sprites_fingerprint,
 )
 from .compositor import Layers, compose
+from .icon_packages import SPRITE_SIZE
 from .layouts import (
     FIT_SHIFT,
     FIT_SIZES,
@@ -34,7 +35,6 @@ from .layouts import (
     SHIFT,
 )
 from .render import WHITE
-from .sources import SPRITE_SIZE
 
 _LENGTHS = 4  # texts are padded to a multiple of this
 
@@ -42,13 +42,14 @@ _LENGTHS = 4  # texts are padded to a multiple of this
 class BankScenes(nn.Module):
     """Endless scenes from a `bank` of plans and the `sprites` [N, 64, 64, 4] that it was made with.
 
-    Example `index` shows plan `index` modulo their number, in a place, size and ground of its own: those of counter-based
-    random numbers of (`seed`, index), in the ranges of `SceneSampler.lay_out` (how things are attached to each other is the
-    plan's). So a batch is a function of its indices, on any device and in any split. Nothing is read back to the host, and
-    `torch.compile` takes it whole. With `single_pose` single icons have one size and place; None is what the bank's data
-    section says.
+    Example `index` shows plan `index` modulo their number. Its places, sizes and background are jittered by counter-based
+    random numbers of (`seed`, index), in the ranges of `SceneSampler.lay_out`; relative places of attachments are the plan's.
+    So a batch is a function of its indices, on any device and however it is split. Nothing is read back to the host, and
+    `torch.compile` compiles it as one graph. With `single_pose` single icons have one size and place; None: as the bank's
+    data section says.
 
-    Raises ConfigError where the bank was made with other sprites.
+    Raises:
+        ConfigError: if the bank was made with other sprites.
     """
 
     def __init__(self, bank: PlanBank, sprites: np.ndarray, seed: int = 0, single_pose: bool | None = None):
@@ -73,7 +74,7 @@ class BankScenes(nn.Module):
             self.register_buffer(name, torch.from_numpy(table), persistent=False)
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> dict[str, Tensor]:
-        """The examples `indices` [B], made on `device`, to which the tables move first; None is where they are."""
+        """The examples `indices` [B] on `device`, to which the tables are moved first; None: where they are."""
         if device is not None:
             self.to(device)
         indices = torch.as_tensor(indices)
@@ -119,20 +120,20 @@ class BankScenes(nn.Module):
 
     @torch.no_grad()
     def single_images(self, icons: Tensor) -> Tensor:
-        """uint8 [B, 3, 64, 64]: the icons [B] alone, as all single icons are drawn where they have one pose."""
+        """The icons [B] in the pose of `single_pose`: uint8 [B, 3, 64, 64]."""
         half = torch.full((len(icons), 1), 0.5, device=icons.device)
         layers = Layers(icons[:, None], half, half, torch.full_like(half, POSE_SIZE))
         return compose(self.atlas, layers, self.colours[:1].expand(len(icons), -1), self.size)
 
     def _layers(self, indices: Tensor, random: Tensor, layout: Tensor, spots: Tensor) -> Layers:
-        """Layers at `spots` [B, L, 3], moved and scaled by chance; their icons are yet to be told."""
+        """Layers at `spots` [B, L, 3] with random jitter of place and size; the caller sets their icons."""
         growth, least, most, shift = self.ranges[layout].unbind(1)  # [B] each
         fitted = (layout == len(LAYOUTS))[:, None]  # all layers of attachments move and scale together, around the centre
-        drawn = uniform(self.seed, Stream.SCENE_PLACE, indices, spots.shape[1], 2) * 2 - 1  # [B, L, 2]
+        offsets = uniform(self.seed, Stream.SCENE_PLACE, indices, spots.shape[1], 2) * 2 - 1  # [B, L, 2]
         size = spots[..., 2] + (growth * random[:, Stream.SCENE_SIZE])[:, None]  # [B, L]
         scale = (least + (most - least) * random[:, Stream.SCENE_SHRINK])[:, None]
         shift = shift[:, None] * torch.where((size < LARGE) | fitted, 1.0, LARGE_SHIFT)
-        moved = shift[..., None] * torch.where(fitted[..., None], drawn[:, :1], drawn)
+        moved = shift[..., None] * torch.where(fitted[..., None], offsets[:, :1], offsets)
         places = moved + torch.where(fitted[..., None], 0.5 + scale[..., None] * spots[..., :2], spots[..., :2])
         return Layers(torch.empty_like(layout)[:, None], *places.unbind(2), size * scale)
 
@@ -142,19 +143,19 @@ class BankScenes(nn.Module):
         return (self.colours[ground] + shift * (ground > 0)[:, None]).clamp(0, 255)
 
     def _text(self, caption: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """`tokens`, `mask` and `names`; how many things are named [B], and whether the style is [B]."""
+        """`tokens`, `mask` and `names`; the number of named concepts [B], and whether the style is named [B]."""
         start, length, first, after_first, second, after_second, flags = self.captions[caption].long()[..., None].unbind(1)
         at = torch.arange(self.length, device=caption.device)  # [N]
         mask = at < length  # [B, N]
         tokens = torch.where(mask, self.all_tokens[start + at].long(), self.pad)
-        spelt = [((at >= begin) & (at < end)).to(torch.int8) for begin, end in ((first, after_first), (second, after_second))]
-        text = {"tokens": tokens, "mask": mask, "names": spelt[0] - spelt[1]}
+        in_name = [((at >= begin) & (at < end)).to(torch.int8) for begin, end in ((first, after_first), (second, after_second))]
+        text = {"tokens": tokens, "mask": mask, "names": in_name[0] - in_name[1]}
         return text, flags[:, 0] & NAMED, (flags[:, 0] & NAMES_STYLE) > 0
 
     def _sides(self, layers: Layers, concepts: Tensor, attached: Tensor) -> Tensor:
         """int8 [B, PLACES, PLACES]: 1 where only the first concept's squares cover a place, -1 where the second's do.
 
-        Of attachments: of two drawings the one that is seen there.
+        For attachments: of two drawings the one that is visible there.
         """
         at = (torch.arange(PLACES, device=concepts.device) + 0.5) / PLACES
         left, top, size = (t[..., None] for t in (layers.x - layers.size / 2, layers.y - layers.size / 2, layers.size))
@@ -167,9 +168,9 @@ class BankScenes(nn.Module):
         side = self.atlas.shape[1]
         column, row = ((t * side).long().clamp(0, side - 1) for t in (across, down))
         icons = layers.icons.clamp_min(0)[..., None, None]
-        drawn = inside & (self.atlas[icons, row[..., None], column[..., None, :], 3] > 127)
-        seen = torch.where(drawn[:, 1], sign[:, 1], drawn[:, 0] * sign[:, 0])  # the upper covers the lower
-        return torch.where((attached >= 0)[:, None, None], seen, sides)
+        opaque = inside & (self.atlas[icons, row[..., None], column[..., None, :], 3] > 127)
+        visible = torch.where(opaque[:, 1], sign[:, 1], opaque[:, 0] * sign[:, 0])  # the upper covers the lower
+        return torch.where((attached >= 0)[:, None, None], visible, sides)
 
 
 def _plan_tables(bank: PlanBank) -> dict[str, np.ndarray]:
@@ -200,8 +201,8 @@ def _layout_tables(bank: PlanBank, single_pose: bool) -> dict[str, np.ndarray]:
     """Of all layouts, and after them of all attachments.
 
     `spots` float32 [layouts + A, L, 3] and `concepts` int64 [layouts + A, L], -1 for no layer. `ranges` float32
-    [layouts + 1, 4] has how much a size grows, the least and the largest share of it that chance leaves, and how far centres
-    are moved; `is_single` is bool [layouts + 1]. The last row of these two is of all attachments.
+    [layouts + 1, 4] has the growth of a size, the least and the largest random factor of it, and the largest shift of
+    centres; `is_single` is bool [layouts + 1]. The last row of these two is of all attachments.
     """
     used = [LAYOUTS[number] for number in np.unique(bank.layouts) if number != ATTACHED]
     most = max([len(layout.spots) for layout in used] + [bank.orders.shape[1]] * (len(bank.orders) > 0))

@@ -1,4 +1,4 @@
-"""How a person says what a scene shows: articles, plurals, words around a name, and the everyday prompts never said."""
+"""Captions of scenes: wordings with articles and plurals, and the everyday prompts that no caption may repeat."""
 
 import re
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from .anchors import called
-from .plans import MORE_KINDS, NUMBERS, Plan, Scene
+from .anchors import common_name
+from .plans import NUMBERS, OPTIONAL_KINDS, Plan, Scene
 
 _STYLE_WORDS = re.compile(r"\b(in )?(noto|flat|3d|twemoji) style\b")
 
 
 @cache
 def _inflect() -> Any:
-    """inflect's engine, imported at the first use: typeguard checks its arguments, and takes seconds to prepare that."""
+    """inflect's engine, imported at first use: importing it takes seconds, because typeguard instruments it."""
     import inflect
 
     return inflect.engine()
@@ -25,22 +25,22 @@ def _inflect() -> Any:
 
 @cache
 def everyday_prompts() -> dict[str, tuple[str, ...]]:
-    """The everyday prompts of the evaluation with the concepts that answer each; no training caption says one of them."""
+    """The everyday prompts of the evaluation with the concepts that are right for each; no training caption equals one."""
     table = yaml.safe_load((Path(__file__).parent / "everyday.yaml").read_text())
     return {prompt: tuple(concepts) for prompt, concepts in table.items()}
 
 
 @cache
-def _everyday_words() -> frozenset[str]:
-    return frozenset(map(_bare, everyday_prompts()))
+def _everyday_texts() -> frozenset[str]:
+    return frozenset(map(_normalised, everyday_prompts()))
 
 
 def is_everyday(caption: str) -> bool:
-    """Whether a caption says the same as an everyday prompt, up to case, articles, "emoji" and a style."""
-    return _bare(caption) in _everyday_words()
+    """Whether a caption equals an everyday prompt, up to case, articles, "emoji" and a style."""
+    return _normalised(caption) in _everyday_texts()
 
 
-def _bare(caption: str) -> str:
+def _normalised(caption: str) -> str:
     text = " ".join(_STYLE_WORDS.sub(" ", caption.lower()).replace(",", " ").replace("-", " ").split())
     text = text.removeprefix("an emoji of ").removesuffix(" emoji")
     return text.removeprefix("a ").removeprefix("an ").removeprefix("the ")
@@ -55,9 +55,9 @@ def style_phrase(style: str) -> str:
 
 
 def wordings(plan: Plan, names: Sequence[str] | None = None) -> list[str]:
-    """The ways to say what a plan shows, the plainest first, without its style; `names` replace those of its concepts."""
-    if plan.kind in MORE_KINDS:
-        return _more_wordings(plan, list(names or map(called, plan.concepts)))
+    """All captions of a plan without its style, the plainest first; `names` replace the names of its concepts."""
+    if plan.kind in OPTIONAL_KINDS:
+        return _optional_wordings(plan, list(names or map(common_name, plan.concepts)))
     first, *others = names or plan.concepts
     if plan.kind == "single":
         return [first, with_article(first), f"an emoji of {with_article(first)}", f"{first} emoji"]
@@ -74,23 +74,23 @@ def wordings(plan: Plan, names: Sequence[str] | None = None) -> list[str]:
     return [words.format(*map(with_article, order)) for words in PAIR_WORDS for order in ((first, *others), (*others, first))]
 
 
-def _more_wordings(plan: Plan, names: list[str]) -> list[str]:
-    """The wordings of MORE_KINDS."""
+def _optional_wordings(plan: Plan, names: list[str]) -> list[str]:
+    """`wordings` of OPTIONAL_KINDS."""
     colours = plan.colours or ("",) * len(names)
     names = [f"{colour} {name}".strip() for colour, name in zip(colours, names, strict=True)]
-    said = []
+    texts = []
     for first, *others in (list(map(with_article, names)), names):
         if plan.kind == "ground":
-            said.append(first)
+            texts.append(first)
         elif plan.kind == "attachment":
             relation = "on" if plan.relation == "inside" and names[0] == "plate" else plan.relation
-            said += [words.format(first, " and ".join(others), names[-1]) for words in ATTACHED_WORDS[relation]]
+            texts += [words.format(first, " and ".join(others), names[-1]) for words in ATTACHED_WORDS[relation]]
         elif len(others) == 2:
-            said += [f"{first}, {others[0]} and {others[1]}", f"{first} and {others[0]} and {others[1]}"]
+            texts += [f"{first}, {others[0]} and {others[1]}", f"{first} and {others[0]} and {others[1]}"]
         else:
-            said += [f"two {plural(names[0])} and {others[0]}", f"{others[0]} and two {plural(names[0])}"]
+            texts += [f"two {plural(names[0])} and {others[0]}", f"{others[0]} and two {plural(names[0])}"]
     grounds = GROUND_WORDS[plan.background] if plan.background else ["{}"]
-    return [words.format(text) for words in grounds for text in said]
+    return [words.format(text) for words in grounds for text in texts]
 
 
 def mentions_style(scene: Scene) -> bool:
@@ -146,20 +146,20 @@ def plural(noun: str) -> str:
 
 
 def name_spans(caption: str, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Where names stand in a caption, apart from each other ("dog" is not meant by "hot dog"); () if they do not."""
-    spans = [[m.span() for m in _spelt(name).finditer(caption)] for name in names]
+    """The characters of names in a caption, without overlap ("dog" within "hot dog" is no match); () if one is missing."""
+    spans = [[m.span() for m in _name_pattern(name).finditer(caption)] for name in names]
     apart = (s for s in product(*spans) if all(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(s, 2)))
     return next(apart, ())
 
 
 @cache
-def _spelt(name: str) -> re.Pattern:
+def _name_pattern(name: str) -> re.Pattern:
     return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
 
 
 def scene_spans(scene: Scene) -> tuple[tuple[int, int], ...]:
-    """Where a scene's caption names the one or two icons that it shows in their own colours; () where it does not."""
-    coloured = any(layer.matrix is not None for layer in scene.layers)  # no longer what the icon is
+    """The characters that name the one or two concepts of a scene in their own colours; () for other scenes."""
+    coloured = any(layer.matrix is not None for layer in scene.layers)  # the icon no longer looks like its concept
     return () if coloured or len(scene.names) > 2 else name_spans(scene.caption, scene.names)
 
 

@@ -1,4 +1,4 @@
-"""Scenes composed of sprites in batches, on any device: what `render.compose_sprites` does scene by scene on a CPU."""
+"""Composes batches of scenes from sprites, on any device; `render.compose_sprites` composes one scene on a CPU."""
 
 # B scenes, L layers of each, K layers at once, S side of a sprite, Y rows and X columns of an image
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .render import Layer
 
-_AT_ONCE = 32  # layers on a CPU: 64 KB each, which stay in its cache
+_CHUNK = 32  # layers at once on a CPU: 64 KB each, so that they fit its cache
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Layers:
     def of(cls, scenes: Sequence[Sequence[Layer]]) -> "Layers":
         """The layers of some scenes, on the CPU."""
         longest = max(map(len, scenes))
-        nothing = Layer(-1, 0.5, 0.5, 1.0)
-        padded = [[*layers, *[nothing] * (longest - len(layers))] for layers in scenes]
+        padding = Layer(-1, 0.5, 0.5, 1.0)
+        padded = [[*layers, *[padding] * (longest - len(layers))] for layers in scenes]
         icons = torch.tensor([[layer.icon for layer in layers] for layers in padded])
         places = torch.tensor([[(layer.x, layer.y, layer.size) for layer in layers] for layers in padded], dtype=torch.float32)
         matrices = None
@@ -53,12 +53,12 @@ class Layers:
 def compose(atlas: Tensor, layers: Layers, background: Tensor, size: int = 64) -> Tensor:
     """The scenes as uint8 images [B, 3, size, size], within 1 of `compose_sprites`.
 
-    On a CPU only the layers that there are cost time; elsewhere, and in a compiled graph, all L do, and nothing is read back
-    to the host.
+    On a CPU padding layers are skipped; elsewhere, and in a compiled graph, all L layers are computed, and nothing is read
+    back to the host.
 
     Args:
         atlas: uint8 [N, S, S, 4], RGBA sprites, on the layers' device.
-        layers: What is where.
+        layers: The layers of the scenes.
         background: [B, 3], RGB colours from 0 to 255.
         size: Side of the images, in pixels.
     """
@@ -71,39 +71,39 @@ def compose(atlas: Tensor, layers: Layers, background: Tensor, size: int = 64) -
 
 
 def _blend_all(atlas: Tensor, layers: Layers, canvas: Tensor) -> Tensor:
-    """`layers` over `canvas` [B, Y, 3, X], all of them at once."""
+    """Blend all `layers` over `canvas` [B, Y, 3, X] in one batch."""
     count = layers.icons.shape[1]
     flat = Layers(*(None if t is None else t.flatten(0, 1) for t in vars(layers).values()))
     for patch in _patches(atlas, flat, canvas.shape[1]).unflatten(0, (-1, count)).unbind(1):
-        canvas = _over(patch, canvas)
+        canvas = _blend(patch, canvas)
     return canvas
 
 
 def _blend_few(atlas: Tensor, layers: Layers, canvas: Tensor) -> Tensor:
-    """The same, some at a time, without those that are none and without recolouring those that keep their colours."""
+    """The same in chunks, without padding layers, and recolouring only layers with a matrix of their own."""
     canvas = canvas.clone()
-    there, matrices = layers.icons >= 0, layers.matrices
-    turned = torch.zeros_like(there) if matrices is None else (matrices != torch.eye(3)).flatten(2).any(2)
+    present, matrices = layers.icons >= 0, layers.matrices
+    recoloured = torch.zeros_like(present) if matrices is None else (matrices != torch.eye(3)).flatten(2).any(2)
     unchanged = replace(layers, matrices=None)
-    for number in range(there.shape[1]):
-        for of, chosen in ((unchanged, there & ~turned), (layers, there & turned)):
+    for number in range(present.shape[1]):
+        for of, chosen in ((unchanged, present & ~recoloured), (layers, present & recoloured)):
             rows = chosen[:, number].nonzero()[:, 0]
-            for some in rows.split(_AT_ONCE) if len(rows) else ():
-                canvas[some] = _over(_patches(atlas, of[some, number], canvas.shape[1]), canvas[some])
+            for some in rows.split(_CHUNK) if len(rows) else ():
+                canvas[some] = _blend(_patches(atlas, of[some, number], canvas.shape[1]), canvas[some])
     return canvas
 
 
-def _over(patch: Tensor, canvas: Tensor) -> Tensor:
+def _blend(patch: Tensor, canvas: Tensor) -> Tensor:
     """Premultiplied RGBA [B, Y, 4, X] over RGB [B, Y, 3, X]."""
     return canvas * (1 - patch[:, :, 3:]) + patch[:, :, :3]
 
 
 def _patches(atlas: Tensor, layers: Layers, size: int) -> Tensor:
-    """Single `layers` [K] where they stand in their images: premultiplied RGBA [K, Y, 4, X], 0 outside of them and for none."""
+    """Single `layers` [K] resampled onto their images: premultiplied RGBA [K, Y, 4, X]; 0 outside and for padding."""
     source = atlas[layers.icons.clamp_min(0)].transpose(2, 3).float() / 255  # [K, S, 4, S]
     rgb, alpha = source[:, :, :3], source[:, :, 3:]
     if layers.matrices is not None:
-        rgb = _recoloured(rgb, layers.matrices)
+        rgb = _recolour(rgb, layers.matrices)
     alpha = alpha * (layers.icons >= 0)[:, None, None, None]
     premultiplied = torch.cat([rgb * alpha, alpha], 2)
     side = layers.size * size
@@ -113,7 +113,7 @@ def _patches(atlas: Tensor, layers: Layers, size: int) -> Tensor:
     return across.unflatten(1, (size, 4))
 
 
-def _recoloured(rgb: Tensor, matrices: Tensor) -> Tensor:
+def _recolour(rgb: Tensor, matrices: Tensor) -> Tensor:
     """`rgb` [K, S, 3, S] in [0, 1] through colour matrices [K, 3, 3], clamped to [0, 1]; exact for the unit matrix."""
     of_red, of_green, of_blue = (matrices[:, None, :, n, None] for n in range(3))  # [K, 1, 3, 1]
     red, green, blue = rgb.split(1, 2)
@@ -121,7 +121,7 @@ def _recoloured(rgb: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _area_weights(source: int, start: Tensor, side: Tensor, count: int) -> Tensor:
-    """[K, count, source]: how much of each source cell falls on each of `count` pixels, per unit of pixel.
+    """[K, count, source]: the overlap of each source cell with each of `count` pixels, in pixels.
 
     As in `render`; the sprite begins `start` [K] pixels from the image's edge and is `side` [K] pixels long.
     """

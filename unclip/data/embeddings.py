@@ -1,4 +1,4 @@
-"""What a CLIP says of captioned pictures, computed once by `unclip embed` and read in training."""
+"""CLIP embeddings of captioned images, computed once by `unclip embed` and read in training."""
 
 # N text tokens, D embedding dimension, E width of the token encodings
 
@@ -19,7 +19,7 @@ MANIFEST, EMPTY = "embeddings.json", "empty.safetensors"
 
 
 def data_fingerprint(names: list[str], captions: list[str]) -> str:
-    """Names these pictures with these captions, in this order."""
+    """A hash of image names and captions, in this order."""
     digest = hashlib.sha256()
     for line in (*names, *captions):
         digest.update(line.encode() + b"\0")
@@ -31,12 +31,12 @@ def shard_name(number: int) -> str:
 
 
 class EmbeddingCache:
-    """The folder that `unclip embed` writes: shards of `rows` pictures each, in the order in which they are read.
+    """The folder that `unclip embed` writes: shards of `rows` images each, in the order in which they are read.
 
     A shard holds `image_embeds` [n, D], `text_embeds` [n, D], `encodings` [all tokens, E] with `ends` [n] after each
     caption's last, and `readable` [n]. The fields of the manifest are attributes: `fingerprint` and `dim` of the CLIP,
-    `tokens` N, `data` naming pictures and captions, `size` in pixels of what the CLIP saw, `count`, `rows`, `dtype`.
-    Raises ConfigError for a folder that is none, or is not complete, and ValueError for a damaged file, naming it.
+    `tokens` N, `data` the fingerprint of names and captions, `size` in pixels of what the CLIP saw, `count`, `rows`, `dtype`.
+    Raises ConfigError for a folder without embeddings or with missing shards, and ValueError for a damaged file, naming it.
     """
 
     def __init__(self, folder: str | Path):
@@ -59,16 +59,16 @@ class EmbeddingCache:
         self._open: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     def check(self, names: list[str], captions: list[str], size: int) -> None:
-        """Raises ConfigError where the cache was made of other pictures or captions, or at another size."""
+        """Raises ConfigError where the cache was made of other images or captions, or at another size."""
         if self.data != data_fingerprint(names, captions):
             raise ConfigError(
-                f"{self.folder} was made of other pictures or captions than data.path has; run `unclip embed` again"
+                f"{self.folder} was made of other images or captions than data.path has; run `unclip embed` again"
             )
         if self.size != size:
-            raise ConfigError(f"{self.folder} was made of pictures of {self.size} px, but data.size is {size}")
+            raise ConfigError(f"{self.folder} was made of images of {self.size} px, but data.size is {size}")
 
     def readable(self, row: int) -> bool:
-        """Whether the picture of a row could be opened when the cache was made."""
+        """Whether the image of a row could be opened when the cache was made."""
         return bool(self._shard(row // self.rows)[2][row % self.rows])
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
@@ -76,9 +76,9 @@ class EmbeddingCache:
         shard, ends, _ = self._shard(row // self.rows)
         n = row % self.rows
         start, end = int(ends[n - 1]) if n else 0, int(ends[n])
-        said = shard.get_slice("encodings")[start:end].float()
-        encodings = said.new_zeros(self.tokens, said.shape[1])
-        encodings[: end - start] = said
+        packed = shard.get_slice("encodings")[start:end].float()
+        encodings = packed.new_zeros(self.tokens, packed.shape[1])
+        encodings[: end - start] = packed
         embeds = {name: shard.get_slice(name)[n : n + 1][0].float() for name in ("image_embeds", "text_embeds")}
         return embeds | {"encodings": encodings, "mask": torch.arange(self.tokens) < end - start}
 

@@ -1,7 +1,7 @@
 """`unclip data emoji`: a captioned vector dataset from seven npm packages, deterministic for the pinned versions.
 
-Each row is one picture as a self-contained SVG. Kept as vectors because they are the smaller and the truer source:
-3 KB against 40 KB for a flat icon as PNG at 1024 px, and any crop at any resolution renders from them.
+Each row is one image as a self-contained SVG: 3 KB instead of 40 KB for a flat icon as PNG at 1024 px, and any crop can be
+rendered at any resolution.
 """
 
 import json
@@ -19,17 +19,28 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .render import COLOURS, render_svg, turn_to
+from .icon_packages import SKIN_TONES, SOURCES, SPRITE_SIZE
+from .render import COLOURS, recolouring_matrix, render_svg
 from .scenes import IconSet, SceneSampler, split_of_icon
-from .sources import SKIN_TONES, SOURCES, SPRITE_SIZE
-from .words import KEYWORDS, WORDNET, Named, Vocabulary, english, hear, load_words, read_words, save_words, write_gzip
+from .words import (
+    KEYWORDS,
+    WORDNET,
+    EmojiFacts,
+    Vocabulary,
+    load_words,
+    pseudo_label,
+    read_vocabulary,
+    save_words,
+    wordnet_phrases,
+    write_gzip,
+)
 
 NAMES = ("emojibase-data", "17.0.0")
 
 
 @dataclass
 class Icon:
-    """One drawing: `concept` is the emoji's English name, `group` its Unicode group, `tone` "" or a skin tone."""
+    """One icon: `concept` is the emoji's English name, `group` its Unicode group, `tone` "" or a skin tone."""
 
     svg: str
     concept: str
@@ -51,7 +62,7 @@ def slug(label: str) -> str:
 
 
 def fetch_sources(folder: Path, log: Callable[[str], None] = print) -> None:
-    """Fetch and unpack the pinned packages into `folder` with npm; what is there already is kept.
+    """Fetch and unpack the pinned packages into `folder` with npm, unless they are there already.
 
     Raises RuntimeError when npm is missing or a package cannot be fetched.
     """
@@ -98,7 +109,7 @@ def read_icons(folder: Path) -> Iterator[Icon]:
             yield Icon(svg, label, tags, group, tone, style, f"{package}@{version}", licence)
 
 
-def _read_names(folder: Path) -> dict[str, tuple[str, Named]]:
+def _read_names(folder: Path) -> dict[str, tuple[str, EmojiFacts]]:
     """Slug -> label, and the emoji with its tags and group."""
     groups = {g["order"]: g["key"] for g in json.loads((folder / "en" / "messages.json").read_text())["groups"]}
     names = {}
@@ -109,35 +120,37 @@ def _read_names(folder: Path) -> dict[str, tuple[str, Named]]:
         label = label.replace(": ", " ").replace(", ", " ")
         words = set(label.split())
         tags = [t.lower() for t in emoji.get("tags", []) if t.lower() not in words]
-        names[slug(emoji["label"])] = (label, Named(emoji["emoji"], tags, groups[emoji["group"]]))
+        names[slug(emoji["label"])] = (label, EmojiFacts(emoji["emoji"], tags, groups[emoji["group"]]))
     return names
 
 
-def hear_phrases(out: Path, encode: Callable[[list[str]], Tensor], progress: Callable | None = None) -> tuple[int, int]:
-    """Add to the dataset at `out` the English phrases that a text encoder hears as one of its concepts (flags aside).
+def add_phrases(out: Path, encode: Callable[[list[str]], Tensor], progress: Callable | None = None) -> tuple[int, int]:
+    """Add English phrases to the vocabulary of the dataset at `out`, assigned to concepts by a text encoder (no flags).
 
-    `encode` turns texts [N] into vectors [N, D]. Returns how many phrases and of how many concepts; those of an encoder before
-    are replaced. Raises FileNotFoundError when `out` holds no dataset, or one that was built without words.
+    `encode` encodes texts [N] as vectors [N, D]. Returns the number of phrases and of concepts that have any; phrases of an
+    encoder before are replaced. Raises FileNotFoundError when `out` holds no dataset, or one that was built without words.
     """
     if not (out / "words.json.gz").exists():
         raise FileNotFoundError(f"no emoji dataset with words in {out}; build it with `unclip data emoji --out {out} --force`")
     fetch_sources(out / "npm")
     icons = IconSet.load(out)
     tags = {c: icons.tags(c) for c in icons.concepts if icons.groups[c] != "flags"}
-    phrases = english(out / "npm" / _folder_name(*WORDNET))
+    phrases = wordnet_phrases(out / "npm" / _folder_name(*WORDNET))
     batches = [phrases[n : n + 256] for n in range(0, len(phrases), 256)]
-    words = hear(load_words(out / "words.json.gz"), tags, progress(batches, len(batches)) if progress else batches, encode)
+    words = pseudo_label(
+        load_words(out / "words.json.gz"), tags, progress(batches, len(batches)) if progress else batches, encode
+    )
     save_words(words, out / "words.json.gz")
-    heard = [len(said.heard) for said in words.of.values() if said.heard]
-    return sum(heard), len(heard)
+    counts = [len(of.heard) for of in words.of.values() if of.heard]
+    return sum(counts), len(counts)
 
 
-def read_other_words(folder: Path, concepts: Iterable[str]) -> Vocabulary:
-    """What people call these concepts, from the fetched packages."""
+def read_concept_words(folder: Path, concepts: Iterable[str]) -> Vocabulary:
+    """The vocabulary of these concepts, from the fetched packages."""
     names = folder / _folder_name(*NAMES)
     named = dict(_read_names(names).values())
     kept = {concept: named[concept] for concept in sorted(set(concepts))}
-    return read_words(folder / _folder_name(*WORDNET), folder / _folder_name(*KEYWORDS), names, kept)
+    return read_vocabulary(folder / _folder_name(*WORDNET), folder / _folder_name(*KEYWORDS), names, kept)
 
 
 def _split_tone(name: str, names: dict) -> tuple[str, str]:
@@ -167,9 +180,9 @@ def render_sprites(svgs: list[str], processes: int = 2, progress: Callable | Non
     return sprites
 
 
-def turnable(sprites: np.ndarray) -> list[list[str]]:
-    """For each sprite the colour words that it can truthfully be turned to."""
-    return [[c for c in COLOURS if turn_to(sprite, c) is not None] for sprite in sprites]
+def available_colours(sprites: np.ndarray) -> list[list[str]]:
+    """For each sprite the colour words that it can be recoloured to."""
+    return [[c for c in COLOURS if recolouring_matrix(sprite, c) is not None] for sprite in sprites]
 
 
 def build(
@@ -181,8 +194,8 @@ def build(
 ) -> dict[str, dict[str, int]]:
     """Build the dataset at `out` and return its counts.
 
-    Writes `icons.json.gz`, `sprites-64.npy` and `words.json.gz` (what training composes and names its scenes from), a
-    `datasets.DatasetDict` with the splits train, validation and test (every icon, and `scenes` composed pictures a split),
+    Writes `icons.json.gz`, `sprites-64.npy` and `words.json.gz` (from which training composes and captions scenes), a
+    `datasets.DatasetDict` with the splits train, validation and test (every icon, and `scenes` composed images a split),
     and the card `README.md`. Raises FileExistsError when `out` holds a dataset already and `force` is not set, RuntimeError
     when a source cannot be fetched.
     """
@@ -196,9 +209,9 @@ def build(
     sprites = render_sprites([i.svg for i in icons], progress=progress)
     drawn = sprites[..., 3].reshape(len(icons), -1).max(1) > 0
     icons, sprites = [i for i, d in zip(icons, drawn, strict=True) if d], sprites[drawn]
-    colours = turnable(sprites)
+    colours = available_colours(sprites)
     write_gzip(out / "icons.json.gz", [asdict(i) | {"colours": c} for i, c in zip(icons, colours, strict=True)])
-    words = read_other_words(out / "npm", (i.concept for i in icons))
+    words = read_concept_words(out / "npm", (i.concept for i in icons))
     save_words(words, out / "words.json.gz")
     np.save(out / "sprites-64.npy", sprites)
 
@@ -236,7 +249,7 @@ def _card(icons: list[Icon], counts: dict[str, dict[str, int]]) -> str:
     lines = [
         "# Emoji scenes",
         "",
-        "Captioned vector pictures: single icons in four styles, and scenes composed of them (colour, count, position,",
+        "Captioned vector images: single icons in four styles, and scenes composed of them (colour, count, position,",
         "background, size). One row is one self-contained SVG; render it at any size. Built by `unclip data emoji`.",
         "",
         "| kind | " + " | ".join(counts) + " |",

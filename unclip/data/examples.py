@@ -1,8 +1,9 @@
 """Training examples by index: the same (seed, index) is the same example on any process and after any resume."""
 
 import zlib
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,48 +12,47 @@ from torch.utils.data import Dataset
 from upsamplers.degrade import bsr
 
 from ..runtime.config import ConfigError, construct
+from .captioned_images import CaptionedImages, ImageCrops
 from .captions import concepts_of_layers, scene_spans
+from .icon_packages import SPRITE_SIZE, STYLES
+from .image_files import check_there
 from .layouts import PLACES
-from .pictures import PictureCrops, Pictures
-from .reading import check_there
 from .render import BACKGROUNDS, WHITE, Layer, apply_matrix, flatten, hue_rotation, render_svg
+from .scene_settings import SceneSettings
 from .scenes import IconSet, Scene, SceneSampler, mentions_style, split_of_concept
-from .sources import SPRITE_SIZE, STYLES
 
-_MIDDLES = (np.arange(PLACES) + 0.5) / PLACES
+_CENTRES = (np.arange(PLACES) + 0.5) / PLACES
 
 
+@dataclass(eq=False)
 class EmojiScenes(Dataset):
-    """Endless captioned scenes at 64 px.
+    """Endless captioned scenes at 64 px; the fields after `seed` are those of `SceneSettings`.
 
-    Items: `index` int; `image` uint8 [3, 64, 64]; `caption` str; `key` int64, equal for scenes of the same meaning;
-    `style` the style's number; `caption_style` the same if the caption names the style, else -1; `random` float32 [16],
-    uniform in [0, 1): the example's own random numbers. `spans` int64 [2, 2] says where the caption names what it names, one
-    concept or two (first character, past the last; -1 for none), `rows` int64 [2] which icons these are (-1 for none), `icon`
-    which icon is all that the image shows, on white and in its own colours (-1 for none), and of
-    two `sides` int8 [PLACES, PLACES] says which of them covers a place alone: 1 the first, -1 the second, 0 neither or both;
-    where one is attached to the other, which of them is seen there.
+    Items: `index` int; `image` uint8 [3, 64, 64]; `caption` str; `key` int64, equal for scenes of the same meaning; `style`
+    the style's number; `caption_style` the same if the caption names the style, else -1; `random` float32 [16], uniform in
+    [0, 1): the example's own random numbers; `icon` the row of the only icon of the image, on white in its own colours, else
+    -1. For the grounding loss: `spans` int64 [2, 2], the characters of the caption that name the first and the second concept
+    (start, end; -1 for none); `rows` int64 [2], the rows of their icons (-1 for none); `sides` int8 [PLACES, PLACES], the
+    cells that only the first concept covers (1), only the second (-1), neither or both (0). If one is attached to the other,
+    `sides` says which of them is visible in a cell.
     """
 
-    def __init__(
-        self,
-        path: str,
-        split: str = "train",
-        seed: int = 0,
-        kinds: list[str] | dict[str, float] | None = None,
-        contrast: float = 0.0,
-        groups: dict[str, float] | None = None,
-        all_concepts: bool | float = False,
-        loose: float = 0.0,
-        words: float = 0.0,
-        single_pose: bool = False,
-        sentences: float = 0.0,
-    ):
-        self.icons, self.size = IconSet.load(path), SPRITE_SIZE
-        how = {"groups": groups, "all_concepts": all_concepts, "loose": loose, "words": words, "single_pose": single_pose}
-        how["sentences"] = sentences
-        self.sampler = SceneSampler(self.icons, split, seed, kinds, contrast, **how)
-        self.seed = seed
+    path: str
+    split: str = "train"
+    seed: int = 0
+    kinds: list[str] | dict[str, float] | None = None
+    contrast: float = 0.0
+    groups: dict[str, float] | None = None
+    all_concepts: bool | float = False
+    loose: float = 0.0
+    words: float = 0.0
+    single_pose: bool = False
+    sentences: float = 0.0
+
+    def __post_init__(self):
+        self.icons, self.size = IconSet.load(self.path), SPRITE_SIZE
+        settings = {f.name: getattr(self, f.name) for f in fields(SceneSettings) if hasattr(self, f.name)}
+        self.sampler = SceneSampler(self.icons, self.split, self.seed, **settings)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene = self.sampler.scene(index)
@@ -67,11 +67,11 @@ class EmojiScenes(Dataset):
             "caption_style": style if mentions_style(scene) else -1,
             "icon": scene.layers[0].icon if scene.kind == "single" else -1,
             "random": torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32)),
-            **_grounds(scene, self.icons),
+            **_grounding(scene, self.icons),
         }
 
 
-def _grounds(scene: Scene, icons: IconSet) -> dict[str, torch.Tensor]:
+def _grounding(scene: Scene, icons: IconSet) -> dict[str, torch.Tensor]:
     """`spans`, `rows` and `sides`, as `EmojiScenes` gives them."""
     spans, rows = torch.full((2, 2), -1), torch.full((2,), -1)
     sides = np.zeros((PLACES, PLACES), np.int8)
@@ -89,46 +89,50 @@ def _grounds(scene: Scene, icons: IconSet) -> dict[str, torch.Tensor]:
 
 
 def _square(layer: Layer) -> np.ndarray:
-    """The places [PLACES, PLACES] bool whose middle an icon's square covers."""
-    across, down = (abs(_MIDDLES - centre) < layer.size / 2 for centre in (layer.x, layer.y))
+    """The cells [PLACES, PLACES] bool whose centre an icon's square covers."""
+    across, down = (abs(_CENTRES - centre) < layer.size / 2 for centre in (layer.x, layer.y))
     return down[:, None] & across
 
 
 def _opaque(layer: Layer, icons: IconSet) -> np.ndarray:
-    """The places [PLACES, PLACES] bool whose middle an icon's drawing covers."""
+    """The cells [PLACES, PLACES] bool whose centre is opaque in an icon's drawing."""
     alpha = np.asarray(icons.sprites[layer.icon][..., 3])
     cells = [
-        np.floor((_MIDDLES - centre + layer.size / 2) / layer.size * len(alpha)).astype(int) for centre in (layer.x, layer.y)
+        np.floor((_CENTRES - centre + layer.size / 2) / layer.size * len(alpha)).astype(int) for centre in (layer.x, layer.y)
     ]
     across, down = (cell.clip(0, len(alpha) - 1) for cell in cells)
     return _square(layer) & (alpha[down[:, None], across] > 127)
 
 
+@dataclass(eq=False)
 class EmojiCrops(Dataset):
-    """Endless crops of single icons drawn at `size` px, rendered from the vectors; `crop` is their share of the side.
+    """Endless crops of single icons rendered at `size` px from their SVG; `crop` is the crops' share of the side.
 
-    A third of the icons have their hue turned and a fifth stand on a coloured ground, as in scenes. Flat crops are
-    drawn again. With `crops_each` above 1 an icon is rendered whole and cropped that often: at 1024 px a crop alone costs half
-    of what the whole does. So that a batch still sees many icons, `POOL` of them take turns. Items: `index`, `image`
-    uint8 [3, S, S] with S = crop * size, `random` as in `EmojiScenes`.
+    A third of the icons have their hue rotated and a fifth have a coloured background, as in scenes. Crops of a flat colour
+    are sampled again. With `crops_each` above 1 an icon is rendered once and cropped that often, because at 1024 px rendering
+    a crop costs half as much as rendering the icon; crops of `POOL` icons alternate, so that a batch holds many icons. Items:
+    `index`, `image` uint8 [3, S, S] with S = crop * size, `random` as in `EmojiScenes`.
     """
 
-    TRIES = 8
-    POOL = 32
+    path: str
+    split: str = "train"
+    seed: int = 0
+    size: int = 256
+    crop: float = 0.25
+    crops_each: int = 1
 
-    def __init__(
-        self, path: str, split: str = "train", seed: int = 0, size: int = 256, crop: float = 0.25, crops_each: int = 1
-    ):
-        if crops_each < 1:
-            raise ValueError(f"crops_each must be at least 1, got {crops_each}")
-        self.icons = IconSet.load(path)
-        self.seed, self.size, self.crop, self.crops_each = seed, size, crop, crops_each
+    TRIES: ClassVar[int] = 8
+    POOL: ClassVar[int] = 32
+
+    def __post_init__(self):
+        if self.crops_each < 1:
+            raise ValueError(f"crops_each must be at least 1, got {self.crops_each}")
+        self.icons = IconSet.load(self.path)
         self.renderings: dict[int, np.ndarray] = {}
-        rows = [n for n, icon in enumerate(self.icons.icons) if split_of_concept(icon["concept"]) == split]
+        rows = [n for n, icon in enumerate(self.icons.icons) if split_of_concept(icon["concept"]) == self.split]
         self.rows = [n for n in rows if not self.icons.icons[n]["tone"]]
         if not self.rows:
-            raise ValueError(f"the icons of {path} hold no concept of the split {split!r}")
-        self.split = split
+            raise ValueError(f"the icons of {self.path} hold no concept of the split {self.split!r}")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 4, len(self.split), index])
@@ -137,16 +141,16 @@ class EmojiCrops(Dataset):
             background = WHITE
             if rng.random() < 0.2:
                 background = BACKGROUNDS[list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]]
-            turn = hue_rotation(rng.uniform(0, 360), rng.uniform(0.7, 1.2)) if rng.random() < 0.33 else None
-            if turn is not None:
-                turned = apply_matrix(rgba[..., :3].astype(np.float32) / 255, turn)
-                rgba = np.concatenate([(turned * 255).round().astype(np.uint8), rgba[..., 3:]], -1)
-            picture = flatten(rgba, background)
-            if picture.std() > 6:
+            rotation = hue_rotation(rng.uniform(0, 360), rng.uniform(0.7, 1.2)) if rng.random() < 0.33 else None
+            if rotation is not None:
+                rotated = apply_matrix(rgba[..., :3].astype(np.float32) / 255, rotation)
+                rgba = np.concatenate([(rotated * 255).round().astype(np.uint8), rgba[..., 3:]], -1)
+            image = flatten(rgba, background)
+            if image.std() > 6:
                 break
         return {
             "index": index,
-            "image": torch.from_numpy(picture).permute(2, 0, 1).contiguous(),
+            "image": torch.from_numpy(image).permute(2, 0, 1).contiguous(),
             "random": torch.from_numpy(rng.random(16, dtype=np.float32)),
         }
 
@@ -165,7 +169,7 @@ class EmojiCrops(Dataset):
         return whole[top : top + side, left : left + side]
 
     def _rendering(self, index: int) -> np.ndarray:
-        """The whole icon [size, size, 4] that the crop `index` is from: kept, but decided by the index alone."""
+        """The rendered icon [size, size, 4] that crop `index` is cut from; cached, and a function of the index alone."""
         number = index // (self.POOL * self.crops_each) * self.POOL + index % self.POOL
         if number not in self.renderings:
             if len(self.renderings) >= self.POOL:
@@ -178,7 +182,7 @@ class EmojiCrops(Dataset):
 class Degraded(Dataset):
     """Crops with `low` beside `image`: the same degraded as by BSRGAN, `scale` times smaller, uint8 [3, S / scale, S / scale].
 
-    Done where the examples are made, by the data workers, because JPEG is nothing for a GPU.
+    The data workers do this, because JPEG compression runs on the CPU.
     """
 
     def __init__(self, crops: Dataset, seed: int, scale: int):
@@ -193,7 +197,7 @@ class Degraded(Dataset):
 def seeded_noise(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Normal noise for examples `indices`, of the rows' shape, dtype and device of `like` [B, ...].
 
-    Each row comes from its own generator, in fp32 and on the CPU, where `indices` are too: the same everywhere.
+    Each row is sampled by its own generator, in fp32 on the CPU, where `indices` are too: it is the same for every device.
     """
     if torch.compiler.is_compiling():
         return torch.ops.unclip.seeded_noise(seed, indices, like)
@@ -206,7 +210,7 @@ def seeded_noise(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.
 
 @torch.library.custom_op("unclip::seeded_noise", mutates_args=())
 def _seeded_noise(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`seeded_noise` as one step of a compiled loss, in which there are no generators."""
+    """`seeded_noise` as one operation of a compiled graph, which cannot hold generators."""
     return seeded_noise(seed, indices, like)
 
 
@@ -216,36 +220,39 @@ def _(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def captioned_examples(data: dict, split: str = "train", seed: int = 0, pixels: bool = True) -> Dataset:
-    """What the `data` section of a configuration names: emoji scenes, plain shapes, or one's own captioned pictures.
+    """The examples of a configuration's `data` section: emoji scenes, plain shapes, or the user's own captioned images.
 
-    Without `pixels`, pictures whose embeddings are cached are not opened.
+    Without `pixels`, images whose embeddings are cached are not opened.
     """
-    return _examples(data, split, seed, EmojiScenes, Pictures, {"pixels": pixels})
+    return _examples(data, (split, seed), (EmojiScenes, CaptionedImages), {"pixels": pixels})
 
 
 def crop_examples(data: dict, size: int, split: str = "train", seed: int = 0) -> Dataset:
-    """Crops of the same at `size` px, for an upsampler. Raises ConfigError for a `crop` that is no share of the side."""
+    """Crops of the same at `size` px, for an upsampler. Raises ConfigError for a `crop` outside (0, 1]."""
     crop = (data or {}).get("crop", 0.25)
     if isinstance(crop, int | float) and not 0 < crop <= 1:
         raise ConfigError(f"data.crop must be above 0 and at most 1, got {crop}")
-    return _examples(data, split, seed, EmojiCrops, PictureCrops, {"size": size})
+    return _examples(data, (split, seed), (EmojiCrops, ImageCrops), {"size": size})
 
 
-# How emoji scenes are composed: nothing that one's own pictures have, though a configuration may say it.
+# How emoji scenes are composed; ignored for the user's own images, so that one configuration serves both.
 _COMPOSED = {"kinds", "groups", "contrast", "all_concepts", "loose", "words", "single_pose", "sentences"}
-# What a held-out split takes from the training data's section: where it is, how it is cut and what is held out, not how it
-# is sampled.
+# The keys of the `data` section that a held-out split shares with training: where the data is, how it is cropped and what
+# is held out, not how it is sampled.
 _SHARED = {
     *("path", "size", "crop", "caption_column", "image_column", "max_unreadable", "subset", "streaming", "embeddings"),
     *("all_concepts", "single_pose"),
 }
 
 
-def _examples(data: dict, split: str, seed: int, emoji: type, own: type, fixed: dict[str, Any]) -> Dataset:
+def _examples(data: dict, of: tuple[str, int], kinds: tuple[type, type], fixed: dict[str, Any]) -> Dataset:
+    """Examples `of` a split and seed: the first of the `kinds` for emoji and shapes, the second for the user's own images."""
+    split, seed = of
+    emoji, own = kinds
     path = (data or {}).get("path")
     if not path:
         raise ConfigError(
-            "data.path is missing: a dataset built by `unclip data emoji`, a folder of captioned pictures, or shapes"
+            "data.path is missing: a dataset built by `unclip data emoji`, a folder of captioned images, or shapes"
         )
     kind = emoji if path == "shapes" or (Path(path) / "icons.json.gz").is_file() else own
     if kind is EmojiScenes:

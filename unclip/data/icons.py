@@ -1,4 +1,4 @@
-"""The icons that scenes are made of: sprites, names, groups and words, read from a built dataset."""
+"""The icons of scenes: sprites, names, groups and vocabulary, read from a built dataset."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ _LETTERS = re.compile(r"\bbutton\b|^keycap|^input |^(circled m|copyright|registe
 
 @dataclass
 class IconSet:
-    """The icons that scenes are made of, as `unclip data emoji` leaves them in a folder."""
+    """The icons of scenes, as `unclip data emoji` saves them in a folder."""
 
     icons: list[dict]
     sprites: np.ndarray = field(repr=False)  # [N, 64, 64, 4] uint8 RGBA, memory-mapped
@@ -51,7 +51,7 @@ class IconSet:
 
     @cached_property
     def words(self) -> Vocabulary:
-        """What people call the concepts: read where captions are to use it alone."""
+        """The vocabulary of the concepts, read at first use."""
         return _load_words(self.words_file) if self.words_file else Vocabulary()
 
     @cached_property
@@ -98,7 +98,7 @@ class IconSet:
 
     @cached_property
     def recognisable(self) -> list[str]:
-        """Concepts that a picture can be told by: no flags, and nothing that is mostly letters or digits."""
+        """Concepts that can be recognised in an image: no flags, and nothing that is mostly letters or digits."""
         return [c for c in self.concepts if self.groups[c] != "flags" and not _LETTERS.search(c)]
 
     @cached_property
@@ -137,7 +137,7 @@ class IconSet:
 
 
 def _load_words(path: Path) -> Vocabulary:
-    """What people call the concepts, without what the evaluation asks or a scene says; none in a dataset older than these."""
+    """The vocabulary without everyday prompts and attribute words; empty for a dataset that was built without words."""
     if not path.exists():
         return Vocabulary()
     found = load_words(path)
@@ -145,8 +145,8 @@ def _load_words(path: Path) -> Vocabulary:
         c: Words(**{k: [w for w in words if not is_everyday(w)] for k, words in vars(of).items()}) for c, of in found.of.items()
     }
     of = {concept: words for concept, words in kept.items() if words != Words()}
-    telling = {*COLOURS, *BACKGROUNDS, *NUMBERS.values(), *(w for words in SIZE_WORDS.values() for w in words)}
-    nouns, adjectives = ([w for w in kind if w not in telling] for kind in (found.nouns, found.adjectives))
+    attributes = {*COLOURS, *BACKGROUNDS, *NUMBERS.values(), *(w for words in SIZE_WORDS.values() for w in words)}
+    nouns, adjectives = ([w for w in kind if w not in attributes] for kind in (found.nouns, found.adjectives))
     return Vocabulary(of, nouns, adjectives)
 
 

@@ -1,4 +1,4 @@
-"""Where things stand in a scene: the places of each kind of scene, and how far chance moves them."""
+"""The layouts of scenes: the places of each kind of scene, and the ranges of their random jitter."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ RELATION_SPOTS = {
     "below": ((0.5, 0.74, 0.48), (0.5, 0.26, 0.48)),
     "on top": ((0.5, 0.30, 0.48), (0.5, 0.67, 0.60)),
 }
-PAIR_RELATIONS = ("left", "right")  # of two things whose places no caption says
-SINGLE_SIZES = (0.84, 0.98)  # of one thing whose size no caption says: from, to
+PAIR_RELATIONS = ("left", "right")  # of two objects whose caption states no places
+SINGLE_SIZES = (0.84, 0.98)  # of one object whose caption states no size: from, to
 NAMED_SIZES = {"small": 0.42, "large": 1.0}
-POSE_SIZE = 0.91  # the same where all single icons have one pose: centred, and of this size
-GROUND_SIZES = (0.7, 0.92)  # of one thing somewhere: from, to
-SHRINK = 0.9  # several things have from this to 1 of their spot's size, all of them alike
-SHIFT = 0.02  # how far a centre is from its spot, at most, along each axis
-LARGE, LARGE_SHIFT = 0.95, 0.3  # from this size on, that share of it
-FIT_SIZES, FIT_SHIFT = (0.86, 0.96), 0.01  # of what is attached: its drawn side, from and to; how far its centre is moved
-GROUND_SHIFT = 10  # how far a channel of the ground is from its colour's, at most, of 255
-PLACES = 16  # to an image's side, where an example says what covers what
+POSE_SIZE = 0.91  # the same with `single_pose`, where it is also centred
+GROUND_SIZES = (0.7, 0.92)  # of one object on a named background: from, to
+SHRINK = 0.9  # several objects have this to 1 of their spot's size, the same factor for all
+SHIFT = 0.02  # largest distance of a centre from its spot along each axis
+LARGE, LARGE_SHIFT = 0.95, 0.3  # from this size on, this share of SHIFT
+FIT_SIZES, FIT_SHIFT = (0.86, 0.96), 0.01  # of attachments: range of the drawing's side; largest shift
+GROUND_SHIFT = 10  # largest difference of a background's channel from its colour's, of 255
+PLACES = 16  # cells a side of the map that says which concept covers what
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Layout:
         concepts: The number of the concept that each layer shows.
         growth: A layer has its spot's size and up to this much more; where all single icons have one pose, those of a kind
             that is `posed` have POSE_SIZE, or a named size as it is.
-        shrink: The least share of its size that chance leaves.
-        relation: Where the first of two things stands, which the caption of a pair does not say.
-        size: What the caption says of it.
+        shrink: The least random factor of a size.
+        relation: Where the first of two objects is; the caption of a pair does not state it.
+        size: The size that the caption states.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """The number that the caption of a kind with one concept says."""
+        """The number of objects that the caption of a kind with one concept states."""
         return 1 if max(self.concepts) else len(self.spots)
 
 
@@ -89,15 +89,15 @@ LAYOUTS = tuple(_layouts())
 
 
 def layout_of(plan: Plan, layers: Sequence[Layer]) -> int:
-    """The number of the layout that a plan, no attachment, was laid out by as `layers`."""
+    """The number of the layout that gave a plan (no attachment) these `layers`."""
 
     def fits(layout: Layout) -> bool:
         if (layout.kind, layout.size, len(layout.spots)) != (plan.kind, plan.size, len(layers)):
             return False
         return max(layout.concepts) + 1 == len(plan.concepts) and plan.relation in (None, layout.relation)
 
-    def off(number: int) -> float:
+    def distance(number: int) -> float:
         places = zip(LAYOUTS[number].spots, layers, strict=True)
         return sum((x - layer.x) ** 2 + (y - layer.y) ** 2 for (x, y, _), layer in places)
 
-    return min((n for n, layout in enumerate(LAYOUTS) if fits(layout)), key=off)
+    return min((n for n, layout in enumerate(LAYOUTS) if fits(layout)), key=distance)

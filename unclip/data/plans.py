@@ -1,4 +1,4 @@
-"""What a scene shows before and after it is laid out, and to which split it belongs.
+"""Plans (the meaning of a scene) and scenes (a plan that is laid out), and the split that each belongs to.
 
 What is held out is decided by hashes of names, never by a random state.
 """
@@ -7,8 +7,8 @@ import hashlib
 from dataclasses import dataclass
 from itertools import combinations
 
+from .icon_packages import STYLES
 from .render import WHITE, Layer
-from .sources import STYLES
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 RELATIONS = ("left", "right", "above", "below", "on top")
@@ -21,8 +21,8 @@ KIND_WEIGHTS = {
     "background": 0.09,
     "size": 0.03,
 }
-# Kinds that come only where a configuration names them, with how often they come where it names no share.
-MORE_KINDS = {"attachment": 0.15, "three": 0.05, "ground": 0.08}
+# Kinds that are used only if a configuration names them, with their default weights.
+OPTIONAL_KINDS = {"attachment": 0.15, "three": 0.05, "ground": 0.08}
 SPLITS = ("train", "validation", "test", "all")
 
 
@@ -42,7 +42,7 @@ def split_of_concept(concept: str) -> str:
 
 
 def split_of_icon(concept: str, style: str, all_concepts: bool = False) -> str:
-    """Of a concept that is held out every style is, or one of the four where `all_concepts` are trained on."""
+    """The split of an icon: of a held-out concept every style is held out, or with `all_concepts` one of the four."""
     split = split_of_concept(concept)
     if split == "train":
         return _split(0.05, "style", style, concept)
@@ -53,7 +53,7 @@ def split_of_icon(concept: str, style: str, all_concepts: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a scene shows, before it is laid out: the meaning that its caption states."""
+    """The meaning of a scene, which its caption states, before layout."""
 
     kind: str
     concepts: tuple[str, ...]
@@ -69,12 +69,12 @@ class Plan:
     def key(self) -> str:
         """Equal for two plans exactly when one caption (without a style word) is true of both."""
         alike = self.kind == "pair" or (self.kind == "three" and len(self.concepts) == 3)
-        concepts = [self.kind] * (self.kind in MORE_KINDS) + (sorted(self.concepts) if alike else [*self.concepts])
+        concepts = [self.kind] * (self.kind in OPTIONAL_KINDS) + (sorted(self.concepts) if alike else [*self.concepts])
         facts = (self.colour, self.count, self.relation, self.background, self.size, *self.colours)
         return "|".join([*concepts, *(str(f) for f in facts)])
 
     def split(self, all_concepts: bool = False) -> str:
-        """Where the plan belongs: a plan is in train only if no part and no combination in it is held out."""
+        """The split of the plan: train only if no concept and no combination in it is held out."""
         splits = [split_of_icon(c, self.style, all_concepts) for c in self.concepts]
         first = self.concepts[0]
         if self.colour:
@@ -95,10 +95,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scene:
-    """A laid-out picture: back-to-front `layers` over an RGB `background`, with one true `caption`.
+    """A laid-out image: back-to-front `layers` over an RGB `background`, with one true `caption`.
 
-    `names` are the caption's words for each concept of the plan; layer n shows concept `order[n]` of them, or concept n modulo
-    their number where `order` is not given.
+    `names` are the caption's words for each concept of the plan; layer n shows concept `order[n]`, or without `order` concept n
+    modulo their number.
     """
 
     kind: str

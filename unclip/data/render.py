@@ -1,7 +1,7 @@
-"""Pictures from vectors: SVG markup to pixels, by resvg (exact) or by blending cached sprites (fast).
+"""Renders images of layered icons: from SVG by resvg (exact), or by blending cached sprites (fast).
 
-A picture is a list of `Layer`s over a background colour. Both renderers apply the same operations to it, so a
-64 px training picture that was blended from sprites shows what the SVG of the same layers shows.
+An image is a list of `Layer`s over a background colour. Both renderers apply the same operations, so that a 64 px training
+image blended from sprites shows what the SVG of the same layers shows.
 """
 
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 
 WHITE = (255, 255, 255)
 
-# Hue in degrees and target luma of a colour word: where a turned sprite's dominant colour must land.
+# Target hue in degrees and luma of a recoloured sprite's dominant colour, for each colour word.
 COLOURS: dict[str, tuple[float, float]] = {
     "red": (0.0, 0.40),
     "orange": (28.0, 0.60),
@@ -24,7 +24,7 @@ COLOURS: dict[str, tuple[float, float]] = {
     "purple": (275.0, 0.38),
     "pink": (330.0, 0.65),
 }
-# The same words as grounds behind an object, in sRGB.
+# The same words, and others, as backgrounds, in sRGB.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "red": (214, 48, 49),
     "orange": (245, 146, 45),
@@ -36,7 +36,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (24, 24, 27),
     "gray": (150, 153, 158),
 }
-# Grounds that people name by the place or the time.
+# Backgrounds named by a place or a time.
 GROUNDS: dict[str, tuple[int, int, int]] = {
     "grass": (122, 184, 82),
     "night": (22, 27, 60),
@@ -53,7 +53,7 @@ LUMA = np.array([0.213, 0.715, 0.072], dtype=np.float32)
 
 @dataclass(frozen=True)
 class Layer:
-    """One icon in a picture: `icon` is a row number; centre `x`, `y` and `size` are fractions of the picture's side.
+    """One icon in an image: `icon` is a row number; centre `x`, `y` and `size` are fractions of the image's side.
 
     `matrix` is a 3x3 colour matrix on sRGB values in [0, 1], row-major, or None to keep the colours.
     """
@@ -69,7 +69,7 @@ class Layer:
 
 
 def hue_rotation(degrees: float, scale: float = 1.0) -> tuple[float, ...]:
-    """Colour matrix that turns the hue and keeps luma up to `scale` (Filter Effects, section 9.8, `hueRotate`)."""
+    """Colour matrix that rotates the hue and multiplies luma by `scale` (Filter Effects, section 9.8, `hueRotate`)."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     r, g, b = (float(v) for v in LUMA)
     matrix = np.array(
@@ -114,8 +114,8 @@ def named_colours(rgb: np.ndarray) -> np.ndarray:
     return names
 
 
-def drawn_colours(sprite: np.ndarray, least: float = 0.18) -> tuple[str, ...]:
-    """The colour words that at least a share `least` of a sprite's opaque pixels have, the largest first.
+def dominant_colours(sprite: np.ndarray, min_share: float = 0.18) -> tuple[str, ...]:
+    """The colour words that at least a share `min_share` of a sprite's opaque pixels have, the largest first.
 
     `sprite` is [H, W, 4] uint8, RGBA. Beside the words of `COLOURS`: brown, black, gray and white.
     """
@@ -132,17 +132,17 @@ def drawn_colours(sprite: np.ndarray, least: float = 0.18) -> tuple[str, ...]:
     names[(saturation > 0.3) & (value > 0.25) & (hue >= 8) & (hue < 45) & (luma < 0.48)] = "brown"
     words, counts = np.unique(names, return_counts=True)
     found = sorted((-count, word) for word, count in zip(words.tolist(), counts.tolist(), strict=True) if word)
-    return tuple(word for count, word in found if -count >= least * len(rgb))
+    return tuple(word for count, word in found if -count >= min_share * len(rgb))
 
 
-def parts(sprite: np.ndarray) -> int:
-    """How many separate parts of about one size, two to five, a sprite [H, W, 4] uint8 is drawn of; 1 where it is otherwise."""
+def count_parts(sprite: np.ndarray) -> int:
+    """The number of separate parts of similar size, 2 to 5, in a sprite [H, W, 4] uint8; 1 for any other drawing."""
     left = (sprite[..., 3] > 127).copy()
     sizes = []
     while left.any() and len(sizes) < 8:
         grown = np.zeros_like(left)
         grown[tuple(np.argwhere(left)[0])] = True
-        while True:  # to all that touches it
+        while True:  # flood fill
             wide = grown.copy()
             wide[1:] |= grown[:-1]
             wide[:-1] |= grown[1:]
@@ -171,10 +171,10 @@ def colour_share(sprite: np.ndarray, colour: str, matrix: Sequence[float] | None
     return float((named_colours(coloured) == colour).mean())
 
 
-def turn_to(sprite: np.ndarray, colour: str, share: float = 0.6) -> tuple[float, ...] | None:
+def recolouring_matrix(sprite: np.ndarray, colour: str, share: float = 0.6) -> tuple[float, ...] | None:
     """A colour matrix after which at least `share` of the sprite's coloured pixels are `colour`, else None.
 
-    The dominant hue is the chroma-weighted circular mean; a sprite of many hues has none and is refused.
+    The dominant hue is the chroma-weighted circular mean; a sprite of many hues has none, and None is returned.
     """
     rgb = sprite[sprite[..., 3] > 127][:, :3].astype(np.float32) / 255
     if not len(rgb):
@@ -275,14 +275,14 @@ def _resample(sprite: np.ndarray, square: tuple[float, float, float], box: tuple
     x0, y0, x1, y1 = box
     rows = area_weights(sprite.shape[0], top, side, y0, y1)
     columns = area_weights(sprite.shape[1], left, side, x0, x1)
-    # torch, because a data worker runs it on one thread; numpy's BLAS would take every core for these small products
+    # torch, because it runs on one thread in a data worker; numpy's BLAS would use every core
     source = torch.from_numpy(sprite)  # [S, S, 4]
     down = (torch.from_numpy(rows) @ source.flatten(1)).unflatten(1, source.shape[1:])  # [Y, S, 4]
     return (torch.from_numpy(columns) @ down).numpy()  # [Y, X, 4]
 
 
 def area_weights(source: int, start: float, side: float, first: int, last: int) -> np.ndarray:
-    """[last - first, source]: how much of each source cell falls on each output pixel, per unit of pixel."""
+    """[last - first, source]: the overlap of each source cell with each output pixel, in pixels."""
     step = side / source
     cells = start + step * np.arange(source, dtype=np.float64)
     pixels = np.arange(first, last, dtype=np.float64)[:, None]

@@ -1,4 +1,4 @@
-"""What people write of one icon, beside its name: tags, other words, definitions, facts of the drawing, in whole sentences."""
+"""Captions of one icon beyond its name: tags, synonyms, definitions and drawing facts, also in whole sentences."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from .captions import with_article
 from .plans import NUMBERS
-from .render import drawn_colours, parts
+from .render import count_parts, dominant_colours
 from .words import Vocabulary, Words
 
 PRAISE = (
@@ -47,90 +47,91 @@ FEELINGS = ("i am {tag}", "i feel {tag}", "so {tag}", "feeling {tag} today", "so
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Facts of a drawing: its `colours`, the largest first, and of how many alike `parts` it is."""
+class DrawingFacts:
+    """The dominant `colours` of a drawing, the largest first, and the number of similar `parts` it consists of."""
 
     colours: tuple[str, ...]
     parts: int
 
 
-def drawn(sprite: np.ndarray) -> Drawn:
+def drawing_facts(sprite: np.ndarray) -> DrawingFacts:
     """The facts of a sprite [H, W, 4] uint8, RGBA."""
-    return Drawn(drawn_colours(sprite), parts(sprite))
+    return DrawingFacts(dominant_colours(sprite), count_parts(sprite))
 
 
-def loosely(name: str, tags: list[str], rng: np.random.Generator) -> str:
-    """By two to four tags, or the name among words that say nothing more of the image."""
+def informal_caption(name: str, tags: list[str], rng: np.random.Generator) -> str:
+    """Two to four tags, or the name among words that add nothing to it."""
     if len(tags) > 1 and rng.random() < 0.5:
-        return pick(rng, [", ", " "]).join(rng.permutation(tags)[: int(rng.integers(2, 5))])
-    thing = f"{pick(rng, PRAISE)} {name}" if rng.random() < 0.6 else name
-    return pick(rng, ASKING).format(name=thing, a_name=with_article(thing))
+        return choose(rng, [", ", " "]).join(rng.permutation(tags)[: int(rng.integers(2, 5))])
+    thing = f"{choose(rng, PRAISE)} {name}" if rng.random() < 0.6 else name
+    return choose(rng, ASKING).format(name=thing, a_name=with_article(thing))
 
 
-def in_other_words(name: str, said: Words, tags: list[str], about: Vocabulary, rng: np.random.Generator) -> str:
-    """By another name, a narrower kind, what it is, or what is heard as it; mostly among words that change nothing."""
-    of = pick(rng, [words for words in ([name], said.names, said.narrower, said.sayings, said.heard, said.heard) if words])
-    thing = pick(rng, of)
+def synonym_caption(name: str, words: Words, tags: list[str], vocabulary: Vocabulary, rng: np.random.Generator) -> str:
+    """A synonym, narrower kind, definition or pseudo-labelled phrase, sometimes among words that add nothing."""
+    lists = ([name], words.names, words.narrower, words.sayings, words.heard, words.heard)
+    source = choose(rng, [found for found in lists if found])
+    thing = choose(rng, source)
     if rng.random() < 0.15:
-        other = pick(rng, [name, *said.names, *said.sayings[:1], *tags])
+        other = choose(rng, [name, *words.names, *words.sayings[:1], *tags])
         return thing if other == thing else f"{thing}, {other}"
-    if about.adjectives and of is not said.sayings and of is not said.heard and rng.random() < 0.4:
-        thing = f"{pick(rng, about.adjectives)} {thing}"
-    if about.nouns and rng.random() < 0.35:
-        return pick(rng, CONTEXTS).format(name=thing, a_name=with_article(thing), noun=pick(rng, about.nouns))
-    return pick(rng, ASKING if rng.random() < 0.5 else PLAIN).format(name=thing, a_name=with_article(thing))
+    if vocabulary.adjectives and source is not words.sayings and source is not words.heard and rng.random() < 0.4:
+        thing = f"{choose(rng, vocabulary.adjectives)} {thing}"
+    if vocabulary.nouns and rng.random() < 0.35:
+        return choose(rng, CONTEXTS).format(name=thing, a_name=with_article(thing), noun=choose(rng, vocabulary.nouns))
+    return choose(rng, ASKING if rng.random() < 0.5 else PLAIN).format(name=thing, a_name=with_article(thing))
 
 
-def sentence(name: str, tags: list[str], said: Words, facts: Drawn, rng: np.random.Generator) -> str:
+def sentence_caption(name: str, tags: list[str], words: Words, facts: DrawingFacts, rng: np.random.Generator) -> str:
     """A sentence that is true of the icon: its name or another, with its colours, tags, number of parts or definition."""
     tags = [tag for tag in tags if not any(map(str.isdigit, tag))]
-    called = pick(rng, [name, name, *said.names[:4]])
-    ways = [lambda: called, lambda: _coloured(called, facts, rng), lambda: _coloured(called, facts, rng)]
+    noun = choose(rng, [name, name, *words.names[:4]])
+    ways = [lambda: noun, lambda: _coloured(noun, facts, rng), lambda: _coloured(noun, facts, rng)]
     if tags:
-        ways += [lambda: _tagged(called, tags, rng), lambda: _hinted(tags, facts, rng)]
+        ways += [lambda: _tagged(noun, tags, rng), lambda: _from_tags(tags, facts, rng)]
     if tags and name.endswith(" face") and rng.random() < 0.4:
-        return pick(rng, FEELINGS).format(tag=pick(rng, tags))
-    if said.sayings:
-        ways += [lambda: _defined(said.sayings[0], tags, facts, rng)] * 2
+        return choose(rng, FEELINGS).format(tag=choose(rng, tags))
+    if words.sayings:
+        ways += [lambda: _defined(words.sayings[0], tags, facts, rng)] * 2
     if facts.parts > 1 and with_article(name) == name:  # a plural
         ways.append(lambda: f"{NUMBERS[facts.parts]} {name}")
-    return _wish(pick(rng, ways)(), rng)
+    return _wish(choose(rng, ways)(), rng)
 
 
 def _wish(thing: str, rng: np.random.Generator) -> str:
     said = with_article(thing) if rng.random() < 0.8 else thing
-    return pick(rng, WISHES).format(x=said)
+    return choose(rng, WISHES).format(x=said)
 
 
-def _coloured(name: str, facts: Drawn, rng: np.random.Generator) -> str:
+def _coloured(name: str, facts: DrawingFacts, rng: np.random.Generator) -> str:
     if not facts.colours:
         return name
     first, *others = facts.colours
     if others and rng.random() < 0.5:
-        return pick(rng, [f"{first} and {others[0]} {name}", f"{name} in {first} and {others[0]}"])
-    return pick(rng, [f"{first} {name}", f"{name} that is {first}", f"mostly {first} {name}"])
+        return choose(rng, [f"{first} and {others[0]} {name}", f"{name} in {first} and {others[0]}"])
+    return choose(rng, [f"{first} {name}", f"{name} that is {first}", f"mostly {first} {name}"])
 
 
 def _tagged(name: str, tags: list[str], rng: np.random.Generator) -> str:
-    tag = pick(rng, tags)
-    return pick(rng, [f"{name} for {tag}", f"{tag} {name}", f"{name}, {tag}", f"{name} that makes me think of {tag}"])
+    tag = choose(rng, tags)
+    return choose(rng, [f"{name} for {tag}", f"{tag} {name}", f"{name}, {tag}", f"{name} that makes me think of {tag}"])
 
 
-def _hinted(tags: list[str], facts: Drawn, rng: np.random.Generator) -> str:
-    """By tags and colours alone."""
+def _from_tags(tags: list[str], facts: DrawingFacts, rng: np.random.Generator) -> str:
+    """Tags and perhaps a colour, without a name."""
     hints = list(rng.permutation(tags)[: int(rng.integers(1, 4))])
     colour = facts.colours[:1] if rng.random() < 0.6 else ()
-    return pick(rng, [" ".join([*colour, *hints]), f"{' '.join([*colour, 'thing'])}: {', '.join(hints)}"])
+    return choose(rng, [" ".join([*colour, *hints]), f"{' '.join([*colour, 'thing'])}: {', '.join(hints)}"])
 
 
-def _defined(saying: str, tags: list[str], facts: Drawn, rng: np.random.Generator) -> str:
-    saying = saying.removeprefix("any ")
+def _defined(definition: str, tags: list[str], facts: DrawingFacts, rng: np.random.Generator) -> str:
+    definition = definition.removeprefix("any ")
     if facts.colours and rng.random() < 0.4:
-        return f"{saying}, {facts.colours[0]}"
+        return f"{definition}, {facts.colours[0]}"
     if tags and rng.random() < 0.3:
-        return f"{saying}, {pick(rng, tags)}"
-    return saying
+        return f"{definition}, {choose(rng, tags)}"
+    return definition
 
 
-def pick(rng: np.random.Generator, options: list | tuple) -> Any:
+def choose(rng: np.random.Generator, options: list | tuple) -> Any:
     return options[int(rng.integers(len(options)))]

@@ -5,8 +5,8 @@ from functools import cache
 
 import numpy as np
 
-from .render import COLOURS, render_svg, turn_to
-from .sources import SPRITE_SIZE, STYLES
+from .icon_packages import SPRITE_SIZE, STYLES
+from .render import COLOURS, recolouring_matrix, render_svg
 
 _PALETTES = {"noto": "#e2453c", "flat": "#3b7de0", "3d": "#2fae54", "twemoji": "#f0b429"}
 
@@ -63,5 +63,5 @@ def shape_icons() -> tuple[list[dict], np.ndarray]:
             sprites.append(sprite)
             facts = {"svg": svg, "concept": concept, "tags": [], "group": "objects", "tone": "", "style": style}
             origin = {"source": "unclip.data.shapes", "licence": "Apache-2.0"}
-            icons.append(facts | origin | {"colours": [c for c in COLOURS if turn_to(sprite, c) is not None]})
+            icons.append(facts | origin | {"colours": [c for c in COLOURS if recolouring_matrix(sprite, c) is not None]})
     return icons, np.stack(sprites)

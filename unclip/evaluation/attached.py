@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..clip.judge import Judge
-from ..data.anchors import called
+from ..data.anchors import common_name
 from ..data.attachments import Attachments, Box
 from ..data.plans import Plan
 from ..data.render import Layer, compose_sprites
@@ -78,10 +78,10 @@ class AttachedDetector:
         """Plans with another base (0) or another thing (1), called otherwise, in an order of no meaning."""
         pool = self.attachments.alternatives(plan, number)
         order = np.random.default_rng([SEED, number]).permutation(len(pool))
-        names = {called(c) for c in plan.concepts}
+        names = {common_name(c) for c in plan.concepts}
         kept = 0
         for concept in (pool[n] for n in order):
-            if called(concept) in names or kept == OTHERS:
+            if common_name(concept) in names or kept == OTHERS:
                 continue
             kept += 1
             yield replace(plan, concepts=tuple(concept if n == number else c for n, c in enumerate(plan.concepts)))
@@ -134,7 +134,7 @@ class AttachedDetector:
 
     def _box(self, layers: Sequence[Layer]) -> Box:
         """What layers draw together, in fractions of the image."""
-        boxes = [self.attachments.drawn(layer) for layer in layers]
+        boxes = [self.attachments.drawn_box(layer) for layer in layers]
         return Box(*(f(box[n] for box in boxes) for n, f in enumerate((min, min, max, max))))
 
     # -- places

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip.judge import Judge
-from ..data.judged import damaged, renders
+from ..data.judged import distorted_icons, icon_rows
 from ..data.scenes import IconSet, Plan
 
 HALVES = ("left", "right", "upper", "lower")
@@ -29,8 +29,9 @@ class Detector:
     def __init__(self, judge: Judge, icons: IconSet):
         self.judge = judge
         self.number = {concept: n for n, concept in enumerate(icons.recognisable)}
-        self.rows = rows = renders(icons)
-        known = torch.stack([centred(picture, ground_colour(picture)) for picture in damaged(icons, rows, None, seed=0)])
+        self.rows = rows = icon_rows(icons)
+        images = distorted_icons(icons, rows, None, seed=0)
+        known = torch.stack([centred(image, ground_colour(image)) for image in images])
         self.known = judge.see(known)[0]  # [R, D]
         self.concept = torch.tensor([self.number[icons.icons[row]["concept"]] for row in rows])
 

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..data.judged import KINDS, caption, changed
+from ..data.icon_packages import STYLES
+from ..data.judged import KINDS, attribute_changes, caption
 from ..data.scenes import IconSet, Plan, Scene, SceneSampler, everyday_prompts, split_of_concept, split_of_icon
-from ..data.sources import STYLES
 
 SPLITS = {"dev": "validation", "test": "test"}  # of the evaluation: the data's split that its combinations are held out in
 SEED = 20_261
@@ -142,7 +142,7 @@ def questions(prompt: Prompt, icons: IconSet) -> list[Question]:
         others = [replace(plan, style=s) for s in STYLES if s != plan.style]
         found.append(Question("style", (plan, *others), styled))
     elif plan.kind in ATTRIBUTE:
-        found.append(Question(ATTRIBUTE[plan.kind], (plan, *changed(plan))))
+        found.append(Question(ATTRIBUTE[plan.kind], (plan, *attribute_changes(plan))))
     return found
 
 

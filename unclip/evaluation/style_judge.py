@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..clip.judge import SHIPPED
-from ..data.sources import STYLES
+from ..data.icon_packages import STYLES
 from .metrics import objects, steps
 
 FILE = SHIPPED / "style.safetensors"

@@ -17,6 +17,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "unclip.compiling": ("unclip.runtime.compiling",),
     "unclip.config": ("unclip.runtime.config",),
     "unclip.convert": ("unclip.pipelines.convert", "unclip.clip.stock"),
+    "unclip.data.pictures": ("unclip.data.captioned_images",),
+    "unclip.data.reading": ("unclip.data.image_files",),
+    "unclip.data.singles": ("unclip.data.single_icons",),
+    "unclip.data.sources": ("unclip.data.icon_packages",),
     "unclip.diffusion": ("unclip.diffusion.predictions", "unclip.diffusion.schedules"),
     "unclip.distilled": ("unclip.pipelines.distilled",),
     "unclip.embed": ("unclip.training.embed",),
@@ -74,6 +78,8 @@ CLASSES = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "un
 
 # Names that changed as well as their module.
 NAMES: dict[str, dict[str, str]] = {
+    "unclip.data.pictures": {"PictureCrops": "ImageCrops", "Pictures": "CaptionedImages", "pixels": "to_uint8"},
+    "unclip.data.reading": {"Captioned": "CaptionedFiles", "read_pictures": "read_captioned_images"},
     "unclip.diffusion": {"shifted": "offset_x0"},
     "unclip.networks": {"told_of_noise": "is_noise_conditioned"},
     "unclip.pipelines.base": {"draws_itself": "is_autoregressive", "pictures_at_once": "images_at_once"},

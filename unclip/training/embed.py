@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data.captioned_images import to_uint8
 from ..data.embeddings import EMPTY, MANIFEST, data_fingerprint, shard_name
-from ..data.pictures import pixels
-from ..data.reading import Captioned
+from ..data.image_files import CaptionedFiles
 from ..io.checkpoints import check_safetensors, save_tensors, write_beside
 from ..io.images import square
 from ..io.pixels import normalize
@@ -22,7 +22,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 @torch.no_grad()
 def embed(
     clip: FrozenCLIP,
-    pictures: Captioned,
+    pictures: CaptionedFiles,
     out: Path,
     size: int = 64,
     rows: int = 4096,
@@ -69,11 +69,11 @@ def embed(
     return unreadable
 
 
-def _embed(clip: FrozenCLIP, pictures: Captioned, rows: list[int], size: int, unreadable: list[str]) -> dict[str, Tensor]:
+def _embed(clip: FrozenCLIP, pictures: CaptionedFiles, rows: list[int], size: int, unreadable: list[str]) -> dict[str, Tensor]:
     seen = []
     for row in rows:
         try:
-            seen.append(pixels(square(pictures.open(row), size)))
+            seen.append(to_uint8(square(pictures.open(row), size)))
         except ValueError as error:
             unreadable.append(str(error))
             seen.append(None)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unclip.clip import characters
-from unclip.data.anchors import called, table
+from unclip.data.anchors import common_name, table
 from unclip.data.attachments import BASES, WEIGHTS, Attachments
 from unclip.data.captions import wordings
-from unclip.data.examples import PLACES, _grounds
-from unclip.data.plans import MORE_KINDS, Plan
+from unclip.data.examples import PLACES, _grounding
+from unclip.data.icon_packages import STYLES
+from unclip.data.plans import OPTIONAL_KINDS, Plan
 from unclip.data.render import GROUNDS, compose_sprites
 from unclip.data.scenes import IconSet, SceneSampler, split_of_icon
-from unclip.data.sources import STYLES
 
 ANCHORS = {"head", "eyes", "face", "hand", "back", "seat", "rim", "inside", "mask"}
 
@@ -56,7 +56,7 @@ def test_every_relation_comes_and_its_words_name_both(attached):
     for plan, scene in attached:
         assert len(scene.layers) == len(plan.concepts) == len(scene.names) == len(scene.order)
         assert all(name in scene.caption for name in scene.names), scene.caption
-        assert all(name in (called(c), c) for name, c in zip(scene.names, plan.concepts, strict=True))
+        assert all(name in (common_name(c), c) for name, c in zip(scene.names, plan.concepts, strict=True))
 
 
 def test_captions_are_what_people_say():
@@ -115,7 +115,7 @@ def test_a_thing_in_a_basket_is_behind_its_front(icons):
 def test_sides_say_which_of_two_is_seen_where(icons, attached):
     told, seen = 0, []
     for _, scene in attached:
-        example = _grounds(scene, icons)
+        example = _grounding(scene, icons)
         if len(scene.names) > 2 or any(layer.matrix for layer in scene.layers):
             assert (example["rows"] == -1).all() and not example["sides"].any()
             continue
@@ -166,7 +166,7 @@ def test_whole_combinations_are_held_out_in_every_style_and_by_either_name(icons
 
 
 @pytest.mark.parametrize("kind", ["three", "ground"])
-def test_three_things_and_grounds(icons, kind):
+def test_three_things_and_grounding(icons, kind):
     sampler = SceneSampler(icons, "train", kinds=(kind,), all_concepts=True)
     for n in range(100):
         plan, scene = sampler.plan(n), sampler.scene(n)
@@ -183,7 +183,7 @@ def test_three_things_and_grounds(icons, kind):
 
 
 def test_more_kinds_come_only_where_they_are_named(icons):
-    assert not {SceneSampler(icons, "all").plan(n).kind for n in range(200)} & set(MORE_KINDS)
+    assert not {SceneSampler(icons, "all").plan(n).kind for n in range(200)} & set(OPTIONAL_KINDS)
     sampler = SceneSampler(icons, "all", kinds={"pair": 1, "attachment": 1})
     scenes = [sampler.scene(n) for n in range(200)]
     assert {scene.kind for scene in scenes} == {"pair", "attachment"}

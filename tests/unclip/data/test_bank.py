@@ -19,17 +19,17 @@ from unclip.data.bank import PlanBank, tokenizer_fingerprint
 from unclip.data.bank_build import build_bank
 from unclip.data.bank_scenes import BankScenes
 from unclip.data.compositor import Layers
-from unclip.data.examples import EmojiScenes, _grounds
+from unclip.data.examples import EmojiScenes, _grounding
+from unclip.data.icon_packages import STYLES
 from unclip.data.layouts import FIT_SHIFT, FIT_SIZES, LAYOUTS, layout_of
-from unclip.data.plans import KIND_WEIGHTS, MORE_KINDS
+from unclip.data.plans import KIND_WEIGHTS, OPTIONAL_KINDS
 from unclip.data.render import BACKGROUNDS, GROUNDS, Layer
 from unclip.data.scenes import SceneSampler, is_everyday
-from unclip.data.sources import STYLES
 from unclip.runtime.config import ConfigError
 from unclip.training.objectives.frozen_clip import FrozenCLIP
 
 COUNT = 600
-KINDS = KIND_WEIGHTS | MORE_KINDS
+KINDS = KIND_WEIGHTS | OPTIONAL_KINDS
 DATA = {"path": "shapes", "contrast": 0.3, "loose": 0.2, "sentences": 0.2, "kinds": KINDS}
 ONE_POSE = {"path": "shapes", "single_pose": True}
 ATTACHABLE = (
@@ -56,7 +56,7 @@ def examples() -> EmojiScenes:
 
 @pytest.fixture(scope="module")
 def bank(tokenizer) -> PlanBank:
-    return build_bank(DATA, tokenizer, COUNT, seed=3)
+    return build_bank(DATA, tokenizer, COUNT, ("train", 3))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_plans_are_those_of_the_sampler(bank, examples):
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize("all_concepts", [False, True])
 def test_held_out_combinations_stay_held_out(tokenizer, split, all_concepts):
-    held = build_bank(DATA | {"all_concepts": all_concepts}, tokenizer, 150, split)
+    held = build_bank(DATA | {"all_concepts": all_concepts}, tokenizer, 150, (split, 0))
     assert {plan.split(all_concepts) for plan in held.plans()} == {split}
 
 
@@ -140,14 +140,14 @@ def test_keys_are_equal_where_meanings_are(bank, wanted):
 def test_a_bank_is_the_same_with_any_number_of_processes(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(bank_build, "_CHUNK", 32)
     for name, processes in (("one", 1), ("again", 1), ("two", 2)):
-        build_bank(DATA, tokenizer, 100, seed=3, processes=processes).save(tmp_path / name)
+        build_bank(DATA, tokenizer, 100, ("train", 3), processes=processes).save(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_a_process_that_dies_is_no_endless_wait(tokenizer, monkeypatch):
-    monkeypatch.setattr(bank_build, "_begin", os.abort)
+    monkeypatch.setattr(bank_build, "_start_worker", os.abort)
     with pytest.raises(RuntimeError, match="a process that makes plans has ended early"):
-        build_bank(DATA, tokenizer, 100, seed=3, processes=2)
+        build_bank(DATA, tokenizer, 100, ("train", 3), processes=2)
 
 
 def test_it_comes_back_from_disk(bank, tmp_path):
@@ -226,7 +226,7 @@ def test_a_batch_has_what_collated_examples_have(batch, wanted):
 
 def test_captions_that_are_cut_keep_the_names_that_are_left(tokenizer, frozen):
     short = type(tokenizer).from_pretrained(tokenizer.name_or_path, model_max_length=6)
-    some = build_bank(DATA, short, 100, seed=3)
+    some = build_bank(DATA, short, 100, ("train", 3))
     assert some.lengths.max() == 6
     found = BankScenes(some, EmojiScenes(**DATA).icons.sprites).batch(range(100))
     items = default_collate([EmojiScenes(**DATA, seed=3)[index] for index in range(100)])
@@ -330,7 +330,7 @@ def test_attachments_keep_their_places_and_fill_the_image_as_the_sampler_lets_th
     assert (np.ptp(found, axis=0) > 0.9 * (bounds[1] - bounds[0])).all()
 
 
-def test_grounds_are_those_of_the_words_and_move_a_little(bank, batch):
+def test_grounding_are_those_of_the_words_and_move_a_little(bank, batch):
     """The corner of an image is its ground: white, or the colour that the plan names, at most 10 of 255 off."""
     corners = batch["image"][:, :, 0, 0].short()
     plans = bank.plans()
@@ -348,7 +348,7 @@ def sides_of(examples: EmojiScenes, bank: PlanBank, made: list[list[Layer]]) -> 
     for index, layers in enumerate(made):
         scene = examples.sampler.scene(index)
         layers = [replace(layer, matrix=old.matrix) for layer, old in zip(layers, scene.layers, strict=True)]
-        found.append(_grounds(replace(scene, layers=tuple(layers)), examples.icons)["sides"])
+        found.append(_grounding(replace(scene, layers=tuple(layers)), examples.icons)["sides"])
     return torch.stack(found)
 
 

@@ -10,9 +10,9 @@ from wordnet import write_words
 from unclip.clip.model import CLIP
 from unclip.data import emoji
 from unclip.data.emoji import NAMES, build, read_icons, slug
+from unclip.data.icon_packages import SOURCES
 from unclip.data.scenes import IconSet
 from unclip.data.shapes import SHAPES
-from unclip.data.sources import SOURCES
 from unclip.data.words import Vocabulary, Words
 
 COLOUR = {"noto": "#e2453c", "flat": "#3b7de0", "3d": "#2fae54", "twemoji": "#f0b429"}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from unclip.data.captions import name_spans
 from unclip.data.examples import EmojiCrops, EmojiScenes
+from unclip.data.icon_packages import STYLES
 from unclip.data.render import (
     COLOURS,
     Layer,
@@ -19,8 +20,8 @@ from unclip.data.render import (
     compose_svg,
     flatten,
     hue_rotation,
+    recolouring_matrix,
     render_svg,
-    turn_to,
 )
 from unclip.data.scenes import (
     GROUP_WEIGHTS,
@@ -32,7 +33,6 @@ from unclip.data.scenes import (
     split_of_concept,
     split_of_icon,
 )
-from unclip.data.sources import STYLES
 from unclip.data.words import Vocabulary, Words
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="10" fill="#e23b3b"/></svg>'
@@ -58,18 +58,18 @@ layers = st.builds(
 
 
 @settings(max_examples=40)
-@given(picture=st.lists(layers, min_size=1, max_size=4), ground=st.tuples(*[st.integers(0, 255)] * 3))
-def test_blended_sprites_show_what_the_svg_shows(picture, ground):
-    exact = flatten(render_svg(compose_svg(picture, MARKUP.__getitem__, ground), 64)).astype(int)
-    blended = compose_sprites(picture, SPRITES, 64, ground).astype(int)
+@given(image=st.lists(layers, min_size=1, max_size=4), ground=st.tuples(*[st.integers(0, 255)] * 3))
+def test_blended_sprites_show_what_the_svg_shows(image, ground):
+    exact = flatten(render_svg(compose_svg(image, MARKUP.__getitem__, ground), 64)).astype(int)
+    blended = compose_sprites(image, SPRITES, 64, ground).astype(int)
     assert np.abs(exact - blended).mean() < 3.0
 
 
 def test_pixels_are_exact_under_autocast():
-    picture = [Layer(1, 0.5, 0.5, 0.77)]
+    image = [Layer(1, 0.5, 0.5, 0.77)]
     with torch.autocast("cpu", torch.bfloat16):
-        assert np.array_equal(compose_sprites(picture, SPRITES, 64), CIRCLE)
-    assert np.array_equal(compose_sprites(picture, SPRITES, 64), CIRCLE)
+        assert np.array_equal(compose_sprites(image, SPRITES, 64), CIRCLE)
+    assert np.array_equal(compose_sprites(image, SPRITES, 64), CIRCLE)
 
 
 def test_a_window_is_a_crop():
@@ -89,7 +89,7 @@ def test_turning_back_gives_the_colours_again(degrees):
 @pytest.mark.parametrize("colour", COLOURS)
 def test_a_turned_sprite_has_the_colour_that_its_caption_names(colour):
     sprites = [*SPRITES, render_svg(SQUARE.replace("#e23b3b", "#f0c030"), 64)]
-    matrices = [turn_to(sprite, colour) for sprite in sprites]
+    matrices = [recolouring_matrix(sprite, colour) for sprite in sprites]
     assert any(matrices)
     for sprite, matrix in zip(sprites, matrices, strict=True):
         assert matrix is None or colour_share(sprite, colour, matrix) >= 0.6
@@ -98,8 +98,8 @@ def test_a_turned_sprite_has_the_colour_that_its_caption_names(colour):
 def test_a_sprite_of_many_hues_is_not_turned():
     rainbow = np.full((64, 64, 4), 255, dtype=np.uint8)
     rainbow[:32, :, :3], rainbow[32:, :, :3] = (230, 30, 30), (30, 230, 230)
-    assert turn_to(rainbow, "blue") is None
-    assert turn_to(np.full((64, 64, 4), 255, dtype=np.uint8), "blue") is None
+    assert recolouring_matrix(rainbow, "blue") is None
+    assert recolouring_matrix(np.full((64, 64, 4), 255, dtype=np.uint8), "blue") is None
 
 
 @settings(max_examples=30)
@@ -189,7 +189,7 @@ def test_loose_captions_still_mean_the_icon(icons):
     plain, same = (SceneSampler(tagged, "train", loose=share) for share in (0.0, 1.0))
     for n in range(60):
         one, other = plain.scene(n), same.scene(n)
-        assert one.kind == "single" or one == other  # nothing but a single icon is said loosely
+        assert one.kind == "single" or one == other  # nothing but a single icon is said informal_caption
         assert one.kind != "single" or (one.key.split("|")[0], one.style) == (other.key.split("|")[0], other.style)
     with pytest.raises(ValueError, match=r"loose must be in \[0, 1\], got 2"):
         SceneSampler(tagged, "train", loose=2)

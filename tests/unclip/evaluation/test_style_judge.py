@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from unclip.data.icon_packages import STYLES
 from unclip.data.icons import IconSet
-from unclip.data.sources import STYLES
 from unclip.evaluation.poses import in_pose, moved
 from unclip.evaluation.style_judge import BINS, FILE, STEPS, StyleJudge, damaged, features, train
 

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from unclip.clip.model import CLIP
 from unclip.data.embeddings import EmbeddingCache
-from unclip.data.reading import read_pictures
+from unclip.data.image_files import read_captioned_images
 from unclip.runtime.config import ConfigError
 from unclip.training.objectives import create
 from unclip.training.objectives.frozen_clip import FrozenCLIP
@@ -31,7 +31,7 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Captioned pictures of which one cannot be opened."""
+    """Captioned images of which one cannot be opened."""
     folder = tmp_path_factory.mktemp("pictures")
     for n in range(COUNT):
         pixels = np.random.default_rng(n).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def cache(pictures, tiny_folder, tmp_path_factory):
     from unclip.training.embed import embed
 
     out = tmp_path_factory.mktemp("cache") / "embeddings"
-    unreadable = embed(FrozenCLIP.load(str(tiny_folder)), read_pictures(pictures), out, rows=8, batch=3, dtype="fp32")
+    unreadable = embed(FrozenCLIP.load(str(tiny_folder)), read_captioned_images(pictures), out, rows=8, batch=3, dtype="fp32")
     assert len(unreadable) == 1 and "07.png" in unreadable[0]
     return out
 
@@ -120,12 +120,12 @@ def test_what_does_not_fit_is_refused(pictures, cache, tiny_folder, tmp_path, co
         objective("prior", pictures, tmp_path / "other", embeddings=str(cache))
     code, _, said = command("embed", pictures, cache, "--model", tmp_path / "other", "--shard", "8", "--dtype", "fp32")
     assert code == 2 and "holds another CLIP's embeddings" in said and "--force" in said
-    with pytest.raises(ConfigError, match=r"was made of pictures of 64 px, but data.size is 32"):
+    with pytest.raises(ConfigError, match=r"was made of images of 64 px, but data.size is 32"):
         objective("decoder", pictures, tiny_folder, embeddings=str(cache), size=32)
     (tmp_path / "few").mkdir()
     for name in ("01.png", "01.txt"):
         (tmp_path / "few" / name).write_bytes((pictures / name).read_bytes())
-    with pytest.raises(ConfigError, match="was made of other pictures or captions than data.path has"):
+    with pytest.raises(ConfigError, match="was made of other images or captions than data.path has"):
         objective("prior", tmp_path / "few", tiny_folder, embeddings=str(cache))
     with pytest.raises(ConfigError, match=r"holds no embeddings: embeddings.json is missing"):
         objective("prior", pictures, tiny_folder, embeddings=str(tmp_path))

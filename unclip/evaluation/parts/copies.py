@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.judged import renders
+from ...data.judged import icon_rows
 from ...data.plans import split_of_icon
 from ...data.render import Layer, compose_sprites
 from .. import prompts as ask
@@ -55,7 +55,7 @@ def measure(bench: Bench) -> Part:
     """
     singles = bench.singles
     names, scenes = [p.text for p in singles.prompts], ask.scenes(bench.icons, bench.split, bench.count(SCENES))
-    unseen = bench.cut([row for row in renders(bench.icons, seed=5) if not _seen(bench, row)], SCENES)
+    unseen = bench.cut([row for row in icon_rows(bench.icons, seed=5) if not _seen(bench, row)], SCENES)
     sets = {
         "names": (singles.from_prior, names),
         "scenes": (bench.draw("scenes", scenes), [p.text for p in scenes]),

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data.icon_packages import STYLES
 from ...data.icons import IconSet
-from ...data.judged import damaged, renders
+from ...data.judged import distorted_icons, icon_rows
 from ...data.plans import split_of_concept
-from ...data.sources import STYLES
 from ..bench import Bench
 from ..metrics import mean, ratio
 from ..poses import in_pose
@@ -41,9 +41,9 @@ def measure(bench: Bench) -> Part:
         f"{len(images)} names that were trained on, each with a style. Prior: the icon nearest to its embedding, among all. "
         "Image: what the style judge reads, and the style of the most similar real render of the name."
     )
-    held_out = [r for r in renders(bench.icons, seed=4) if split_of_concept(bench.icons.icons[r]["concept"]) != "train"]
+    held_out = [r for r in icon_rows(bench.icons, seed=4) if split_of_concept(bench.icons.icons[r]["concept"]) != "train"]
     if held_out:
-        right = judge.read(damaged(bench.icons, held_out, None, seed=4)) == styles(bench.icons, held_out)
+        right = judge.read(distorted_icons(bench.icons, held_out, None, seed=4)) == styles(bench.icons, held_out)
         results["judge"] = mean(right.float())
         rows.append(["the style judge, on held-out concepts", "", results["judge"], ""])
     marks = hits["image: style judge"][0][:SHOWN].bool().tolist()
@@ -58,7 +58,7 @@ def styles(icons: IconSet, rows: list[int]) -> Tensor:
 
 def _of_embeddings(bench: Bench, real: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Of the icon nearest to the prior's embeddings, and to those of real renders: is its concept, its style right?"""
-    icons, rows = bench.icons, renders(bench.icons)
+    icons, rows = bench.icons, icon_rows(bench.icons)
 
     def encoded(images: Tensor) -> Tensor:
         return torch.cat([bench.clip.encode_image(chunk.float() / 255).cpu() for chunk in images.split(BATCH)])

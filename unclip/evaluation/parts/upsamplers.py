@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upsamplers.model import resize
 
-from ...data.judged import renders
+from ...data.judged import icon_rows
 from ...data.render import flatten, render_svg
 from ...data.scenes import split_of_concept
 from .. import prompts as ask
@@ -27,7 +27,7 @@ def measure(bench: Bench) -> Part:
     if len(sizes) < 2:
         raise Impossible("this model has no upsampler")
     icons, split = bench.icons, ask.SPLITS[bench.split]
-    rows = [r for r in renders(icons, seed=2) if split_of_concept(icons.icons[r]["concept"]) == split]
+    rows = [r for r in icon_rows(icons, seed=2) if split_of_concept(icons.icons[r]["concept"]) == split]
     rows = bench.cut(rows, ENLARGED)
     texts = [icons.icons[r]["concept"] for r in rows]
     truth = {sizes[-1]: torch.stack([_render(icons.icons[r]["svg"], sizes[-1]) for r in rows]).float() / 255}

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ... import networks
 from ...clip.model import CLIP
 from ...clip.towers import TextTower, tower_mask
+from ...data.captioned_images import CaptionedImages
 from ...data.examples import captioned_examples
-from ...data.pictures import Pictures
 from ...data.scenes import split_of_concept
 from ...io.pixels import normalize
 from ...runtime.config import ConfigError
@@ -55,7 +55,7 @@ class ClipObjective(Objective):
             raise ValueError(f"text_rate and anchor must be at least 0, got {text_rate} and {anchor}")
         self.examples = self.load_examples(data, "train", seed)
         # icons are validated on themselves: only one's own images have a held-out split to load
-        self.validation = self.load_examples(data, "validation") if isinstance(self.examples, Pictures) else None
+        self.validation = self.load_examples(data, "validation") if isinstance(self.examples, CaptionedImages) else None
         of_text, of_image = networks.towers(model)
         text, image = networks.text_tower(of_text), networks.image_tower(of_image)
         self.tokenizer = self.load_tokenizer(text, pretrained_text)
@@ -137,7 +137,7 @@ class ClipObjective(Objective):
 
         Of one's own images: among the captions of those held out.
         """
-        if isinstance(self.validation, Pictures):
+        if isinstance(self.validation, CaptionedImages):
             return self._validate_images(self.validation)
         icons = self.examples.icons
         concepts = icons.concepts
@@ -171,7 +171,7 @@ class ClipObjective(Objective):
             "captions": len(concepts),
         }
 
-    def _validate_images(self, held_out: Pictures) -> dict[str, float]:
+    def _validate_images(self, held_out: CaptionedImages) -> dict[str, float]:
         images, captions = held_out.held_out()
         distinct = sorted(set(captions))
         embeds = torch.cat([self.clip.encode_image(chunk) for chunk in images.split(128)])

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ... import networks
-from ...data.singles import SingleIcons
-from ...data.sources import STYLES
+from ...data.icon_packages import STYLES
+from ...data.single_icons import SingleIcons
 from ...runtime.config import ConfigError, construct
 from .base import Objective, grid
 from .conditioned import check_shares, new_weights

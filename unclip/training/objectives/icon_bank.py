@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prior.cache import predictor
 
+from ...data.icon_packages import STYLES
 from ...data.scenes import IconSet, style_phrase
-from ...data.sources import STYLES
 from ...diffusion.sampling import denoise
 from ...io.checkpoints import components_folder, load_components, resolve, save_tensors, write_beside
 from ...runtime.config import ConfigError

@@ -13,10 +13,10 @@ from torch.utils.data import default_collate
 from ... import networks
 from ...clip.judge import Judge, JudgeImageTower, JudgeTextTower, word_tokenizer
 from ...data.distort import DISTORTIONS
-from ...data.judged import FACTS, JudgedScenes, compare, damaged, renders
+from ...data.icon_packages import STYLES
+from ...data.judged import FACTS, JudgedScenes, compare, distorted_icons, icon_rows
 from ...data.render import BACKGROUNDS, COLOURS
 from ...data.scenes import NUMBERS, RELATIONS, IconSet, Plan, style_phrase, wordings
-from ...data.sources import STYLES
 from ...io.pixels import normalize
 from ...runtime.config import ConfigError, construct
 from .base import Objective, to_device
@@ -135,10 +135,10 @@ class JudgeObjective(Objective):
     def validate(self) -> dict[str, float]:
         """R@1 of renders among all names, clean and damaged; and how often a caption beats those wrong in one fact."""
         judge, icons = self.judge, self.examples.icons
-        rows, names = renders(icons, VALIDATION_IMAGES, seed=0), judge.read(icons.recognisable)
+        rows, names = icon_rows(icons, VALIDATION_IMAGES, seed=0), judge.read(icons.recognisable)
         found = {}
         for kind in ("clean", *DISTORTIONS):
-            images = damaged(icons, rows, None if kind == "clean" else kind, seed=0)
+            images = distorted_icons(icons, rows, None if kind == "clean" else kind, seed=0)
             scores = judge.see(images)[0] @ names.T
             wanted = torch.tensor([icons.recognisable.index(icons.icons[row]["concept"]) for row in rows])
             found[f"{kind.replace(' ', '_')}_r1"] = (scores.argmax(1) == wanted).float().mean().item()

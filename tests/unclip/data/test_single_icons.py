@@ -9,7 +9,7 @@ from unclip.data.icons import POSE_SIZE, IconSet
 from unclip.data.plans import split_of_icon
 from unclip.data.render import Layer, compose_sprites
 from unclip.data.scenes import SceneSampler
-from unclip.data.singles import SingleIcons
+from unclip.data.single_icons import SingleIcons
 
 
 @pytest.fixture(scope="module")

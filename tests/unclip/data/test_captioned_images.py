@@ -1,4 +1,4 @@
-"""Folders of captioned pictures as people have them, and through the real trainer."""
+"""Folders of captioned images as people have them, and through the real trainer."""
 
 import csv
 import io
@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from unclip.data.captioned_images import StreamedImages, held_out, to_uint8
 from unclip.data.examples import captioned_examples, crop_examples
-from unclip.data.pictures import Streamed, held_out, pixels
-from unclip.data.reading import read_pictures
+from unclip.data.image_files import read_captioned_images
 from unclip.io.images import square
 from unclip.runtime.config import ConfigError, load_config
 
@@ -34,7 +34,7 @@ def caption(n: int) -> str:
 
 @pytest.fixture(params=["txt", "jsonl", "csv", "parquet", "tar", "tar with json"])
 def folder(request, tmp_path):
-    """The same captioned pictures in each of the ways that are read."""
+    """The same captioned images in each of the ways that are read."""
     path = tmp_path / request.param
     names = [f"{'deep/' if n % 2 else ''}{n:03d}.png" for n in range(COUNT)]
     for n, name in enumerate(names):
@@ -66,16 +66,16 @@ def folder(request, tmp_path):
     else:
         from datasets import Dataset
 
-        pictures = [{"bytes": (path / name).read_bytes(), "path": None} for name in names]
+        images = [{"bytes": (path / name).read_bytes(), "path": None} for name in names]
         source, path = path, tmp_path / "rows"
         path.mkdir()
-        Dataset.from_dict({"image": pictures, "text": [r["text"] for r in rows]}).to_parquet(path / "0.parquet")
+        Dataset.from_dict({"image": images, "text": [r["text"] for r in rows]}).to_parquet(path / "0.parquet")
         assert source.is_dir()
     return path
 
 
-def test_every_layout_gives_every_picture_its_own_caption(folder):
-    found = read_pictures(folder)
+def test_every_layout_gives_every_image_its_own_caption(folder):
+    found = read_captioned_images(folder)
     assert sorted(found.captions) == sorted(caption(n) for n in range(COUNT))
     for row in (0, 7, COUNT - 1):
         n = int(found.captions[row].split()[-1])
@@ -93,9 +93,9 @@ def test_the_emoji_configurations_take_ones_own_pictures(folder):
             assert captioned_examples(composed | own, split)[0]["caption"] == captioned_examples(own, split)[0]["caption"]
 
 
-def test_an_epoch_has_every_training_picture_once_and_no_held_out_one(folder):
+def test_an_epoch_has_every_training_image_once_and_no_held_out_one(folder):
     train, validation = captioned_examples({"path": str(folder)}), captioned_examples({"path": str(folder)}, "validation")
-    names = train.source.pictures.names
+    names = train.source.files.names
     count = sum(not held_out(n) for n in names)
     assert 0 < COUNT - count < COUNT / 3
     epochs = [[train[i]["caption"] for i in range(e * count, (e + 1) * count)] for e in range(2)]
@@ -109,20 +109,20 @@ def test_an_epoch_has_every_training_picture_once_and_no_held_out_one(folder):
         assert one["image"].shape == (3, 64, 64) and one["image"].dtype == torch.uint8 and one["caption"] == two["caption"]
 
 
-def test_crops_are_of_the_sharp_picture_and_small_ones_are_skipped(tmp_path, caplog):
+def test_crops_are_of_the_sharp_image_and_small_ones_are_skipped(tmp_path, caplog):
     for n in range(4):
         paint(tmp_path / f"{n}.png", n, (300, 260) if n else (100, 100))
         (tmp_path / f"{n}.txt").write_text(caption(n))
     crops = crop_examples({"path": str(tmp_path), "crop": 0.25}, 256)
     for i in range(8):
         assert crops[i]["image"].shape == (3, 64, 64)
-    assert "1 pictures are skipped: they have less than 256 pixels a side" in caplog.text
+    assert "1 images are skipped: they have less than 256 pixels a side" in caplog.text
     assert crop_examples({"path": str(tmp_path)}, 256, "validation")[0]["image"].shape == (3, 64, 64)
-    with pytest.raises(ValueError, match="no picture has 1024 pixels a side"):
+    with pytest.raises(ValueError, match="no image has 1024 pixels a side"):
         crop_examples({"path": str(tmp_path)}, 1024)
 
 
-def test_pictures_that_do_not_open_are_named_and_skipped_up_to_a_limit(tmp_path, caplog):
+def test_images_that_do_not_open_are_named_and_skipped_up_to_a_limit(tmp_path, caplog):
     for n in range(6):
         paint(tmp_path / f"{n}.png", n)
         (tmp_path / f"{n}.txt").write_text(caption(n))
@@ -130,9 +130,9 @@ def test_pictures_that_do_not_open_are_named_and_skipped_up_to_a_limit(tmp_path,
         (tmp_path / f"{n}.png").write_bytes(b"broken")
     data = captioned_examples({"path": str(tmp_path)})
     assert {data[i]["caption"] for i in range(12)} == {caption(n) for n in (0, 2, 3, 5)}
-    assert "1.png is no picture" in caplog.text and "skipped, 2 so far" in caplog.text
+    assert "1.png is no " in caplog.text and "skipped, 2 so far" in caplog.text
     strict = captioned_examples({"path": str(tmp_path), "max_unreadable": 1})
-    with pytest.raises(ValueError, match="2 pictures could not be read, the last: .*png is no picture"):
+    with pytest.raises(ValueError, match="2 images could not be read, the last: .*png is no "):
         for i in range(12):
             strict[i]
 
@@ -155,7 +155,7 @@ def test_what_a_data_worker_cannot_read_is_told_in_its_own_words(tmp_path, comma
         (tmp_path / f"{n}.txt").write_text(caption(n))
     settings = (f"data.path={tmp_path}", "data.max_unreadable=2", "workers=1", f"output_dir={tmp_path / 'run'}")
     code, _, said = command("train", "tiny/decoder", "objective.clip=emoji", *settings)
-    assert code == 2 and said.splitlines()[-1].startswith("error: 3 pictures could not be read, the last: ")
+    assert code == 2 and said.splitlines()[-1].startswith("error: 3 images could not be read, the last: ")
     assert not multiprocessing.active_children(), "Python would wait for it for ever"
 
 
@@ -170,7 +170,7 @@ def test_workers_that_are_not_forked_read_the_same(folder):
 def test_a_table_that_begins_with_a_byte_order_mark(tmp_path):
     paint(tmp_path / "a.png", 1)
     (tmp_path / "metadata.csv").write_text('file_name,text\r\na.png,"an Öl lamp,\nlit"\r\n', encoding="utf-8-sig", newline="")
-    found = read_pictures(tmp_path)
+    found = read_captioned_images(tmp_path)
     assert found.names == ["a.png"] and found.captions == ["an Öl lamp,\nlit"]
 
 
@@ -179,9 +179,9 @@ def test_what_is_missing_is_named(tmp_path):
         with pytest.raises(error, match=message):
             captioned_examples({"path": str(tmp_path / "pictures"), **data})
 
-    refuses("is not a folder; name one with captioned pictures, or run", FileNotFoundError)
+    refuses("is not a folder; name one with captioned images, or run", FileNotFoundError)
     (tmp_path / "pictures").mkdir()
-    refuses("holds no pictures", FileNotFoundError)
+    refuses("holds no images", FileNotFoundError)
     paint(tmp_path / "pictures" / "a.png", 1)
     refuses("a.png has no caption: a.txt is missing")
     (tmp_path / "pictures" / "a.txt").write_text(" \n")
@@ -217,8 +217,8 @@ def repository(tmp_path):
     for split, rows in (("train-0", range(20)), ("train-1", range(20, 40)), ("validation-0", range(40, 46))):
         for n in rows:
             paint(tmp_path / f"{n}.png", n)
-        pictures = [{"bytes": (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in rows]
-        found = Dataset.from_dict({"photo": pictures, "words": [caption(n) for n in rows]})
+        images = [{"bytes": (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in rows]
+        found = Dataset.from_dict({"photo": images, "words": [caption(n) for n in rows]})
         (folder / "data").mkdir(parents=True, exist_ok=True)
         found.to_parquet(folder / "data" / f"{split}.parquet")
     return {"path": f"hub:{folder}", "image_column": "photo", "caption_column": "words"}
@@ -235,7 +235,7 @@ def test_a_hub_dataset_by_its_columns(repository, streaming, tmp_path, monkeypat
     assert said[0] != said[1] and said[0] != [caption(n) for n in range(40)]
     n = int(said[0][5].split()[-1])
     paint(tmp_path / "again.png", n)
-    assert torch.equal(epochs[0][5]["image"], pixels(square(Image.open(tmp_path / "again.png"), 64)))
+    assert torch.equal(epochs[0][5]["image"], to_uint8(square(Image.open(tmp_path / "again.png"), 64)))
     assert {validation[i]["caption"] for i in range(12)} == {caption(n) for n in range(40, 46)}
     again = captioned_examples(data)
     again = pickle.loads(pickle.dumps(again))
@@ -255,27 +255,23 @@ def test_a_stream_skips_what_does_not_open_and_is_for_the_hub(tmp_path, monkeypa
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds for each end of a stream
     for n in range(6):
         paint(tmp_path / f"{n}.png", n)
-    pictures = [{"bytes": b"broken" if n in (1, 4) else (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in range(6)]
+    images = [{"bytes": b"broken" if n in (1, 4) else (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in range(6)]
     (tmp_path / "set").mkdir()
-    Dataset.from_dict({"image": pictures, "text": [caption(n) for n in range(6)]}).to_parquet(
-        tmp_path / "set" / "train.parquet"
-    )
-    Dataset.from_dict({"image": pictures[:1], "text": [caption(0)]}).to_parquet(tmp_path / "set" / "test.parquet")
+    Dataset.from_dict({"image": images, "text": [caption(n) for n in range(6)]}).to_parquet(tmp_path / "set" / "train.parquet")
+    Dataset.from_dict({"image": images[:1], "text": [caption(0)]}).to_parquet(tmp_path / "set" / "test.parquet")
     data = {"path": f"hub:{tmp_path / 'set'}", "streaming": True}
     stream = captioned_examples(data)
     first = [stream[i]["caption"] for i in range(12)]
     assert set(first) == {caption(n) for n in (0, 2, 3, 5)}
     assert [captioned_examples(data)[i]["caption"] for i in (7,)] == first[7:8]
     strict = captioned_examples(data | {"max_unreadable": 1})
-    with pytest.raises(ValueError, match="2 pictures could not be read"):
+    with pytest.raises(ValueError, match="2 images could not be read"):
         for i in range(12):
             strict[i]
     paint(tmp_path / "large.png", 7, (300, 300))
-    pictures[2] = {"bytes": (tmp_path / "large.png").read_bytes(), "path": None}
-    Dataset.from_dict({"image": pictures, "text": [caption(n) for n in range(6)]}).to_parquet(
-        tmp_path / "set" / "train.parquet"
-    )
-    large = Streamed(str(tmp_path / "set"), "train", 0, 100, min_side=256)
+    images[2] = {"bytes": (tmp_path / "large.png").read_bytes(), "path": None}
+    Dataset.from_dict({"image": images, "text": [caption(n) for n in range(6)]}).to_parquet(tmp_path / "set" / "train.parquet")
+    large = StreamedImages(str(tmp_path / "set"), "train", 0, 100, min_side=256)
     assert {large.open(i).caption for i in range(12)} == {caption(2)} and len(large.unreadable.names) == 2, (
         "small ones don't count"
     )

@@ -1,4 +1,4 @@
-"""One's own captioned pictures: folders with captions beside them or in metadata, parquet, WebDataset shards, Hub datasets."""
+"""The user's own captioned images: folders with captions beside them or in metadata, parquet, WebDataset, Hub datasets."""
 
 import csv
 import io
@@ -13,24 +13,24 @@ from PIL import Image
 
 from ..io.images import SUFFIXES, open_image
 
-HUB = "hub:"  # what stands before the name of a dataset on the Hugging Face Hub
+HUB = "hub:"  # prefix of the name of a dataset on the Hugging Face Hub
 
 
 @dataclass
-class Captioned:
-    """Names and captions of pictures, and how to open the one at a row; `source` is the file or its bytes."""
+class CaptionedFiles:
+    """Names and captions of images; `source(row)` gives the file of a row, or its bytes."""
 
     names: list[str]
     captions: list[str]
     source: Callable[[int], Path | io.BytesIO]
-    validation: range | None = None  # the rows that the data's own makers held out, where they did
+    validation: range | None = None  # the rows of the dataset's own validation split, if it has one
 
     def open(self, row: int) -> Image.Image:
-        """Raises ValueError, naming it, for a picture that cannot be read."""
+        """Raises ValueError, naming it, for an image that cannot be read."""
         return open_image(self.source(row), self.names[row])
 
     def smaller_side(self, row: int) -> int:
-        """In pixels, read from the header alone; 0 for a file that is no picture."""
+        """The smaller side in pixels, read from the header; 0 for a file that is no image."""
         try:
             with Image.open(self.source(row)) as file:
                 return min(file.size)
@@ -39,24 +39,24 @@ class Captioned:
 
 
 def check_there(path: str | Path) -> None:
-    """Raises FileNotFoundError, saying what there could be, where `path` is no folder, `.tar` file or Hub dataset."""
+    """Raises FileNotFoundError, naming the alternatives, if `path` is no folder, `.tar` file or Hub dataset."""
     folder = Path(path).expanduser()
     if not (str(path).startswith(HUB) or folder.is_dir() or (folder.is_file() and folder.suffix == ".tar")):
         raise FileNotFoundError(
-            f"data.path {path} is not a folder; name one with captioned pictures, or run `unclip data emoji --out {path}`; "
+            f"data.path {path} is not a folder; name one with captioned images, or run `unclip data emoji --out {path}`; "
             f"a Hub dataset is {HUB}OWNER/NAME"
         )
 
 
-def read_pictures(
+def read_captioned_images(
     path: str | Path, caption_column: str = "text", image_column: str = "image", subset: str | None = None
-) -> Captioned:
-    """The captioned pictures at `path`: a folder, a `.tar` file, or `hub:` and a Hub dataset's name (or a folder of one).
+) -> CaptionedFiles:
+    """The captioned images at `path`: a folder, a `.tar` file, or `hub:` and a Hub dataset's name (or a folder of one).
 
     In a folder these are looked for, in this order: `metadata.jsonl` or `metadata.csv` (columns `file_name` and
     `caption_column`), `.parquet` files (columns `image_column` and `caption_column`), WebDataset shards (`.tar`; captions
-    from `.txt`, or `caption_column` of `.json`), a `.txt` file beside each picture. `subset` is a Hub dataset's, of
-    several. Raises ValueError, naming the file, for a caption that is missing, and FileNotFoundError for no pictures.
+    from `.txt`, or `caption_column` of `.json`), a `.txt` file beside each image. `subset` is a Hub dataset's, of
+    several. Raises ValueError, naming the file, for a caption that is missing, and FileNotFoundError for no images.
     """
     check_there(path)
     if str(path).startswith(HUB):
@@ -74,12 +74,12 @@ def read_pictures(
         names, captions = _from_text_files(folder)
     if not names:
         raise FileNotFoundError(
-            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}), no metadata, no parquet and no .tar shards"
+            f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}), no metadata, no parquet and no .tar shards"
         )
-    return Captioned(names, captions, _Files(folder, names))
+    return CaptionedFiles(names, captions, _Files(folder, names))
 
 
-# Where the pictures are: classes, because data workers that are not forked get them pickled.
+# Sources of images. Classes rather than closures, because spawned data workers pickle them.
 
 
 @dataclass
@@ -132,7 +132,7 @@ def _from_metadata(folder: Path, caption_column: str) -> tuple[list[str], list[s
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # Windows' editors begin it with a mark
+        return path.read_text(encoding="utf-8-sig")  # skips a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}") from None
 
@@ -164,14 +164,14 @@ def _from_text_files(folder: Path) -> tuple[list[str], list[str]]:
     return names, captions
 
 
-def _from_parquet(folder: Path, caption_column: str, image_column: str) -> Captioned:
+def _from_parquet(folder: Path, caption_column: str, image_column: str) -> CaptionedFiles:
     from datasets import load_dataset
 
     rows = load_dataset("parquet", data_files=[str(p) for p in sorted(folder.glob("*.parquet"))], split="train")
     return _from_rows(rows, str(folder), caption_column, image_column)
 
 
-def _from_hub(name: str, subset: str | None, caption_column: str, image_column: str) -> Captioned:
+def _from_hub(name: str, subset: str | None, caption_column: str, image_column: str) -> CaptionedFiles:
     from datasets import concatenate_datasets
 
     train, validation = hub_splits(name, subset, streaming=False)
@@ -182,7 +182,7 @@ def _from_hub(name: str, subset: str | None, caption_column: str, image_column: 
 
 
 def hub_splits(name: str, subset: str | None, streaming: bool) -> tuple[Any, Any | None]:
-    """The training split of a Hub dataset and what its makers hold out, if they do. Raises ValueError in one line."""
+    """The training and the validation split (or None) of a Hub dataset. Raises ValueError with a message of one line."""
     from datasets import load_dataset
 
     try:
@@ -195,7 +195,7 @@ def hub_splits(name: str, subset: str | None, streaming: bool) -> tuple[Any, Any
     return train, None if held is train else held
 
 
-def _from_rows(rows: Any, where: str, caption_column: str, image_column: str) -> Captioned:
+def _from_rows(rows: Any, where: str, caption_column: str, image_column: str) -> CaptionedFiles:
     from datasets import Image as ImageFeature
 
     for column in (caption_column, image_column):
@@ -206,11 +206,11 @@ def _from_rows(rows: Any, where: str, caption_column: str, image_column: str) ->
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f"{where}, row {number} has no {caption_column!r}")
     encoded = rows.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
-    return Captioned([f"row {n}" for n in range(len(captions))], captions, _Rows(encoded, image_column))
+    return CaptionedFiles([f"row {n}" for n in range(len(captions))], captions, _Rows(encoded, image_column))
 
 
-def _from_tars(paths: list[Path], caption_column: str) -> Captioned:
-    """WebDataset shards, read where they lie: one look at the headers says where in the file every picture is."""
+def _from_tars(paths: list[Path], caption_column: str) -> CaptionedFiles:
+    """WebDataset shards, not unpacked: the headers give the offset of every image."""
     names, captions, places = [], [], []
     for path in paths:
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
@@ -222,22 +222,22 @@ def _from_tars(paths: list[Path], caption_column: str) -> Captioned:
                         key, _, kind = base.partition(".")
                         samples.setdefault(f"{folder}/{key}" if folder else key, {})[f".{kind.lower()}"] = member
                 for key, parts in samples.items():
-                    picture = next((m for kind, m in parts.items() if kind in SUFFIXES), None)
-                    if picture is None:
+                    image = next((m for kind, m in parts.items() if kind in SUFFIXES), None)
+                    if image is None:
                         continue
                     caption = _tar_caption(tar, parts, caption_column)
                     if not caption:
                         raise ValueError(
-                            f"{path}: {picture.name} has no caption: no {key}.txt, nor {caption_column!r} in {key}.json"
+                            f"{path}: {image.name} has no caption: no {key}.txt, nor {caption_column!r} in {key}.json"
                         )
-                    names.append(f"{path.name}/{picture.name}")
+                    names.append(f"{path.name}/{image.name}")
                     captions.append(caption)
-                    places.append((path, picture.offset_data, picture.size))
+                    places.append((path, image.offset_data, image.size))
         except (tarfile.TarError, OSError, EOFError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
     if not names:
-        raise FileNotFoundError(f"{paths[0]} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return Captioned(names, captions, _Shards(places))
+        raise FileNotFoundError(f"{paths[0]} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return CaptionedFiles(names, captions, _Shards(places))
 
 
 def _tar_caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], column: str) -> str:
@@ -245,8 +245,8 @@ def _tar_caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], column
         return " ".join(tar.extractfile(parts[".txt"]).read().decode("utf-8", "replace").split())
     if ".json" in parts:
         try:
-            said = json.loads(tar.extractfile(parts[".json"]).read()).get(column)
+            caption = json.loads(tar.extractfile(parts[".json"]).read()).get(column)
         except (ValueError, AttributeError):
             raise ValueError(f"{tar.name}: {parts['.json'].name} is no JSON object") from None
-        return said.strip() if isinstance(said, str) else ""
+        return caption.strip() if isinstance(caption, str) else ""
     return ""

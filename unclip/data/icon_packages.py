@@ -1,4 +1,4 @@
-"""The icon packages, their styles, and the size of the sprites that are kept of them."""
+"""The icon packages, their styles, and the size of their sprites."""
 
 # package, version, style word, licence (SPDX), attribution
 SOURCES = (

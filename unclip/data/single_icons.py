@@ -1,4 +1,4 @@
-"""Single icons in one pose, without captions: what the draft head is trained on."""
+"""Single icons in one pose, without captions: the training data of the draft head."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .icon_packages import STYLES
 from .icons import IconSet
 from .plans import split_of_icon
-from .scenes import GROUP_WEIGHTS, TONE_SHARE
-from .sources import STYLES
+from .scene_settings import TONE_SHARE, group_weights
 
 
 class SingleIcons(Dataset):
-    """Endless single icons of a split, drawn as `SceneSampler` draws them: by group, then style, then skin tone.
+    """Endless single icons of a split, sampled as by `SceneSampler`: by group, then style, then skin tone.
 
     Items: `index` int; `row` int, the icon's; `style` its style's number; `random` float32 [4], uniform in [0, 1).
     `groups` replaces entries of GROUP_WEIGHTS; `tones` is the share of icons with a skin tone, where they have one;
-    `all_concepts` is as for `SceneSampler`; the attribute `cumulative` float64 [N] sums the icons' probabilities up. Raises
-    ValueError where the split has no icon.
+    `all_concepts` is as for `SceneSampler`; the attribute `cumulative` float64 [N] holds the icons' cumulative probabilities.
+    Raises ValueError if the split has no icon.
     """
 
     def __init__(
@@ -31,14 +31,12 @@ class SingleIcons(Dataset):
         all_concepts: bool | float = False,
     ):
         self.icons, self.seed, self.split, self.all_concepts = IconSet.load(path), seed, split, bool(all_concepts)
-        unknown = set(groups or {}) - set(GROUP_WEIGHTS)
-        if unknown:
-            raise ValueError(f"unknown groups of concepts {sorted(unknown)}; choose from {list(GROUP_WEIGHTS)}")
+        concept_weights = group_weights(groups)
         if not 0 <= tones <= 1:
             raise ValueError(f"tones must be in [0, 1], got {tones}")
         weights = np.zeros(len(self.icons))
         for concept, styles in self.icons.by_concept.items():
-            weight = (GROUP_WEIGHTS | (groups or {}))[self.icons.groups[concept]] / len(styles)
+            weight = concept_weights[self.icons.groups[concept]] / len(styles)
             for style, rows in styles.items():
                 if split_of_icon(concept, style, self.all_concepts) != split:
                     continue
