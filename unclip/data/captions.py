@@ -26,7 +26,7 @@ def _inflect() -> Any:
 @cache
 def everyday_prompts() -> dict[str, tuple[str, ...]]:
     """The everyday prompts of the evaluation with the concepts that answer each; no training caption says one of them."""
-    table = yaml.safe_load((Path(__file__).parent / "everyday.yaml").read_text())
+    table = yaml.safe_load((Path(__file__).parent / "everyday.yaml").read_text(encoding="utf-8"))
     return {prompt: tuple(concepts) for prompt, concepts in table.items()}
 
 
