@@ -17,8 +17,9 @@ class Process:
     It is forked from a process that has imported what takes longer than a tiny run does.
     """
 
-    _spawn = get_context("forkserver")
-    _spawn.set_forkserver_preload(["unclip.training.trainer", "unclip.pipelines"])
+    _spawn = get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    if hasattr(os, "fork"):
+        _spawn.set_forkserver_preload(["unclip.training.trainer", "unclip.pipelines"])
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         self._answered, self._said = NamedTemporaryFile(), NamedTemporaryFile()  # noqa: SIM115

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 from forked import Process
 from safetensors.torch import load_file
@@ -15,11 +16,14 @@ from torch import Tensor
 
 from unclip.training.trainer import train
 
+POSIX = hasattr(os, "fork")  # elsewhere a signal cannot be caught: it ends the process
 QUIET = ("sample_every=0", "validate_every=0", "save_minutes=0", "log_every=1")
 
 
 def run_here(stage: str, folder: Path, *settings: str, stop_at: int | None = None) -> Path:
     """Train `configs/tiny/{stage}.yaml` in this process; SIGTERM arrives as soon as the checkpoint `stop_at` is there."""
+    if stop_at is not None:
+        _need_posix()
     watching = threading.Event()
 
     def watch() -> None:
@@ -40,6 +44,11 @@ def run_here(stage: str, folder: Path, *settings: str, stop_at: int | None = Non
     return folder
 
 
+def _need_posix() -> None:
+    if not POSIX:
+        pytest.skip("this system sends a process no signal that it could answer")
+
+
 def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[Process]:
     """The same, or a script in place of a stage, in processes of their own, that know of each other as torchrun's do."""
     script = [stage] if stage.endswith(".py") else ["train.py", f"configs/tiny/{stage}.yaml"]
@@ -48,6 +57,7 @@ def start(stage: str, folder: Path, *settings: str, processes: int = 1) -> list[
 
 def launch(command: list[str], processes: int) -> list[Process]:
     """A script or a module (`-m NAME`) with what it is told, in processes of their own."""
+    _need_posix()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

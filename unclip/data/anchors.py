@@ -11,7 +11,7 @@ import yaml
 def table() -> dict[str, Any]:
     """The table, with its points as fractions of the icon's square."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is ten times as fast
-    found = yaml.load((Path(__file__).parent / "attachments.yaml").read_text(), Loader=loader)
+    found = yaml.load((Path(__file__).parent / "attachments.yaml").read_text(encoding="utf-8"), Loader=loader)
     for icons in (found["bases"], found["worn"]):
         for styles in icons.values():
             for style, points in styles.items():

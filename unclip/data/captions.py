@@ -26,7 +26,7 @@ def _inflect() -> Any:
 @cache
 def everyday_prompts() -> dict[str, tuple[str, ...]]:
     """The everyday prompts of the evaluation with the concepts that are right for each; no training caption equals one."""
-    table = yaml.safe_load((Path(__file__).parent / "everyday.yaml").read_text())
+    table = yaml.safe_load((Path(__file__).parent / "everyday.yaml").read_text(encoding="utf-8"))
     return {prompt: tuple(concepts) for prompt, concepts in table.items()}
 
 

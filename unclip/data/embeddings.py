@@ -44,7 +44,7 @@ class EmbeddingCache:
         if not (self.folder / MANIFEST).is_file():
             raise ConfigError(f"{folder} holds no embeddings: {MANIFEST} is missing; `unclip embed` writes it")
         try:
-            manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+            manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
             self.fingerprint, self.data, self.dtype = manifest["fingerprint"], manifest["data"], manifest["dtype"]
             self.dim, self.tokens, self.size = manifest["dim"], manifest["tokens"], manifest["size"]
             self.count, self.rows = manifest["count"], manifest["rows"]

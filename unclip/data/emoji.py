@@ -97,7 +97,7 @@ def read_icons(folder: Path) -> Iterator[Icon]:
     """Every icon of the fetched packages that emojibase names, in the packages' order."""
     names = _read_names(folder / _folder_name(*NAMES))
     for package, version, style, licence, _ in SOURCES:
-        content = json.loads((folder / _folder_name(package, version) / "icons.json").read_text())
+        content = json.loads((folder / _folder_name(package, version) / "icons.json").read_text(encoding="utf-8"))
         for name, icon in content["icons"].items():
             base, tone = _split_tone(name, names)
             if base not in names:
@@ -111,9 +111,9 @@ def read_icons(folder: Path) -> Iterator[Icon]:
 
 def _read_names(folder: Path) -> dict[str, tuple[str, EmojiFacts]]:
     """Slug -> label, and the emoji with its tags and group."""
-    groups = {g["order"]: g["key"] for g in json.loads((folder / "en" / "messages.json").read_text())["groups"]}
+    groups = {g["order"]: g["key"] for g in json.loads((folder / "en" / "messages.json").read_text(encoding="utf-8"))["groups"]}
     names = {}
-    for emoji in json.loads((folder / "en" / "data.json").read_text()):
+    for emoji in json.loads((folder / "en" / "data.json").read_text(encoding="utf-8")):
         if "group" not in emoji or groups[emoji["group"]] == "component":
             continue
         label = emoji["label"].replace("’", "'").replace("“", "").replace("”", "").lower()
@@ -235,7 +235,7 @@ def build(
     built = DatasetDict({s: Dataset.from_list(items, features=features) for s, items in rows.items()})
     built.save_to_disk(str(out))
     counts = {s: dict(Counter(r["kind"] for r in items)) for s, items in rows.items()}
-    (out / "README.md").write_text(_card(icons, counts))
+    (out / "README.md").write_text(_card(icons, counts), encoding="utf-8")
     return counts
 
 

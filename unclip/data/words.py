@@ -229,8 +229,11 @@ def _synset(line: str) -> tuple[str, _Synset]:
 
 def _keywords(folder: Path, names: Path, concepts: Mapping[str, EmojiFacts]) -> dict[str, list[str]]:
     """Keywords and short codes of each concept's emoji, without those that many concepts share."""
-    of_emoji = json.loads((folder / "dist" / "emoji-en-US.json").read_text())
-    codes = [json.loads((names / "en" / "shortcodes" / f"{k}.json").read_text()) for k in ("github", "iamcal", "joypixels")]
+    of_emoji = json.loads((folder / "dist" / "emoji-en-US.json").read_text(encoding="utf-8"))
+    codes = [
+        json.loads((names / "en" / "shortcodes" / f"{k}.json").read_text(encoding="utf-8"))
+        for k in ("github", "iamcal", "joypixels")
+    ]
     found = {}
     for concept, (emoji, _, _) in concepts.items():
         bare = emoji.replace("\ufe0f", "")  # some tables leave out the variation selector

@@ -73,13 +73,13 @@ class Bench:
     def drawn(self, name: str, texts: list[str], draw: Draw, batch: int | None = None, first: int = 0) -> Tensor:
         """The gallery's pictures `name`, after a check that those there already are of these texts."""
         listed = self.gallery.folder / name / "prompts.json"
-        before = json.loads(listed.read_text()) if listed.is_file() else []
+        before = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
         if any(old != new for old, new in zip(before, texts, strict=False)):
             raise ValueError(f"{listed.parent} holds pictures of other prompts; choose another folder or pass --force")
         listed.parent.mkdir(parents=True, exist_ok=True)
         if self.gallery.state.is_main_process:
             said = json.dumps(max(before, texts, key=len), indent=0, ensure_ascii=False)
-            write_beside(listed, lambda partial: partial.write_text(said))
+            write_beside(listed, lambda partial: partial.write_text(said, encoding="utf-8"))
         return self.gallery.pictures(name, len(texts), draw, batch, first)
 
     def enlarged(self, name: str, texts: list[str], low: Tensor, size: int) -> Tensor:

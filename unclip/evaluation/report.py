@@ -61,8 +61,8 @@ def write(folder: Path, command: str, protocol: dict, summary: Table, parts: lis
     facts = {"command": command, "protocol": protocol, "summary": _rows(summary), "seconds": round(seconds)}
     facts["results"] = {part.name: part.results for part in parts}
     numbers, page = folder / "report.json", folder / "report.html"
-    numbers.write_text(json.dumps(facts, indent=1, default=_plain) + "\n")
-    page.write_text(_page(command, protocol, summary, parts))
+    numbers.write_text(json.dumps(facts, indent=1, default=_plain) + "\n", encoding="utf-8")
+    page.write_text(_page(command, protocol, summary, parts), encoding="utf-8")
     return numbers, page
 
 

@@ -170,7 +170,7 @@ def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gall
     out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed, batch)
     noted, state = out / DRAWN_WITH, gallery.state
     anew = settings.force and noted.is_file()  # an evaluation's own pictures, and nobody else's
-    before = json.loads(noted.read_text()) if noted.is_file() and not anew else drawn
+    before = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() and not anew else drawn
     changed = [key for key, value in drawn.items() if before.get(key) != value]
     for key in changed:
         if key not in DEPENDENCES:
@@ -185,7 +185,7 @@ def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gall
             print(DEPENDENCES[key].told, file=sys.stderr)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            noted.write_text(json.dumps(drawn, indent=1) + "\n")
+            noted.write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise ValueError(f"cannot write to {out}: {error.strerror}") from None
     state.wait_for_everyone()

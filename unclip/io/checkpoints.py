@@ -89,7 +89,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], s
             _verify(path, content)
             hashes[path.name] = _sha256(path)
         manifest = partial / "manifest.json"
-        manifest.write_text(json.dumps({"state": state, "files": hashes}, indent=1))
+        manifest.write_text(json.dumps({"state": state, "files": hashes}, indent=1), encoding="utf-8")
         _sync(manifest)
     except (OSError, SafetensorError) as error:
         reason = no_space(error)
@@ -126,13 +126,15 @@ def no_space(error: Exception) -> str | None:
     number = getattr(error, "errno", None)
     if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
+        if os.name == "nt" and number in (39, 112):  # its own numbers: ERROR_HANDLE_DISK_FULL, ERROR_DISK_FULL
+            number = errno.ENOSPC
     return os.strerror(number).lower() if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors and state of a checkpoint. Raises ValueError, naming the file, when it is not whole."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         raise ValueError(f"{folder / 'manifest.json'} is truncated or changed") from None
     tensors = {}
@@ -163,7 +165,10 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have a file or a folder's entries on the disk. Windows opens no folder, and flushes only what is open for writing."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -257,7 +262,7 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError, naming the file, where there is none."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also of what is no text
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(found, dict):
@@ -336,7 +341,7 @@ def save_components(
         if isinstance(component, torch.nn.Module) and dtype is not None:
             component = torch.nn.Module.to(copy.deepcopy(component), dtype)  # diffusers' own warns of layers that there aren't
         component.save_pretrained(folder / name)
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     ready_to_share(folder)
 
 
@@ -348,9 +353,9 @@ def ready_to_share(folder: Path) -> None:
     for path in folder.glob("*/*.safetensors"):
         make_readable(path)
     for path in folder.glob("*/*config.json"):
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_components(model: str | Path, names: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, Any]:

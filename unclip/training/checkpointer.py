@@ -1,7 +1,6 @@
 """The checkpoints of a run in its output folder, and the lock on that folder."""
 
-import errno
-import fcntl
+import logging
 import os
 import shutil
 import socket
@@ -10,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..io.checkpoints import checkpoints, load_checkpoint, remove_checkpoint, save_checkpoint, set_aside
 from ..runtime.config import ConfigError
 from .distributed import Distributed
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
@@ -45,23 +47,26 @@ class Checkpointer:
         file system without locks there is none. Raises ConfigError that names the process which holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a+") as file:
-            owner = None
-            if self.distributed.is_main:
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    file.truncate(0)
-                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                    file.flush()
-                except OSError as error:
-                    if error.errno in (errno.EACCES, errno.EAGAIN):
-                        file.seek(0)
-                        owner = file.read() or "another process"
+        lock, owner = FileLock(self.folder / ".lock"), None
+        owner_file = self.folder / ".lock.owner"  # Windows lets nobody read a locked file
+        if self.distributed.is_main:
+            try:
+                lock.acquire(timeout=0)
+                owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            except Timeout:
+                owner = (owner_file.read_text(encoding="utf-8") if owner_file.is_file() else "") or "another process"
+            except (OSError, NotImplementedError):
+                logger.warning("%s is on a file system without locks: do not train in it twice at the same time", self.folder)
+        try:
             if any(self.distributed.any(owner is not None)):
                 if not self.distributed.is_main:
                     raise SystemExit(1)
                 raise ConfigError(f"{self.folder} is being trained in by {owner}: stop that run, or choose another output_dir")
             yield
+        finally:
+            if lock.is_locked:
+                owner_file.unlink(missing_ok=True)
+                lock.release()
 
     def path(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step:08d}"

@@ -94,7 +94,7 @@ def _begin(out: Path, manifest: dict, force: bool) -> None:
     path = out / MANIFEST
     if path.is_file():
         try:
-            held = json.loads(path.read_text())
+            held = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             if not force:
                 raise ValueError(f"{path} is damaged; pass --force to write the embeddings again") from None
@@ -111,7 +111,7 @@ def _begin(out: Path, manifest: dict, force: bool) -> None:
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no embeddings; give a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_beside(path, lambda partial: partial.write_text(json.dumps(manifest, indent=1) + "\n"))
+    write_beside(path, lambda partial: partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8"))
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

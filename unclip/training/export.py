@@ -92,8 +92,8 @@ def export_pipeline(
     with new_folder(out, force) as folder:
         UnCLIPPipeline(**components, defaults=settings).save_pretrained(folder)
         index_path = folder / "model_index.json"
-        index = json.loads(index_path.read_text()) | {"defaults": settings, "_unclip_version": __version__}
-        index_path.write_text(json.dumps(index, indent=2) + "\n")
+        index = json.loads(index_path.read_text(encoding="utf-8")) | {"defaults": settings, "_unclip_version": __version__}
+        index_path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for file in [*cards, *axes, *own]:
             shutil.copy(file, folder)
         if storage == "int8":

@@ -67,7 +67,7 @@ class RunLogger:
             return
         row = {"kind": kind, "step": step, "samples": step * self.samples_per_step}
         row |= {"seconds": round(seconds, 1)} | {k: round(float(v), 6) for k, v in values.items()}
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.distributed.accelerator.log({f"{kind}/{k}": float(v) for k, v in values.items()}, step=step)
         if kind == "validation":
@@ -80,6 +80,6 @@ class RunLogger:
         """Drop the rows of steps that will be taken again, and a last one that a kill cut short."""
         if not self.distributed.is_main or not self.path.is_file():
             return
-        complete = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        complete = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
         remaining = "".join(line for line in complete if json.loads(line)["step"] <= step)
-        write_beside(self.path, lambda partial: partial.write_text(remaining))
+        write_beside(self.path, lambda partial: partial.write_text(remaining, encoding="utf-8"))

@@ -21,7 +21,7 @@ def read_log(run: Path) -> dict[str, Rows]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: {run} is no training run, or has not logged yet")
     kept: dict[str, dict[int, dict]] = {"train": {}, "validation": {}}
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_text(errors="replace", encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -60,7 +60,7 @@ def _load_init_from(objective: Objective, source: str, distributed: Distributed)
 def _compare_clips(network: nn.Module, folder: Path, distributed: Distributed) -> None:
     """Warn where weights to start from were trained against another CLIP than this run's."""
     own = getattr(network, "config", {}).get("clip_fingerprint")
-    other = json.loads((folder / "config.json").read_text()).get("clip_fingerprint")
+    other = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("clip_fingerprint")
     if own and other and own != other:
         distributed.report(f"warning: {folder} was made for the CLIP {other}, and objective.clip is {own}")
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -18,6 +17,13 @@ from running import QUIET, finals, finish, kill, run_here, start, state
 from unclip.io.checkpoints import DiskFull, checkpoints, load_checkpoint, save_checkpoint
 from unclip.runtime.config import ConfigError
 from unclip.training.divergence import DivergenceMonitor
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+limits_sizes = pytest.mark.skipif(resource is None, reason="this system has no limits of a file's size")
 
 
 def assert_same_run(one, other):
@@ -109,6 +115,7 @@ def test_a_checkpoint_of_another_configuration_is_one_line(tmp_path):
         run_here("upsampler_256", tmp_path, "max_steps=2", "model.channels=[8,8]")
 
 
+@limits_sizes
 def test_where_there_is_no_room_the_checkpoint_before_survives(tmp_path):
     def save(step: int, size: int) -> None:
         tensors = {"weights": {"a": torch.full((size,), float(step))}, "ema": {"a": torch.ones(size)}}
@@ -157,6 +164,7 @@ def test_a_disk_that_is_full(tmp_path):
     assert "are free" in said.stdout and "are missing" in said.stdout
 
 
+@limits_sizes
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path):
     limit = (2_000, resource.RLIM_INFINITY)

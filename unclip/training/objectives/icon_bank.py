@@ -41,7 +41,7 @@ class IconBank:
 
     def _check_prior(self) -> None:
         """Raises ConfigError for a prior of another CLIP, and for one that is autoregressive."""
-        config = json.loads((self.prior / "prior" / "config.json").read_text())
+        config = json.loads((self.prior / "prior" / "config.json").read_text(encoding="utf-8"))
         if config["_class_name"] == "AutoregressivePrior":
             raise ConfigError(f"objective.prior {self.prior} is autoregressive: a diffusion prior is needed")
         made_for = config.get("clip_fingerprint")
