@@ -36,7 +36,7 @@ class DiskFull(OSError):
     """There is no room for a file; the message is one line that says how much is missing."""
 
 
-def write_beside(path: Path, save: Callable[[Path], None]) -> None:
+def write_beside(path: Path, save: Callable[[Path], object]) -> None:
     """Have a file written beside its place and moved there when it is whole."""
     partial = path.with_name(path.name + ".partial")
     try:

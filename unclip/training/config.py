@@ -51,7 +51,7 @@ class TrainConfig:
     report_to: list[str] | str | None = None  # trackers beside log.jsonl, by Accelerate's names: tensorboard, wandb, ...
 
     def __post_init__(self) -> None:
-        self.betas = tuple(self.betas)
+        self.betas = (self.betas[0], self.betas[1])
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
         self._check_trackers()
         for name in ("max_steps", "batch_size", "gradient_accumulation", "keep", "log_every"):

@@ -22,7 +22,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 @torch.no_grad()
 def embed(
     clip: FrozenCLIP,
-    pictures: CaptionedFiles,
+    images: CaptionedFiles,
     out: Path,
     size: int = 64,
     rows: int = 4096,
@@ -32,10 +32,10 @@ def embed(
     force: bool = False,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[str]:
-    """Write the embeddings and token encodings of all `pictures` to shards of `rows` in `out`; -> the names of unreadable ones.
+    """Write the embeddings and token encodings of all `images` to shards of `rows` in `out`; -> the names of unreadable ones.
 
     Each shard is written beside and renamed, so that the same call after a kill goes on where it stopped. Raises
-    ValueError where `out` holds another CLIP's embeddings or other pictures', unless `force` replaces them.
+    ValueError where `out` holds another CLIP's embeddings or other images', unless `force` replaces them.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be {', '.join(DTYPES)}, got {dtype!r}")
@@ -46,21 +46,21 @@ def embed(
         "fingerprint": clip.fingerprint,
         "dim": clip.dim,
         "tokens": clip.text([""])[1].shape[1],
-        "data": data_fingerprint(pictures.names, pictures.captions),
+        "data": data_fingerprint(images.names, images.captions),
         "size": size,
-        "count": len(pictures.names),
+        "count": len(images.names),
         "rows": rows,
         "dtype": dtype,
     }
     _begin(out, manifest, force)
     _write(out / EMPTY, dict(zip(("text_embeds", "encodings", "mask"), clip.text([""]), strict=True)))
     unreadable: list[str] = []
-    for number in progress(range(-(-len(pictures.names) // rows))):
+    for number in progress(range(-(-len(images.names) // rows))):
         path = out / shard_name(number)
         if path.is_file() and check_safetensors(path):
             continue
-        chosen = range(number * rows, min((number + 1) * rows, len(pictures.names)))
-        parts = [_embed(clip, pictures, list(chosen[n : n + batch]), size, unreadable) for n in range(0, len(chosen), batch)]
+        chosen = range(number * rows, min((number + 1) * rows, len(images.names)))
+        parts = [_embed(clip, images, list(chosen[n : n + batch]), size, unreadable) for n in range(0, len(chosen), batch)]
         if len(unreadable) > max_unreadable:
             raise ValueError(f"{len(unreadable)} pictures could not be read, the last: {unreadable[-1]}")
         shard = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -69,23 +69,23 @@ def embed(
     return unreadable
 
 
-def _embed(clip: FrozenCLIP, pictures: CaptionedFiles, rows: list[int], size: int, unreadable: list[str]) -> dict[str, Tensor]:
-    seen = []
+def _embed(clip: FrozenCLIP, images: CaptionedFiles, rows: list[int], size: int, unreadable: list[str]) -> dict[str, Tensor]:
+    opened: list[Tensor | None] = []
     for row in rows:
         try:
-            seen.append(to_uint8(square(pictures.open(row), size)))
+            opened.append(to_uint8(square(images.open(row), size)))
         except ValueError as error:
             unreadable.append(str(error))
-            seen.append(None)
+            opened.append(None)
     blank = torch.zeros(3, size, size, dtype=torch.uint8)
-    stacked = torch.stack([blank if s is None else s for s in seen]).to(clip.scale.device)
-    text_embeds, encodings, mask = clip.text([pictures.captions[row] for row in rows])
+    stacked = torch.stack([blank if image is None else image for image in opened]).to(clip.scale.device)
+    text_embeds, encodings, mask = clip.text([images.captions[row] for row in rows])
     found = {
         "image_embeds": clip.image(normalize(stacked)),
         "text_embeds": text_embeds,
         "encodings": encodings[mask],
         "lengths": mask.sum(1),
-        "readable": torch.tensor([s is not None for s in seen], dtype=torch.uint8),
+        "readable": torch.tensor([image is not None for image in opened], dtype=torch.uint8),
     }
     return {name: tensor.cpu() for name, tensor in found.items()}
 

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,10 @@ def export_pipeline(
     if storage not in STORAGES:
         raise ValueError(f"storage must be {' or '.join(STORAGES)}, got {storage!r}")
     several: dict[str, list[nn.Module]] = {name: [] for name in mean or ()}
-    components, kept, axes, cards = {}, {}, [], [out / "README.md"] if (out / "README.md").is_file() else []
+    components: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    axes: list[Path] = []
+    cards = [out / "README.md"] if (out / "README.md").is_file() else []
     distilled: Path | None = None
     for run in runs:
         folder = resolve(components_folder(run))
@@ -75,15 +79,7 @@ def export_pipeline(
                 _quantise(folder, components)
         return out
     axes = [path for path in axes if PrincipalAxes.load(path).clip_fingerprint == _fingerprint(components)]
-    own = []
-    if distilled is not None and "decoder" in components:
-        made_for, have = Distilled.load(distilled).decoder, fingerprint(components["decoder"])
-        if made_for == have:
-            own = [distilled]
-        elif not (distilled.parent / "model_index.json").is_file():
-            raise ValueError(f"{distilled} was distilled from the decoder {made_for}, but the pipeline's is {have}")
-        else:
-            logger.warning("the distilled decoder of %s is left out: the full one is another now", distilled.parent)
+    own = _fitting_distilled(distilled, components)
     settings = kept | (defaults or {}) or None
     components = {"super_res_last": None, "prior_scheduler": None} | components
     required = [n for n in UnCLIPPipeline.required_components() if n not in components]
@@ -99,6 +95,22 @@ def export_pipeline(
         if storage == "int8":
             _quantise(folder, components)
     return out
+
+
+def _fitting_distilled(distilled: Path | None, components: dict[str, Any]) -> list[Path]:
+    """The distilled decoder's file, if it is of the pipeline's decoder; left out of a pipeline whose decoder was replaced.
+
+    Raises ValueError for a run's that was distilled from another decoder.
+    """
+    if distilled is None or "decoder" not in components:
+        return []
+    made_for, have = Distilled.load(distilled).decoder, fingerprint(components["decoder"])
+    if made_for == have:
+        return [distilled]
+    if not (distilled.parent / "model_index.json").is_file():
+        raise ValueError(f"{distilled} was distilled from the decoder {made_for}, but the pipeline's is {have}")
+    logger.warning("the distilled decoder of %s is left out: the full one is another now", distilled.parent)
+    return []
 
 
 def _quantise(folder: Path, components: dict) -> None:

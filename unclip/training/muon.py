@@ -3,7 +3,8 @@
 # K matrices of one shape, M rows, N columns
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,12 +24,12 @@ class Muon(torch.optim.AdamW):
     train one network (DDP) share the matrices out among them and gather each other's updates.
     """
 
-    def __init__(self, groups: list[dict], dtype: torch.dtype = torch.float32, **adamw):
+    def __init__(self, groups: list[dict], dtype: torch.dtype = torch.float32, **adamw: Any):
         super().__init__(groups, **adamw)
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

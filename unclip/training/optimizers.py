@@ -1,6 +1,7 @@
 """The optimizer of a run, and its state in checkpoints."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,12 @@ def build_optimizer(config: TrainConfig, objective: Objective, precision: str) -
 
     Each group has `factor`, which multiplies the learning rate.
     """
-    settings = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
     settings["fused"] = config.fused
     hidden = set(hidden_matrices(objective.trained)) if config.optimizer == "muon" else set()
     groups = []

@@ -6,7 +6,7 @@ It is built under torch's fake tensors by the stage's own constructor, of which 
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from .. import networks
 from ..data.examples import EmojiScenes
+from ..data.scenes import IconSet
 from ..io.checkpoints import check_folder, components_folder, resolve
 from ..runtime.config import ConfigError, construct, load_config, shipped
 from .objectives import Objective, objective_class
@@ -22,6 +23,7 @@ from .objectives.frozen_clip import CachedCLIP, FrozenCLIP
 
 SIDE = 64  # pixels of an image of the dataset, where `data.size` does not say
 STOCK_TOKENS = 77  # of a CLIP that is not here: those of OpenAI's
+UNKNOWN = ""  # fingerprint: there are no weights to take it of
 READ_BY_NETWORKS = ("clip", "prior", "adapter")  # keys of `objective` that name other models
 
 
@@ -29,7 +31,7 @@ class PlannedImages(EmojiScenes):
     """Stands in for a dataset of images of `size` px, scenes or one's own; it has no items."""
 
     def __init__(self, size: int):
-        self.size, self.icons = size, ()
+        self.size, self.icons = size, cast(IconSet, ())
 
 
 class PlannedCLIP(FrozenCLIP):
@@ -38,7 +40,7 @@ class PlannedCLIP(FrozenCLIP):
     def __init__(self, text: nn.Module, image: nn.Module):
         nn.Module.__init__(self)
         self.towers = nn.ModuleDict({"text": text, "image": image}).requires_grad_(False).eval()
-        self.dim, self.fingerprint = networks.embedding_dim(text), None
+        self.dim, self.fingerprint = networks.embedding_dim(text), UNKNOWN
         tokens = torch.zeros(1, networks.context_length(text), dtype=torch.long)
         for name in ("scale", "shift"):
             self.register_buffer(name, torch.ones(1, 3, 1, 1), persistent=False)
@@ -51,7 +53,7 @@ class PlannedCache(CachedCLIP):
 
     def __init__(self, dim: int, tokens: int, width: int):
         nn.Module.__init__(self)
-        self.dim, self.fingerprint = dim, None
+        self.dim, self.fingerprint = dim, UNKNOWN
         self.register_buffer("embeds", torch.zeros(1, dim), persistent=False)
         self.register_buffer("encodings", torch.zeros(1, tokens, width), persistent=False)
         self.register_buffer("mask", torch.ones(1, tokens, dtype=torch.bool), persistent=False)
@@ -89,14 +91,14 @@ def plan_clip(stage: str, sections: dict[str, Any], config_path: str | Path) -> 
     dim = None if towers is None else networks.embedding_dim(towers[0])
     tokens = STOCK_TOKENS if towers is None else networks.context_length(towers[0])
     if stage == "prior":
-        network = networks.prior(sections["model"], dim)
+        network: Any = networks.prior(sections["model"], dim)
         width = network.encoder_hidden_states_proj.in_features
         return PlannedCache(network.config.embedding_dim, network.config.num_embeddings, width)
     if stage == "prior_autoregressive":
-        dim = networks.prior_autoregressive(sections["model"], dim).config.embedding_dim
+        dim = cast(Any, networks.prior_autoregressive(sections["model"], dim)).config.embedding_dim
     else:
-        dim = networks.decoder(sections["model"], dim)["text_proj"].config.clip_embeddings_dim
-    return PlannedCache(dim, tokens, dim)
+        dim = cast(Any, networks.decoder(sections["model"], dim)["text_proj"]).config.clip_embeddings_dim
+    return PlannedCache(cast(int, dim), tokens, cast(int, dim))
 
 
 def plan_objective(stage: str, sections: dict[str, Any], clip: PlannedCLIP | PlannedCache | None) -> Objective:

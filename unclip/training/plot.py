@@ -1,4 +1,4 @@
-"""Loss curves of training runs as one picture, from their `log.jsonl`."""
+"""Loss curves of training runs as one image, from their `log.jsonl`."""
 
 import json
 import re

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,12 +58,16 @@ class Shards:
         for parameter in objective.trained.parameters():
             parameter.data = parameter.data.contiguous()
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        options = {"mesh": mesh, "reshard_after_forward": stage == "zero3"}
+        options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": stage == "zero3"}
         for block in blocks(objective.trained) if objective.shards_blocks else ():
             fully_shard(block, **options)
         learned = {id(p) for p in objective.trained.parameters()}
         frozen = {p for p in objective.parameters() if id(p) not in learned}
-        fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+        self.root = fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+
+    def set_gradient_sync(self, sync: bool) -> None:
+        """Whether the next backward pass reduces gradients over the processes: in the last one of a step."""
+        self.root.set_requires_gradient_sync(sync)
 
     @contextmanager
     def gathered(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -99,12 +104,12 @@ def _leaves(module: nn.Module, containers: tuple[type, ...]) -> Iterator[nn.Modu
             yield child
 
 
-def gather_full(tensor: Tensor, keep: bool = True) -> Tensor | None:
-    """A tensor gathered from all processes, on the CPU if it was in parts; None where it is not to be kept."""
+def gather_full(tensor: Tensor, keep: bool = True) -> Tensor:
+    """A tensor gathered from all processes, on the CPU if it was sharded; an empty one where it is not to be kept."""
     if not isinstance(tensor, DTensor):
         return tensor
     gathered = tensor.full_tensor()
-    return gathered.cpu() if keep else None
+    return gathered.cpu() if keep else torch.empty(0)
 
 
 def local_shard(full: Tensor, like: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class Trainer:
         objective.to(distributed.device)
         if shards is None:  # FSDP2 takes no other layout than contiguous
             for network in objective.trained.children():
-                network.to(memory_format=torch.channels_last)
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
         return shards
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -194,7 +194,7 @@ class Trainer:
         for part in range(parts):
             self._seed_dropout(self.step * parts + part)
             if self.shards:
-                self.objective.set_requires_gradient_sync(part == parts - 1)
+                self.shards.set_gradient_sync(part == parts - 1)
             with accelerator.accumulate(self.wrapped):
                 loss, metrics = self.wrapped(to_device(next(batches), self.distributed.device))
                 accelerator.backward(loss)
@@ -262,7 +262,11 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors."""
-        state = {"step": self.step, "seconds": self.throughput.seconds, "samples": self.step * self.samples_per_step}
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.throughput.seconds,
+            "samples": self.step * self.samples_per_step,
+        }
         state |= {"init_from": self.config.init_from, "recent": list(self.monitor.recent)}
         scaler = self.distributed.accelerator.scaler
         return state | ({"scaler": scaler.state_dict()} if scaler is not None else {})

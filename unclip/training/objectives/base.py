@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from ... import networks
 from ...io.checkpoints import save_components
@@ -25,8 +25,8 @@ class Objective(nn.Module):
     Whatever a constructor reads beside its arguments comes from a `load_...` method, which `unclip plan` overrides.
     """
 
-    examples: Dataset[Any]
-    validation: Dataset[Any] | None = None  # held-out examples, for the stages that validate on some
+    examples: Any  # a Dataset, of whatever kind the stage needs
+    validation: Any = None  # held-out examples, for the stages that validate on some
     trained: nn.ModuleDict
     optional_init: tuple[str, ...] = ()  # networks of `trained` that `init_from` need not hold
     held_to_start: bool = False  # whether a resumed run needs the weights that it once started from

@@ -57,7 +57,8 @@ class ClipObjective(Objective):
         # icons are validated on themselves: only one's own images have a held-out split to load
         self.validation = self.load_examples(data, "validation") if isinstance(self.examples, CaptionedImages) else None
         of_text, of_image = networks.towers(model)
-        text, image = networks.text_tower(of_text), networks.image_tower(of_image)
+        text = networks.text_tower(of_text)
+        image: Any = networks.image_tower(of_image)
         self.tokenizer = self.load_tokenizer(text, pretrained_text)
         self.feature_extractor = image_processor(image.config.image_size)
         self.trained = nn.ModuleDict({"text_encoder": text, "image_encoder": image})
@@ -121,7 +122,8 @@ class ClipObjective(Objective):
         return loss + self.anchor * drift / 1000, metrics
 
     def dummy_batch(self, size: int) -> dict[str, Tensor]:
-        text, image = self.trained["text_encoder"], self.trained["image_encoder"]
+        text = self.trained["text_encoder"]
+        image: Any = self.trained["image_encoder"]
         tokens, side = networks.context_length(text), image.config.image_size
         rows = {name: torch.arange(size) for name in ("index", "key", "style", "caption_style")}
         return rows | {
@@ -202,9 +204,10 @@ def sentence_tokenizer(tower: nn.Module, weights: bool) -> PreTrainedTokenizerBa
     if weights and not isinstance(tower, TextTower):
         raise ConfigError(f"objective.pretrained_text: there are no weights for a {type(tower).__name__}; set it to false")
     if weights:
+        body: Any = tower.bert
         state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"][:length]
-        own = tower.bert.state_dict()
-        tower.bert.load_state_dict({k: v for k, v in state.items() if k in own and "position_ids" not in k}, strict=True)
+        own = body.state_dict()
+        body.load_state_dict({k: v for k, v in state.items() if k in own and "position_ids" not in k}, strict=True)
     return tokenizer
 
 
@@ -213,7 +216,7 @@ def _gathered(rows: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
     if rows.is_floating_point():
-        return torch.cat(torch.distributed.nn.functional.all_gather(rows))
+        return torch.cat(torch.distributed.nn.functional.all_gather(rows))  # type: ignore[attr-defined]  # loaded with dist
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows)
     return torch.cat(parts)

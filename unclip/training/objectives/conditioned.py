@@ -77,7 +77,7 @@ def add_adapter(trained: nn.ModuleDict, name: str, lora: LoRA) -> None:
     targets = [n for n in layers if any(n == t or n.endswith(f".{t}") for t in wanted)]
     if not targets:
         raise ConfigError(f"objective.lora.targets: no layer's name ends in {', '.join(wanted)}")
-    alpha = lora.rank if lora.alpha is None else lora.alpha
+    alpha: Any = lora.rank if lora.alpha is None else lora.alpha  # PEFT takes fractions too
     network.add_adapter(LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=targets))
 
 
@@ -105,7 +105,8 @@ class ClipConditioned(Objective):
     network: str  # the diffusion network's name in `trained`
     held_out: int = 128  # examples that validation uses
     reads_images: bool = True  # also where an embedding cache holds their embeddings
-    frozen: FrozenCLIP | CachedCLIP
+    frozen: Any  # FrozenCLIP or CachedCLIP
+    schedule: Any  # a scheduler of diffusers
 
     def __init__(
         self,
@@ -214,7 +215,7 @@ class ClipConditioned(Objective):
     def encode_text(self, batch: dict[str, Tensor], dropped: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Text embeddings [B, D], encodings [B, N, D] and mask [B, N]; of "" where `dropped` [B]. Cached ones if there are."""
         cached = "text_embeds" in batch
-        given = tuple(batch[name] for name in (("text_embeds", "encodings", "mask") if cached else ("tokens", "mask")))
+        given: Any = tuple(batch[name] for name in (("text_embeds", "encodings", "mask") if cached else ("tokens", "mask")))
         if dropped is not None:
             pairs = zip(self.frozen.empty(), given, strict=True)  # padded to the tower's length, and to the batch's
             columns = [(dropped.view(-1, *[1] * (g.ndim - 1)), e[:, : g.shape[1]].to(g), g) for e, g in pairs]

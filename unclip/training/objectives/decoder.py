@@ -103,23 +103,13 @@ class DecoderObjective(ClipConditioned):
         check_shares(drop_draft=drop_draft, drop_style=drop_style, sampled=sampled)
         super().__init__(data, seed, clip, prediction_type, NoiseLevels(timesteps, timestep_mean, timestep_std), min_snr, lora)
         self.trained = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)
-        decoder = self.trained["decoder"]
-        inputs, outputs = decoder.config.in_channels, decoder.config.out_channels
-        if inputs not in (3, 7) or outputs not in (3, 6):
-            raise ConfigError(f"model.in_channels must be 3 or 7 and model.out_channels 3 or 6, got {inputs} and {outputs}")
-        if outputs == 6 and prediction_type == "v_prediction":
-            raise ConfigError("a learned variance goes with objective.prediction_type epsilon or sample, not v_prediction")
+        self._set_channels(prediction_type)
         self.drops, self.embedding_noise, self.vlb_weight = (drop_both, drop_image, drop_text), embedding_noise, vlb_weight
-        self.inpainting, self.learned_variance = inputs == 7, outputs == 6
         self.drop_draft, self.drop_style, self.gained_rate = drop_draft, drop_style, gained_rate
         if not gained_rate > 0:
             raise ConfigError(f"objective.gained_rate must be above 0, got {gained_rate}")
-        if getattr(decoder, "draft_out", None) is not None:
-            if prediction_type != "v_prediction":
-                raise ConfigError(f"model.draft_skip needs objective.prediction_type v_prediction, got {prediction_type}")
-            decoder.draft_out.alphas_cumprod.copy_(self.schedule.alphas_cumprod)
-        if self.trained["text_proj"].draft_head is not None:
-            self.trained["text_proj"].draft_head.requires_grad_(False)
+        if self.text_proj.draft_head is not None:
+            self.text_proj.draft_head.requires_grad_(False)
         self.icon_bank: IconBank | None = None
         self.sampled = sampled
         if prior is not None:
@@ -127,12 +117,34 @@ class DecoderObjective(ClipConditioned):
                 raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
             self.icon_bank = IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, seed)
         self._set_grounding(grounding, grounding_every)
-        self.resolution = decoder.config.sample_size if resolution is None else resolution
+        self.resolution: int = self.decoder.config.sample_size if resolution is None else resolution
         if self.resolution < 1 or self.examples.size % self.resolution:
             raise ConfigError(
                 f"data.size is {self.examples.size}, which is no multiple of the {self.resolution} px that the decoder is "
                 "trained at (objective.resolution, else model.sample_size)"
             )
+
+    @property
+    def decoder(self) -> Any:
+        return self.trained["decoder"]
+
+    @property
+    def text_proj(self) -> Any:
+        return self.trained["text_proj"]
+
+    def _set_channels(self, prediction_type: str) -> None:
+        """Raises ConfigError for numbers of channels that there are not, and for ones that the prediction type excludes."""
+        decoder = self.decoder
+        inputs, outputs = decoder.config.in_channels, decoder.config.out_channels
+        if inputs not in (3, 7) or outputs not in (3, 6):
+            raise ConfigError(f"model.in_channels must be 3 or 7 and model.out_channels 3 or 6, got {inputs} and {outputs}")
+        if outputs == 6 and prediction_type == "v_prediction":
+            raise ConfigError("a learned variance goes with objective.prediction_type epsilon or sample, not v_prediction")
+        self.inpainting, self.learned_variance = inputs == 7, outputs == 6
+        if getattr(decoder, "draft_out", None) is not None:
+            if prediction_type != "v_prediction":
+                raise ConfigError(f"model.draft_skip needs objective.prediction_type v_prediction, got {prediction_type}")
+            decoder.draft_out.alphas_cumprod.copy_(self.schedule.alphas_cumprod)
 
     def _set_grounding(self, weight: float, every: int) -> None:
         """Raises ConfigError for a weight or interval out of range, and for examples or a decoder that cannot be grounded."""
@@ -141,7 +153,7 @@ class DecoderObjective(ClipConditioned):
                 raise ConfigError(f"objective.{name} must be at least {least}, got {value}")
         self.grounding, self.grounding_every = weight, every
         if weight:
-            if not (isinstance(self.examples, EmojiScenes) and isinstance(self.trained["decoder"], Decoder)):
+            if not (isinstance(self.examples, EmojiScenes) and isinstance(self.decoder, Decoder)):
                 raise ConfigError("objective.grounding needs emoji scenes, which know what is where, and our own decoder")
             self.icon_embeds = IconEmbeddings(self.examples.icons, self.frozen)
 
@@ -153,7 +165,7 @@ class DecoderObjective(ClipConditioned):
                     continue
                 weight = state[layer]
                 missing = list(weight.shape)
-                missing[dim] = self.trained["decoder"].get_parameter(layer).shape[dim] - weight.shape[dim]
+                missing[dim] = self.decoder.get_parameter(layer).shape[dim] - weight.shape[dim]
                 if missing[dim] > 0:  # the first channels are the image's, also after pixel-unshuffling
                     state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
         return state
@@ -189,7 +201,7 @@ class DecoderObjective(ClipConditioned):
 
     def dummy_batch(self, size: int) -> dict[str, Tensor]:
         batch, dim = super().dummy_batch(size), self.frozen.dim
-        if self.trained["text_proj"].config.get("styles"):
+        if self.text_proj.config.get("styles"):
             batch["style"] = torch.zeros(size, dtype=torch.long)
         if self.grounding:
             batch["names"] = torch.zeros(size, batch["mask"].shape[1], dtype=torch.int8)
@@ -208,8 +220,8 @@ class DecoderObjective(ClipConditioned):
         conditions = self.conditions(text, image_embeds, self.style(batch), no_draft, grounding)
         inputs = torch.cat([noised, self.inpainting_input(clean, batch["random"])], 1)
         if grounding is not None:
-            conditions["cross_attention_kwargs"] = {"names": expand_to_context(self.trained["text_proj"], grounding.names, 0)}
-        output = self.trained["decoder"](inputs, timesteps, **conditions)
+            conditions["cross_attention_kwargs"] = {"names": expand_to_context(self.text_proj, grounding.names, 0)}
+        output = self.decoder(inputs, timesteps, **conditions)
         if grounding is not None:
             grounding.shares = output.name_shares
         predicted = output.sample.float()
@@ -231,7 +243,7 @@ class DecoderObjective(ClipConditioned):
             noisy = F.normalize(image_embeds + self.embedding_noise * random[:, EMBEDDING_NOISE, None] * deviation, dim=-1)
         if self.icon_bank is not None:
             noisy = self.with_sampled_embeddings(batch, noisy)
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings
+        null = self.text_proj.learned_classifier_free_guidance_embeddings
         return self.encode_text(batch, no_text), torch.where(no_image[:, None], null, noisy)
 
     def with_sampled_embeddings(self, batch: dict[str, Tensor], image_embeds: Tensor) -> Tensor:
@@ -241,7 +253,7 @@ class DecoderObjective(ClipConditioned):
 
     def style(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The styles [B] that the decoder is conditioned on, as `text_proj` numbers them; None where there are none."""
-        styles = self.trained["text_proj"].config.get("styles") or ()
+        styles = self.text_proj.config.get("styles") or ()
         if not styles or "style" not in batch:
             return None
         random = batch["random"]
@@ -279,7 +291,7 @@ class DecoderObjective(ClipConditioned):
     ) -> dict[str, Any]:
         """The decoder's arguments beside sample and timestep, all [B, ...]; where `no_draft` [B] the draft is 0."""
         text_embeds, encodings, mask = text
-        project = self.trained["text_proj"]
+        project = self.text_proj
         named = {} if style is None else {"style": style}
         context, added, guess = project(
             image_embeddings=image_embeds,
@@ -301,7 +313,7 @@ class DecoderObjective(ClipConditioned):
 
     def guided_conditions(self, batch: dict[str, Tensor], conditional: dict[str, Tensor]) -> dict[str, Tensor]:
         """`conditions` of a batch with the unconditional ones before them: [2B, ...]."""
-        project, count = self.trained["text_proj"], len(conditional["class_labels"])
+        project, count = self.text_proj, len(conditional["class_labels"])
         null = project.learned_classifier_free_guidance_embeddings.expand(count, -1)
         unconditional = self.conditions(self.encode_empty_text(batch), null)
         return {name: torch.cat([unconditional[name], value]) for name, value in conditional.items()}
@@ -311,7 +323,7 @@ class DecoderObjective(ClipConditioned):
         """Held-out scenes: true images, sampled from embedding and caption, and sampled from the caption alone."""
         batch = self.held_out_batch(SAMPLES)
         clean, embeds = self.images_and_embeddings(batch)
-        null = self.trained["text_proj"].learned_classifier_free_guidance_embeddings.expand(SAMPLES, -1)
+        null = self.text_proj.learned_classifier_free_guidance_embeddings.expand(SAMPLES, -1)
         start = seeded_noise(self.seed + IMAGE_NOISE, batch["index"], clean)
         text = self.encode_text(batch)
         inpainting = self.inpainting_input(clean, batch["random"]).repeat(2, 1, 1, 1)
@@ -321,7 +333,7 @@ class DecoderObjective(ClipConditioned):
 
             def predict(x: Tensor, t: Tensor) -> Tensor:
                 inputs = torch.cat([x, inpainting], 1)
-                return self.trained["decoder"](inputs, t, **conditions).sample.float()  # noqa: B023
+                return self.decoder(inputs, t, **conditions).sample.float()  # noqa: B023
 
             rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, guidance=2.0))
         return grid(torch.cat(rows) / 2 + 0.5, SAMPLES)

@@ -61,6 +61,8 @@ class DecoderDistillObjective(Objective):
 
     shardable = False  # shards would have to follow the adapter as it is switched on and off
     decoder_objective: type[DecoderObjective] = DecoderObjective
+    starts: Tensor
+    alphas: Tensor
 
     def __init__(
         self,
@@ -270,7 +272,7 @@ class DecoderDistillObjective(Objective):
         decoder: Any = self.trained["decoder"]
         state = get_peft_model_state_dict(decoder, adapter_name="default")
         settings = decoder.peft_config["default"]
-        facts = {"evaluations": self.evaluations, "guidance": self.guidance, "shift": self.shift}
+        facts: dict[str, Any] = {"evaluations": self.evaluations, "guidance": self.guidance, "shift": self.shift}
         facts["decoder"] = self.teacher_fingerprint
         return Distilled.of_adapter(state, scale=settings.lora_alpha / settings.r, **facts)
 

@@ -17,7 +17,7 @@ from ...data.single_icons import SingleIcons
 from ...runtime.config import ConfigError, construct
 from .base import Objective, grid
 from .conditioned import check_shares, new_weights
-from .frozen_clip import FrozenCLIP, frozen_clip
+from .frozen_clip import frozen_clip
 from .icon_bank import TOGETHER, IconBank
 
 NOISES = 16_384  # rows of noise, of which an example's index chooses one
@@ -58,7 +58,7 @@ class DraftObjective(Objective):
         self.examples = self.load_examples(data, "train", seed)
         self.icons, self.path = self.examples.icons, str(data["path"])
         self.frozen = self.load_clip(clip, None)
-        project = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)["text_proj"]
+        project: Any = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)["text_proj"]
         if project.draft_head is None or list(project.config.styles) != list(STYLES):
             raise ConfigError(f"the stage draft needs model.text_proj with a draft and styles: [{', '.join(STYLES)}]")
         project.requires_grad_(False)
@@ -67,13 +67,18 @@ class DraftObjective(Objective):
         self.icon_bank = IconBank(self.icons, Path(self.path), self.frozen, prior, samples, seed)
         self.seed, self.sampled = seed, sampled if prior else 0.0
         self.embedding_noise, self.drop_style = embedding_noise, drop_style
-        self.images: Tensor | None = None
-        self.noise: Tensor | None = None
+        self.images: Any = None  # a tensor, once it is filled
+        self.noise: Any = None
+
+    @property
+    def text_proj(self) -> Any:
+        """The network whose draft head is trained."""
+        return self.trained["text_proj"]
 
     def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> SingleIcons:
         return construct(SingleIcons, data, "data", split=split, seed=seed)
 
-    def load_clip(self, clip: str, embeddings: str | None) -> FrozenCLIP:
+    def load_clip(self, clip: str, embeddings: str | None) -> Any:
         return frozen_clip(clip, None)
 
     def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,7 +90,7 @@ class DraftObjective(Objective):
     def prepare(self, device: torch.device | str = "cpu", progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Mean and standard deviation of the icons' embeddings, which the head standardises by."""
         self._fill(device, progress)
-        head, embeds = self.trained["text_proj"].draft_head, self.icon_bank.embeds()
+        head, embeds = self.text_proj.draft_head, self.icon_bank.embeds()
         head.mean.copy_(embeds.mean(0))
         head.std.copy_(embeds.std(0).clamp_min(1e-4))
         self.images = None  # filled again on the device of the run
@@ -96,7 +101,7 @@ class DraftObjective(Objective):
         self.icon_bank.embeds(progress)
         if self.images is not None:
             return
-        factor = self.icons.sprites.shape[1] // self.trained["text_proj"].draft_head.size
+        factor = self.icons.sprites.shape[1] // self.text_proj.draft_head.size
         starts = range(0, len(self.icons), TOGETHER)
         rows = [range(n, min(n + TOGETHER, len(self.icons))) for n in starts]
         self.images = torch.cat([F.avg_pool2d(self.icons.in_pose(r), factor) * 2 - 1 for r in rows]).to(device)
@@ -117,7 +122,7 @@ class DraftObjective(Objective):
         if self.embedding_noise:
             embeds = F.normalize(embeds + self.embedding_noise * random[:, EMBEDDING_NOISE, None] * batch["noise"], dim=-1)
         style = torch.where(random[:, DROP_STYLE] < self.drop_style, len(STYLES), batch["style"])
-        drafts = self.trained["text_proj"].draft_image(embeds, style).float()
+        drafts = self.text_proj.draft_image(embeds, style).float()
         losses = (drafts - batch["image"]).square().mean((1, 2, 3))  # [B]
         metrics = {}
         for name, chosen in (("true", ~from_prior), ("sampled", from_prior)):
@@ -125,7 +130,7 @@ class DraftObjective(Objective):
         return losses.mean(), metrics
 
     def dummy_batch(self, size: int) -> dict[str, Tensor]:
-        head: Any = self.trained["text_proj"].draft_head
+        head = self.text_proj.draft_head
         rows, embeds = torch.zeros(size, dtype=torch.long), torch.zeros(size, self.frozen.dim)
         batch = {"random": torch.full((size, 4), 0.5), "style": rows, "embeds": embeds, "noise": embeds}
         return batch | {"image": torch.zeros(size, 3, head.size, head.size), "from_prior": rows > 0}
@@ -140,7 +145,7 @@ class DraftObjective(Objective):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean squared error over icons trained on, from CLIP's embeddings and from sampled ones, and over unseen icons."""
-        device = self.trained["text_proj"].draft_head.mean.device
+        device = self.text_proj.draft_head.mean.device
         self._fill(device)
         trained = self._rows(self.examples, 1024)
         held_out = SingleIcons(self.path, "validation", self.seed, all_concepts=self.examples.all_concepts)
@@ -154,7 +159,7 @@ class DraftObjective(Objective):
     def _drafts(self, rows: Tensor, from_prior: bool) -> Tensor:
         chosen = torch.full((len(rows),), from_prior, device=rows.device)
         embeds = self._embeds(rows, torch.zeros(len(rows), device=rows.device), chosen)
-        return self.trained["text_proj"].draft_image(embeds, self.examples.styles.to(rows.device)[rows]).float()
+        return self.text_proj.draft_image(embeds, self.examples.styles.to(rows.device)[rows]).float()
 
     def _error(self, rows: Tensor, from_prior: bool) -> float:
         return (self._drafts(rows, from_prior) - self.images[rows]).square().mean().item()
@@ -162,7 +167,7 @@ class DraftObjective(Objective):
     @torch.no_grad()
     def sample(self) -> Image.Image:
         """Icons trained on: real, drafts from CLIP's embeddings and from sampled ones."""
-        self._fill(self.trained["text_proj"].draft_head.mean.device)
+        self._fill(self.text_proj.draft_head.mean.device)
         rows = self._rows(self.examples, SAMPLES)
         columns = [self.images[rows], self._drafts(rows, False)]
         columns += [self._drafts(rows, True)] if self.icon_bank.prior else []

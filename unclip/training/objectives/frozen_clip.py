@@ -1,6 +1,7 @@
 """The CLIP that prior and decoder are trained against."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +43,8 @@ class FrozenCLIP(nn.Module):
     @classmethod
     def load(cls, model: str) -> "FrozenCLIP":
         """The CLIP of a training run or of a pipeline, in fp32 and channels_last."""
-        clip = CLIP.from_pretrained(components_folder(model), dtype=torch.float32)
-        clip.image_encoder.to(memory_format=torch.channels_last)
+        clip = CLIP.from_pretrained(str(components_folder(model)), dtype=torch.float32)
+        clip.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
         return cls(clip)
 
     def train(self, mode: bool = True) -> "FrozenCLIP":
@@ -79,7 +80,7 @@ class FrozenCLIP(nn.Module):
 
     def text(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Text embeddings [B, D], token encodings [B, N, D] and mask [B, N] bool, N the tower's length."""
-        tokens, device = self.tokenize(captions, fixed=False), self.towers["text"].device
+        tokens, device = self.tokenize(captions, fixed=False), self.empty_tokens.device
         embeds, encodings, mask = self.encode(*(tokens[name].to(device, non_blocking=True) for name in ("tokens", "mask")))
         padding = self.empty_tokens.shape[1] - mask.shape[1]
         return embeds, F.pad(encodings, (0, 0, 0, padding)), F.pad(mask, (0, padding))
@@ -87,11 +88,12 @@ class FrozenCLIP(nn.Module):
     @torch.no_grad()
     def image(self, images: Tensor) -> Tensor:
         """Image embeddings [B, D] of images [B, 3, H, W] in [-1, 1]."""
-        size = self.towers["image"].config.image_size
+        tower: Any = self.towers["image"]
+        size = tower.config.image_size
         if images.shape[-1] != size:
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
         images = images * self.scale + self.shift
-        return self.towers["image"](images.contiguous(memory_format=torch.channels_last)).image_embeds.float()
+        return tower(images.contiguous(memory_format=torch.channels_last)).image_embeds.float()
 
 
 class CachedCLIP(nn.Module):

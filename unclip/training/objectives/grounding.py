@@ -61,7 +61,8 @@ def name_distances(guessed: Tensor, names: Tensor, embeds: Tensor) -> tuple[Tens
     """
     off = [1 - F.cosine_similarity(guessed.float(), embeds[:, number, None], dim=-1) for number in (0, 1)]
     pairs = [mean_over_tokens(names == sign, values) for sign, values in zip((1, -1), off, strict=True)]
-    return tuple(torch.stack(part, 1) for part in zip(*pairs, strict=True))
+    distances, counted = (torch.stack(part, 1) for part in zip(*pairs, strict=True))
+    return distances, counted
 
 
 def mean_over_tokens(tokens: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from prior.cache import predictor
 
@@ -31,24 +31,23 @@ class IconBank:
     have no folder, nothing is kept.
     """
 
-    def __init__(self, icons: IconSet, path: Path, frozen: nn.Module, prior: str | None, samples: int, seed: int):
+    def __init__(self, icons: IconSet, path: Path, frozen: Any, prior: str | None, samples: int, seed: int):
         self.icons, self.path, self.frozen, self.samples, self.seed = icons, path, frozen, samples, seed
         self.prior = None if prior is None else components_folder(resolve(prior))
         if self.prior is not None:
-            self._check_prior()
+            self._check_prior(self.prior)
         self._embeds: Tensor | None = None
         self._sampled: Tensor | None = None
 
-    def _check_prior(self) -> None:
+    def _check_prior(self, prior: Path) -> None:
         """Raises ConfigError for a prior of another CLIP, and for one that is autoregressive."""
-        config = json.loads((self.prior / "prior" / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((prior / "prior" / "config.json").read_text(encoding="utf-8"))
         if config["_class_name"] == "AutoregressivePrior":
-            raise ConfigError(f"objective.prior {self.prior} is autoregressive: a diffusion prior is needed")
+            raise ConfigError(f"objective.prior {prior} is autoregressive: a diffusion prior is needed")
         made_for = config.get("clip_fingerprint")
         if made_for not in (None, self.frozen.fingerprint):
             raise ConfigError(
-                f"objective.prior {self.prior} was trained for the CLIP {made_for}, but objective.clip is "
-                f"{self.frozen.fingerprint}"
+                f"objective.prior {prior} was trained for the CLIP {made_for}, but objective.clip is {self.frozen.fingerprint}"
             )
 
     def take(self, embeds: Tensor, sampled: Tensor | None = None) -> None:
@@ -64,7 +63,11 @@ class IconBank:
     def sampled(self, rows: Tensor, random: Tensor, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
         """Sampled embeddings [B, D] of the icons `rows` [B]; `random` [B] in [0, 1) picks one of each icon's."""
         if self._sampled is None:
-            self._sampled = self._cached("sampled", self._prior_files(), lambda: self._sample(progress))
+            if self.prior is None:
+                raise ValueError("there are no sampled embeddings without a prior")
+            folder = self.prior
+            files = sorted((folder / "prior").glob("*.safetensors"))
+            self._sampled = self._cached("sampled", files, lambda: self._sample(folder, progress))
         return self._on_device("_sampled")[rows, (random * self.samples).long()]
 
     def _on_device(self, name: str) -> Tensor:
@@ -72,11 +75,8 @@ class IconBank:
         setattr(self, name, moved)
         return moved
 
-    def _prior_files(self) -> list[Path]:
-        return sorted((self.prior / "prior").glob("*.safetensors"))
-
-    def _sample(self, progress: Callable[[Iterable], Iterable]) -> Tensor:
-        parts = load_components(self.prior, ("prior", "prior_scheduler"), dtype=torch.float32)
+    def _sample(self, folder: Path, progress: Callable[[Iterable], Iterable]) -> Tensor:
+        parts = load_components(folder, ("prior", "prior_scheduler"), dtype=torch.float32)
         prior = parts["prior"].eval().to(next(self.frozen.buffers()).device)
         return PriorSampler(self.frozen, prior, parts["prior_scheduler"], self.seed).sample(self.icons, self.samples, progress)
 
@@ -95,7 +95,7 @@ class IconBank:
 
 
 @torch.no_grad()
-def embed_icons(icons: IconSet, frozen: nn.Module, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
+def embed_icons(icons: IconSet, frozen: Any, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
     """CLIP's image embeddings [N, D] of all icons in their one pose."""
     found, device = [], next(frozen.buffers()).device
     for start in progress(range(0, len(icons), TOGETHER)):
@@ -107,7 +107,7 @@ def embed_icons(icons: IconSet, frozen: nn.Module, progress: Callable[[Iterable]
 class PriorSampler:
     """Samples image embeddings for captions of icons from a diffusion prior, as a pipeline would."""
 
-    def __init__(self, frozen: nn.Module, prior: nn.Module, scheduler: Any, seed: int):
+    def __init__(self, frozen: Any, prior: Any, scheduler: Any, seed: int):
         self.frozen, self.prior, self.scheduler, self.seed = frozen, prior, scheduler, seed
 
     @torch.no_grad()
@@ -125,12 +125,11 @@ class PriorSampler:
     def _sample(self, captions: list[str], style: Tensor, seed: int) -> Tensor:
         text, encodings, mask = self.frozen.text(captions)
         empty = [e.expand(len(captions), *e.shape[1:]) for e in self.frozen.text([""])]
-        both = [torch.cat(pair) for pair in zip(empty, (text, encodings, mask), strict=True)]
+        text_embeds, both_encodings, both_masks = (torch.cat(p) for p in zip(empty, (text, encodings, mask), strict=True))
+        styles = None
         if self.prior.config.get("styles"):
-            style = torch.cat([torch.full_like(style, len(STYLES)), style]).to(text.device)
-        else:
-            style = None
-        predict = predictor(self.prior, *both, style=style)
+            styles = torch.cat([torch.full_like(style, len(STYLES)), style]).to(text.device)
+        predict = predictor(self.prior, text_embeds, both_encodings, both_masks, style=styles)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + seed) % 2**63)
         start = torch.randn(text.shape, generator=generator).to(text)
         drawn = denoise(predict, start, self.scheduler, PRIOR_STEPS, guidance=PRIOR_GUIDANCE)

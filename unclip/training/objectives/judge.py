@@ -43,7 +43,7 @@ def vocabulary(icons: IconSet) -> Iterator[str]:
 
 def icons_path(data: dict | None) -> str:
     """Where a judge's icons are. Raises ConfigError where its section does not say."""
-    if not (data or {}).get("path"):
+    if not data or not data.get("path"):
         raise ConfigError("data.path is missing: a dataset built by `unclip data emoji`, or shapes")
     return str(data["path"])
 
@@ -109,7 +109,8 @@ class JudgeObjective(Objective):
         return (image_loss + text_loss) / 2, {"accuracy": best, "scale": self.log_scale.exp()[0]}
 
     def dummy_batch(self, size: int) -> dict[str, Tensor]:
-        text, image = self.trained["text_encoder"], self.trained["image_encoder"]
+        text: Any = self.trained["text_encoder"]
+        image: Any = self.trained["image_encoder"]
         captions, side, names = 1 + self.examples.wrong, image.config.image_size, min(self.names, len(self._name_facts))
         texts, tokens = size * captions + names, text.config.context_length
         return {

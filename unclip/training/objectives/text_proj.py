@@ -15,7 +15,7 @@ from ...diffusion.schedules import masked_mean
 from ...runtime.config import ConfigError
 from .base import Objective, to_device
 from .conditioned import new_weights, to_floats
-from .frozen_clip import FrozenCLIP, frozen_clip, name_tokens
+from .frozen_clip import frozen_clip, name_tokens
 from .grounding import IconEmbeddings, mean_over_tokens, name_distances, names_two
 
 LEARNED = ("encoder_hidden_states_proj.", "text_blocks.", "text_encoder_hidden_states_norm.", "text_to_image.")
@@ -41,7 +41,7 @@ class TextProjObjective(Objective):
         if not isinstance(self.examples, EmojiScenes):
             raise ConfigError(f"the stage text_proj needs emoji scenes, which know what is where; data.path is {data['path']}")
         self.frozen, self.where = self.load_clip(clip, None), where
-        project = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)["text_proj"]
+        project: Any = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)["text_proj"]
         if not (project.text_blocks and project.config.text_images):
             raise ConfigError("the stage text_proj needs model.text_proj with text_layers above 0 and text_images: true")
         for name, parameter in project.named_parameters():
@@ -52,7 +52,7 @@ class TextProjObjective(Objective):
     def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> Dataset[Any]:
         return captioned_examples(data, split, seed)
 
-    def load_clip(self, clip: str, embeddings: str | None) -> FrozenCLIP:
+    def load_clip(self, clip: str, embeddings: str | None) -> Any:
         return frozen_clip(clip, None)
 
     def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

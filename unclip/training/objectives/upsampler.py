@@ -39,6 +39,8 @@ class UpsamplerObjective(Objective):
     are carried over.
     """
 
+    schedule: Any  # a scheduler of diffusers
+
     def __init__(
         self,
         model: dict,
@@ -54,20 +56,20 @@ class UpsamplerObjective(Objective):
         sampling_steps: int = 2,
     ):
         super().__init__()
-        for name, value, known in (
+        for name, choice, known in (
             ("degrade", degrade, ("blur", "bsr")),
             ("loss", loss, ("charbonnier", "mse")),
             ("beta_schedule", beta_schedule, ("squaredcos_cap_v2", "linear")),
         ):
-            if value not in known:
-                raise ConfigError(f"objective.{name} must be {' or '.join(known)}, got {value!r}")
+            if choice not in known:
+                raise ConfigError(f"objective.{name} must be {' or '.join(known)}, got {choice!r}")
         if not 1 <= sampling_steps <= 1000:
             raise ConfigError(f"objective.sampling_steps must be from 1 to 1000, got {sampling_steps}")
         for name, value in (("blur", blur), ("grain", grain), ("edges", edges)):
             if not value >= 0:
                 raise ConfigError(f"objective.{name} must be at least 0, got {value}")
-        upsampler = networks.upsampler(model)
-        self.size = upsampler.config.sample_size
+        upsampler: Any = networks.upsampler(model)
+        self.size: int = upsampler.config.sample_size
         self.name = "upsampler_1024" if self.size > 256 else "super_res_first"  # the pipeline's names, from Karlo's
         self.trained = nn.ModuleDict({self.name: upsampler})
         self.examples = self.load_examples(data, "train", seed)
