@@ -44,7 +44,15 @@ DEFAULTS = {
     "super_res_num_inference_steps": 2,
     "upsampler_1024_num_inference_steps": 1,
 }
-TIMED = ("seconds", "images_per_s")  # columns of a log that no two runs share
+TIMED = (
+    "seconds",
+    "images_per_s",
+    "step_s",
+    "data_wait_s",
+    "tflops",
+    "mfu",
+    "peak_memory",
+)  # columns of a log that no two runs share
 STAR, RING = "a red star", "two rings"
 
 

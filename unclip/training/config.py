@@ -48,6 +48,7 @@ class TrainConfig:
     init_from: str | None = None
     gradient_checkpointing: bool = False  # activations are computed again on the way back (arXiv 1604.06174)
     explosion: float = 100.0  # a loss this many times the median of the steps before it stops the run; 0 never does
+    profile_steps: list[int] | None = None  # [first, last]: torch's profiler writes a trace of these steps to profile/
     report_to: list[str] | str | None = None  # trackers beside log.jsonl, by Accelerate's names: tensorboard, wandb, ...
 
     def __post_init__(self) -> None:
@@ -68,6 +69,11 @@ class TrainConfig:
             raise ValueError(f"ema must be from 0 to less than 0.289, got {self.ema}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be from 0 to less than 1, got {self.ema_decay}")
+
+        if self.profile_steps is not None and not (
+            len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise ValueError(f"profile_steps must be [first, last] with 1 <= first <= last, got {self.profile_steps}")
 
     def _check_trackers(self) -> None:
         known, installed = list(LOGGER_TYPE_TO_CLASS), [str(t) for t in get_available_trackers()]

@@ -74,6 +74,7 @@ class RunLogger:
             self.distributed.report(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
         else:
             shown = {"loss": f"{values['loss']:.4f}", "images_per_s": f"{values['images_per_s']:.1f}"}
+            shown |= {name: f"{values[name]:.3g}" for name in ("tflops", "mfu", "data_wait_s") if name in values}
             self.bar.set_postfix(shown, refresh=False)
 
     def _drop_rows_after(self, step: int) -> None:

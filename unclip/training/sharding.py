@@ -45,11 +45,11 @@ def launched() -> str:
 
 
 class Shards:
-    """An objective's networks in parts, and beside them, on the main process, a whole copy that draws and is written.
+    """An objective's networks in shards, and on the main process a full copy, which validates, samples and is written.
 
-    Blocks are gathered one at a time as they run ("zero3" lets go of each after its forward pass, "zero2" keeps it until
-    its backward pass); what is outside of them stays whole for the length of a step. The frozen networks are not shared
-    out. Every method is for all processes to call together.
+    Blocks are gathered one at a time as they run ("zero3" frees each after its forward pass, "zero2" after its backward
+    pass); what is outside of them stays gathered for the length of a step. The frozen networks are not sharded. Every
+    method is for all processes to call together.
     """
 
     def __init__(self, objective: Objective, device: torch.device, stage: str, main: bool):
@@ -113,7 +113,7 @@ def gather_full(tensor: Tensor, keep: bool = True) -> Tensor:
 
 
 def local_shard(full: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, in the parts, device and memory layout of `like`."""
+    """This process's shard of a full tensor, in the placement, device and memory layout of `like`."""
     if isinstance(like, DTensor):
         return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return torch.empty_like(like).copy_(full)

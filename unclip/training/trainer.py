@@ -28,9 +28,11 @@ from .optimizers import build_optimizer, load_optimizer_state, optimizer_state, 
 from .sharding import Shards, gather_full
 from .signals import StopSignals
 from .starting_weights import load_starting_weights
-from .throughput import Throughput
+from .step_profiler import StepProfiler
+from .throughput import Throughput, flops_per_sample
 
 Sections = dict[str, dict[str, Any]]
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(config_path: str | Path, overrides: list[str]) -> None:
@@ -95,13 +97,15 @@ class Trainer:
         self.samples_per_step = distributed.samples_per_step(config)
         checkpoint = checkpointer.load_newest()
         load_starting_weights(objective, config, checkpoint, distributed)
+        flops = flops_per_sample(objective, config.batch_size)
         self.shards = self._place_networks()
         self.optimizer = build_optimizer(config, objective, distributed.precision)
         averages = bool(config.ema or config.ema_decay)
         self.ema = PowerEMA(objective.trained_parameters(), config.ema, config.ema_decay) if averages else None
         self.monitor = DivergenceMonitor(config, distributed, checkpointer)
         self.step = 0
-        self.throughput = Throughput(self.samples_per_step)
+        dtype = DTYPES[distributed.precision]
+        self.throughput = Throughput(self.samples_per_step, distributed.processes, distributed.device, dtype, flops)
         if checkpoint is not None:
             self._resume(checkpoint)
         if config.compile:
@@ -110,6 +114,7 @@ class Trainer:
         self.evaluator = Evaluator(objective, self.ema, self.shards, checkpointer, distributed)
         self.logger = RunLogger(config, {**vars(config), **sections}, distributed, self.step)
         self.signals = StopSignals()
+        self.profiler = StepProfiler(config.profile_steps, checkpointer.folder, distributed.rank, distributed.device)
 
     def _place_networks(self) -> Shards | None:
         """Put the networks on the device, in channels_last or, where they are sharded, in shards."""
@@ -152,13 +157,15 @@ class Trainer:
         saved_at, stopping = time.monotonic(), False
         self.objective.train()
         with self.signals:
-            with self.logger, TrainingBatches(self.objective.examples, sampler) as batches:
+            with self.logger, self.profiler, TrainingBatches(self.objective.examples, sampler) as batches:
                 self.throughput.start()
                 while self.step < config.max_steps and not stopping:
+                    self.profiler.before(self.step + 1)
                     self.logger.collect(self.train_step(batches))
+                    self.profiler.after(self.step)
                     self.throughput.step()
                     if self._is_due(config.log_every) or self.step == 1:
-                        self._log()
+                        self._log(batches.waited)
                     with self.throughput.paused():
                         self._evaluate()
                         by_time = not config.save_every and 0 < 60 * config.save_minutes < time.monotonic() - saved_at
@@ -220,9 +227,10 @@ class Trainer:
         parameters = self.objective.trained.parameters()
         return gather_full(self.distributed.accelerator.clip_grad_norm_(parameters, self.config.clip_norm or math.inf))
 
-    def _log(self) -> None:
+    def _log(self, waited: float) -> None:
+        """Log the means since the last log line; `waited` are the seconds for which batches were waited for in all."""
         self.monitor.check()
-        means, speed = self.logger.means(), self.throughput.lap()
+        means, speed = self.logger.means(), self.throughput.lap(waited)
         rate = {"rate": self.config.learning_rate_at(self.step - 1)}
         self.logger.log("train", self.step, self.throughput.seconds, means | rate | speed)
 

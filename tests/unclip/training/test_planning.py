@@ -98,7 +98,7 @@ def test_an_adapter_is_what_is_trained():
     lora = [f"objective.lora.rank={rank}", f"objective.lora.targets={TARGETS}"]
     for name, more, parts, steps in (
         ("decoder", lora, 1, 0),
-        ("decoder_distill", ["objective.evaluations=2", "objective.teacher_steps=3"], 2, 3),
+        ("decoder_distill", ["objective.evaluations=2", "objective.teacher_steps=4"], 2, 4),
     ):
         adapted = plan(TINY / f"{name}.yaml", more, gpus=0)
         assert adapted.trained == factors
