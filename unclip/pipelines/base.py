@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..clip.model import CLIP, PARTS
 from ..clip.preprocessing import preprocess
-from ..diffusion.sampling import Generators, OnStep, Predict, denoise, noise
+from ..diffusion.sampling import DenoisingOptions, Generators, Predict, denoise, noise
 from ..io.moved import attribute
 from ..io.pixels import denormalize
 from ..networks import is_noise_conditioned
@@ -246,33 +246,20 @@ class UnCLIPBase(Acceleration):
         scheduler: Any,
         steps: int,
         call: Call,
-        guidance: float = 1.0,
-        on_step: OnStep | None = None,
-        postprocess: Callable[[Tensor], Tensor] = lambda x: x,
-        **options: Any,
+        options: DenoisingOptions | None = None,
     ) -> Tensor:
-        """`denoise` with this pipeline's progress bar, callback and interrupt.
+        """`denoise` with this pipeline's progress bar, callback and interrupt; `on_step` comes before the callback."""
+        options = options or DenoisingOptions()
+        first = options.on_step
 
-        `on_step` sees each step before the callback does; `postprocess` is applied to the x0 estimates that a callback sees.
-        """
-
-        def after(i: int, t: Tensor, latents: Tensor, clean: Callable[[], Tensor]) -> Tensor:
-            latents = latents if on_step is None else on_step(i, t, latents, clean)
-            return self._on_step(i, t, latents, lambda: postprocess(clean()))
+        def on_step(i: int, t: Tensor, latents: Tensor, x0: Callable[[], Tensor]) -> Tensor:
+            latents = latents if first is None else first(i, t, latents, x0)
+            return self._on_step(i, t, latents, x0)
 
         self._num_timesteps = steps
-        return denoise(
-            predict,
-            start,
-            scheduler,
-            steps,
-            guidance=guidance,
-            generator=call.generator,
-            progress=self._bar(self._stage.replace("_", " ")),
-            on_step=after,
-            stopped=lambda: self._interrupt,
-            **options,
-        )
+        bar = self._bar((self._stage or "").replace("_", " "))
+        options = replace(options, generator=call.generator, progress=bar, on_step=on_step, stopped=lambda: self._interrupt)
+        return denoise(predict, start, scheduler, steps, options)
 
     def _on_step(self, i: int, t: Tensor, latents: Tensor, clean: Callable[[], Tensor]) -> Tensor:
         """The latents to go on with after a step: the callback's, where it returns some."""

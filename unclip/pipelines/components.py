@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..diffusion.scheduler import own
+from ..diffusion.scheduler import replace_stock_unclip
 
 
 def check_components(components: dict[str, Any]) -> dict[str, Any]:
@@ -12,7 +12,7 @@ def check_components(components: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for a network without the scheduler that it needs, and for components of different CLIPs.
     """
-    components = {n: own(c) if n.endswith("scheduler") and c is not None else c for n, c in components.items()}
+    components = {n: replace_stock_unclip(c) if n.endswith("scheduler") and c is not None else c for n, c in components.items()}
     check_fit(components)
     prior = components.get("prior")
     if prior is not None and not is_autoregressive(prior) and components.get("prior_scheduler") is None:

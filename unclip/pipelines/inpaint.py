@@ -11,7 +11,7 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from ..diffusion.sampling import Generators, noise, place_timesteps
+from ..diffusion.sampling import DenoisingOptions, Generators, noise, place_timesteps
 from ..io.images import on_white
 from ..io.pixels import normalize, to_uint8_tensor
 from ..runtime.precision import working_dtype
@@ -153,10 +153,18 @@ class UnCLIPInpaintPipeline(UnCLIPPipeline):
             return step.sqrt() * x + (1 - step).sqrt() * fresh()
 
         guidance, start = call.settings.guidance_scale("decoder"), fresh()
-        options = {"resample": resample, "renoise": renoise, "interval": guided_timesteps(call, scheduler), "eta": 1.0}
+        options = DenoisingOptions(
+            guidance=guidance,
+            interval=guided_timesteps(call, scheduler),
+            eta=1.0,
+            resample=resample,
+            renoise=renoise,
+            on_step=keep,
+            postprocess=around,
+        )
         with self._run_stage("decoder", "text_proj", "decoder"):
             predict = decoder_prediction(self, text, image_embeds, guidance, torch.cat([small * (1 - hole), hole], 1))
-            images = self._denoise(predict, start, scheduler, steps, call, guidance, keep, around, **options)
+            images = self._denoise(predict, start, scheduler, steps, call, options)
         return images.clamp(-1, 1)
 
 

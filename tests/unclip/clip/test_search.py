@@ -84,7 +84,7 @@ def test_a_damaged_index_is_made_anew(clip, folder, tmp_path, caplog):
     index.update()
     index.file.write_bytes(index.file.read_bytes()[:100])
     again = Index(folder, clip, tmp_path / "cache")
-    assert again.stamps == {} and "made anew" in caplog.text
+    assert again.stamps == {} and "is rebuilt" in caplog.text
     again.update()
     assert len(Index(folder, clip, tmp_path / "cache").stamps) == BATCH + 3
 

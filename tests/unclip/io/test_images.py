@@ -72,8 +72,8 @@ def test_what_cannot_be_read_is_named(tmp_path):
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(whole, "PNG")
     files = {
-        "empty.png": (b"", "no picture"),
-        "text.png": (b"hello", "no picture"),
+        "empty.png": (b"", "not an image"),
+        "text.png": (b"hello", "not an image"),
         "cut.png": (whole.getvalue()[:800], "damaged"),
         "bomb.png": (bomb(11_000, 11_000), "11000x11000 pixels, more than 100 megapixels"),
         "huge.png": (bomb(100_000, 100_000), "more than 100 megapixels"),

@@ -101,7 +101,7 @@ def test_installing_reaches_every_layer_and_unknown_names_are_refused():
 
 
 def test_the_choice_is_logged_once_with_its_reason(caplog, monkeypatch):
-    monkeypatch.setattr(module, "_told", set())
+    monkeypatch.setattr(module, "_logged", set())
     caplog.set_level("INFO", "unclip.runtime.attention")
     prior = DiffusionPrior(embedding_dim=32, num_embeddings=4, width=32, layers=2, head_dim=16)
     for backend in ("auto", "sdpa", "auto", "sdpa"):
@@ -188,7 +188,7 @@ def test_a_sibling_leaves_the_kernel_that_was_chosen(tiny, monkeypatch):
     assert asked == {"math"}
 
 
-def test_kernels_that_were_built_for_another_torch_are_told_of_in_one_line(monkeypatch):
+def test_kernels_that_were_built_for_another_torch_are_logged_of_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("xformers._cpp_lib._built_with_cuda", True)
     assert why_not("xformers") is None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from decoder import expand_to_context
 from prior.blocks import KeyValueCache
 
-from ...diffusion.sampling import Predict
+from ...diffusion.sampling import DenoisingOptions, Predict
 from ...runtime import attention
 from ...runtime.compiling import compiled
 from ..call import Call, in_batches
@@ -64,8 +64,8 @@ def _decode(
             predict = clip_guided(predict, pipe._clip(), text.embeds, call.scheduler, guidance, clip_guidance)
         steps, shift = call.settings.decoder_num_inference_steps, call.settings.decoder_timestep_shift
         interval = guided_timesteps(call, call.scheduler)
-        options = {"eta": eta, "interval": interval, "shift": shift}
-        return pipe._denoise(predict, start, call.scheduler, steps, call, guidance, **options).clamp(-1, 1)
+        options = DenoisingOptions(guidance=guidance, interval=interval, shift=shift, eta=eta)
+        return pipe._denoise(predict, start, call.scheduler, steps, call, options).clamp(-1, 1)
 
 
 def no_images(pipe: "UnCLIPBase", call: Call) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prior.cache import predictor
 
-from ...runtime.memory import at_hand
+from ...diffusion.sampling import DenoisingOptions
+from ...runtime.memory import onloaded
 from ..call import Call
 from ..components import is_autoregressive
 from .text import TextCondition
@@ -46,8 +47,8 @@ def _sample_diffusion(pipe: "UnCLIPBase", text: TextCondition, call: Call, candi
         return predict_embedding(x.to(prior.dtype), t).to(x.dtype)
 
     steps = call.settings.prior_num_inference_steps
-    latents = pipe._denoise(predict, start, pipe.prior_scheduler, steps, call, guidance)
-    with at_hand(prior):
+    latents = pipe._denoise(predict, start, pipe.prior_scheduler, steps, call, DenoisingOptions(guidance=guidance))
+    with onloaded(prior):
         return prior.post_process_latents(latents)
 
 
@@ -60,7 +61,7 @@ def _sample_tokens(pipe: "UnCLIPBase", text: TextCondition, call: Call, candidat
         raise ValueError("prior_latents: an autoregressive prior starts from no noise")
     guidance = call.settings.guidance_scale("prior")
     conditions = [v.repeat_interleave(candidates, 0) for v in _condition_inputs(pipe, text, guidance)]
-    with at_hand(pipe.prior):
+    with onloaded(pipe.prior):
         return pipe.prior.draw(
             *conditions,
             guidance,
@@ -96,6 +97,6 @@ def nearest_to_text(embeds: Tensor, text: TextCondition, candidates: int) -> Ten
 
 def null_embedding(pipe: "UnCLIPBase", text: TextCondition) -> Tensor:
     """The decoder's learned embedding for "no image embedding", for each image: [B, D]."""
-    with pipe._run_stage("prior", "text_proj"), at_hand(pipe.text_proj):
+    with pipe._run_stage("prior", "text_proj"), onloaded(pipe.text_proj):
         null = pipe.text_proj.learned_classifier_free_guidance_embeddings
         return null.detach().to(pipe._execution_device).expand(len(text), -1).clone()
