@@ -92,7 +92,7 @@ class JudgeTextTower(Int8Storage, ModelMixin):
     """A small pre-norm Transformer over words, mean-pooled and projected to a unit vector."""
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         vocab_size: int,
         width: int = 128,
@@ -156,7 +156,7 @@ class Judge(CLIP):
             )
         found = cls(**load_components(folder, PARTS, dtype=torch.float32))
         if isinstance(found.image_encoder, ModelMixin):
-            found.image_encoder.to(memory_format=torch.channels_last)
+            found.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a wrapper without the types of nn.Module.to
         return found
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class TextTower(Int8Storage, ModelMixin):
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         vocab_size: int = 30522,
         width: int = 384,
@@ -93,7 +93,7 @@ class ImageTower(Checkpointed, Int8Storage, ModelMixin):
     """A residual convolutional network on 2x2 pixel-unshuffled images, pooled by one learned query."""
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         image_size: int = 64,
         channels: Sequence[int] = (48, 128, 256),

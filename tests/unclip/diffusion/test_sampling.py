@@ -45,7 +45,7 @@ def test_target_and_clean_are_inverse(kind, t, seed):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
 def test_a_perfect_network_is_sampled_perfectly(kind, sampler):
-    """Whoever always knows the clean picture ends on it, from any noise and in any number of steps."""
+    """A network that always predicts the clean image ends on it, from any noise and in any number of steps."""
     plan = schedule(kind)
     clean = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     scheduler = sampler.from_config(plan.config, timestep_spacing="trailing")
@@ -93,9 +93,9 @@ def test_shift_timesteps_fall_from_the_top_and_never_repeat(steps, shift):
     assert all(a <= b for a, b in zip(found, other, strict=True)), "the more it is shifted, the longer noise is high"
 
 
-def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
+def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_image_too():
     plan = schedule("v_prediction")
-    even, told = (DPMSolverMultistepScheduler.from_config(plan.config, timestep_spacing="trailing") for _ in range(2))
+    even, shifted = (DPMSolverMultistepScheduler.from_config(plan.config, timestep_spacing="trailing") for _ in range(2))
     for steps in (5, 20, 333):
         even.set_timesteps(steps)
         assert shift_timesteps(steps, 1) == even.timesteps.tolist()
@@ -106,10 +106,10 @@ def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
         alpha = plan.alphas_cumprod.double()[int(t)]
         return alpha.sqrt() * (x - alpha.sqrt() * clean) / (1 - alpha).sqrt() - (1 - alpha).sqrt() * clean
 
-    drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), told, 8, DenoisingOptions(shift=3))
+    drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), shifted, 8, DenoisingOptions(shift=3))
     torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
     assert seen == shift_timesteps(8, 3)
-    ddim = DDIMScheduler.from_config(plan.config, timestep_spacing="trailing")  # cannot be told its timesteps
+    ddim = DDIMScheduler.from_config(plan.config, timestep_spacing="trailing")  # does not accept timesteps
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     assert torch.equal(denoise(perfect, start, ddim, 8, DenoisingOptions(shift=3)), denoise(perfect, start, ddim, 8))
 

@@ -127,12 +127,12 @@ def test_diffusers_networks_answer_as_with_their_own_processors(tmp_path, monkey
     g = torch.Generator().manual_seed(0)
     embeds, states = torch.randn(3, karlo.DIM, generator=g), torch.randn(3, karlo.TOKENS, karlo.DIM, generator=g)
     mask = torch.arange(karlo.TOKENS)[None] < torch.tensor([[1], [5], [12]])
-    picture, added = torch.randn(3, 3, 16, 16, generator=g), torch.randn(3, 32, generator=g)
+    image, added = torch.randn(3, 3, 16, 16, generator=g), torch.randn(3, 32, generator=g)
 
     def answers() -> list[torch.Tensor]:
         return [
             have["prior"](embeds, 9, embeds, states, mask).predicted_image_embedding,
-            have["decoder"](picture, 9, states, class_labels=added, attention_mask=mask).sample,
+            have["decoder"](image, 9, states, class_labels=added, attention_mask=mask).sample,
         ]
 
     with torch.no_grad():
@@ -153,10 +153,10 @@ def test_as_many_context_tokens_as_pixels(tmp_path):
     decoder = install(karlo.parts(tmp_path)["decoder"])
     states = torch.randn(2, 64, karlo.DIM, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(64)[None] < torch.tensor([[3], [64]])
-    picture, added = torch.randn(2, 3, 16, 16), torch.randn(2, 32)
+    image, added = torch.randn(2, 3, 16, 16), torch.randn(2, 32)
 
     def draw(states, mask):
-        return decoder(picture, 9, states, class_labels=added, attention_mask=mask).sample
+        return decoder(image, 9, states, class_labels=added, attention_mask=mask).sample
 
     with torch.no_grad():
         whole = draw(states, mask)

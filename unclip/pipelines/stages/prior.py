@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def sample_prior(pipe: "UnCLIPBase", text: TextCondition, call: Call, latents: Tensor | None = None) -> Tensor:
-    """CLIP image embeddings [B, D]: of each image's candidates the nearest to its text.
+    """CLIP image embeddings [B, D]: for each image the candidate that is nearest to its text.
 
     `latents` [B, D] are the starting noise; then there is one candidate per image.
     """
@@ -36,26 +36,26 @@ def sample_prior(pipe: "UnCLIPBase", text: TextCondition, call: Call, latents: T
 
 
 def _sample_diffusion(pipe: "UnCLIPBase", text: TextCondition, call: Call, candidates: int, latents: Tensor | None) -> Tensor:
-    """Image embeddings [B * K, D] of a diffusion prior."""
+    """Sample image embeddings [B * K, D] from a diffusion prior."""
     prior, guidance = pipe.prior, call.settings.guidance_scale("prior")
     embeds, encodings, mask = _condition_inputs(pipe, text, guidance)
     style = _style(pipe, text, guidance != 1)
     predict_embedding = predictor(prior, embeds, encodings, mask, candidates, style)
-    start = pipe._starting_noise((len(text) * candidates, prior.config.embedding_dim), prior, call.generator, latents)
+    start = pipe._starting_noise((len(text) * candidates, prior.config["embedding_dim"]), prior, call.generator, latents)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return predict_embedding(x.to(prior.dtype), t).to(x.dtype)
 
     steps = call.settings.prior_num_inference_steps
-    latents = pipe._denoise(predict, start, pipe.prior_scheduler, steps, call, DenoisingOptions(guidance=guidance))
+    embeddings = pipe._denoise(predict, start, pipe.prior_scheduler, steps, call, DenoisingOptions(guidance=guidance))
     with onloaded(prior):
-        return prior.post_process_latents(latents)
+        return prior.post_process_latents(embeddings)
 
 
 def _sample_tokens(pipe: "UnCLIPBase", text: TextCondition, call: Call, candidates: int, latents: Tensor | None) -> Tensor:
-    """Image embeddings [B * K, D] of an autoregressive prior; a callback gets its tokens, as either tensor.
+    """Sample image embeddings [B * K, D] from an autoregressive prior; a callback gets its tokens, for both tensor names.
 
-    Raises ValueError for `latents`, which it has no use for.
+    Raises ValueError for `latents`: it starts without noise.
     """
     if latents is not None:
         raise ValueError("prior_latents: an autoregressive prior starts from no noise")
@@ -79,7 +79,7 @@ def _condition_inputs(pipe: "UnCLIPBase", text: TextCondition, guidance: float) 
 
 
 def _style(pipe: "UnCLIPBase", text: TextCondition, is_guided: bool) -> Tensor | None:
-    """The styles [B], under guidance [2B] with "not named" first; None for a prior without."""
+    """The styles [B], under guidance [2B] with "not named" first; None for a prior without styles."""
     if text.style is None or not pipe.prior.config.get("styles"):
         return None
     unnamed = torch.full_like(text.style, len(pipe.styles))
