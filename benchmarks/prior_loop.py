@@ -17,7 +17,7 @@ from torch import Tensor
 from turns import machine, now, spread
 
 from prior.cache import predictor
-from unclip.diffusion.sampling import denoise
+from unclip.diffusion.sampling import DenoisingOptions, denoise
 from unclip.pipelines.convert import prior_scheduler
 from unclip.runtime import attention
 
@@ -64,7 +64,8 @@ def compare(stock: PriorTransformer, ours: PriorTransformer, batch: int, tokens:
 
     def timed(make: Callable, steps: int) -> tuple[float, Tensor]:
         begun = now(device)
-        drawn = denoise(make(), start, prior_scheduler(), steps, guidance=GUIDANCE, generator=torch.Generator().manual_seed(2))
+        options = DenoisingOptions(guidance=GUIDANCE, generator=torch.Generator().manual_seed(2))
+        drawn = denoise(make(), start, prior_scheduler(), steps, options)
         return now(device) - begun, drawn
 
     difference = (timed(uncached, steps)[1] - timed(cached, steps)[1]).abs().max()  # and both are warm

@@ -35,7 +35,7 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         *,
         clip_extra_context_tokens: int = 4,
@@ -75,7 +75,7 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
         """Use `function` for every attention of the text blocks."""
         set_attention(self, function)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - diffusers' interface
         self,
         *,
         image_embeddings: Tensor,

@@ -54,7 +54,7 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         sample_size: int = 64,
         in_channels: int = 3,
@@ -119,7 +119,7 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
         """Use `function` for every attention of the network."""
         set_attention(self, function)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - diffusers' interface
         self,
         sample: Tensor,
         timestep: Tensor | float | int,

@@ -37,7 +37,7 @@ class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixi
     clip_dots: Tensor  # [dot_buckets - 1]
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         embedding_dim: int = 384,
         num_embeddings: int = 32,
@@ -170,7 +170,7 @@ class AutoregressivePrior(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixi
     # -- sampling
 
     @torch.no_grad()
-    def draw(
+    def draw(  # noqa: PLR0913 - a public call
         self,
         proj_embedding: Tensor,
         encoder_hidden_states: Tensor,

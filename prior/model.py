@@ -31,7 +31,7 @@ class DiffusionPrior(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
     clip_std: Tensor  # [1, D]
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         embedding_dim: int = 384,
         num_embeddings: int = 32,
@@ -62,7 +62,7 @@ class DiffusionPrior(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
         """Use `function` for every attention of the network."""
         set_attention(self, function)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - diffusers' interface
         self,
         hidden_states: Tensor,
         timestep: Tensor | float | int,

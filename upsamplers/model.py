@@ -27,7 +27,7 @@ class Upsampler(Checkpointed, Int8Storage, ModelMixin):
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         sample_size: int = 256,
         in_channels: int = 6,

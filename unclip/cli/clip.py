@@ -46,7 +46,7 @@ def search(
     if isinstance(wanted, str) and not wanted.strip():
         raise ValueError(f"query is empty: {query!r}")
     index = Index(folder, CLIP.from_pretrained(model))
-    unreadable = index.update(embedding_bar, anew=force)
+    unreadable = index.update(embedding_bar, rebuild=force)
     if unreadable:
         print(f"{len(unreadable)} files could not be read", file=sys.stderr)
     if not index.stamps:

@@ -1,4 +1,4 @@
-"""CLIP: its towers and its judge, classification and search by its embeddings."""
+"""CLIP: its towers, the judge, classification and search by its embeddings."""
 
 from typing import Any
 

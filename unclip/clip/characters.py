@@ -1,4 +1,4 @@
-"""Emoji characters in a prompt, read as the names of what they show."""
+"""Emoji characters in a prompt, replaced by their names."""
 
 import re
 from functools import cache
@@ -34,7 +34,7 @@ def read_characters(text: str) -> str:
     read = _pattern().sub(lambda found: f" {_name(found[0])} ", bare)
     if read == bare:
         return text
-    words = " ".join(read.replace("\u200d", " ").split())  # what joined two that are no emoji together
+    words = " ".join(read.replace("\u200d", " ").split())  # a joiner between two characters that form no emoji
     return re.sub(r" (?=[,.;:!?])", "", words)
 
 

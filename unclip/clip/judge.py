@@ -1,19 +1,20 @@
-"""The judge: a second image-text model that looks at pictures for the evaluation, and is used for nothing else.
+"""The judge: a second image-text model, for the evaluation only.
 
-Of other architecture than the shipped CLIP: depthwise 5x5 convolutions and inverted bottlenecks (ConvNeXt, arXiv
-2201.03545, section 2) instead of dense residual blocks and attention, a pool that keeps the four quarters apart, and a
-small text tower of its own over whole words. Both towers answer as `unclip.clip.model`'s do, so that `CLIP` holds them.
+Its architecture differs from the shipped CLIP's: depthwise 5x5 convolutions and inverted bottlenecks (ConvNeXt, arXiv
+2201.03545, section 2) instead of dense residual blocks and attention, pooling of each image quarter, and a small text tower
+over words. Both towers have the outputs of those in `unclip.clip.towers`, so that `CLIP` can hold them.
 """
 
 # B batch, N tokens, C width, D embedding dimension, V vocabulary
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -31,7 +32,7 @@ SHIPPED = Path(__file__).parents[1] / "pretrained_judge"
 
 
 class DepthwiseBlock(nn.Module):
-    """x + pointwise(gelu(pointwise(norm(depthwise(x))))), the whole scaled by a weight for each channel that starts small."""
+    """x + pointwise(gelu(pointwise(norm(depthwise(x))))), scaled by channel weights that are small at initialisation."""
 
     def __init__(self, channels: int, expansion: int = 2, kernel: int = 5):
         super().__init__()
@@ -45,8 +46,8 @@ class DepthwiseBlock(nn.Module):
         return x + self.scale * self.contract(F.gelu(self.expand(self.norm(self.depthwise(x)))))
 
 
-class JudgeImageTower(Int8Storage, ModelMixin, ConfigMixin):
-    """4x4 pixel-unshuffled pictures through `DepthwiseBlock`s; what each quarter of the picture holds stays apart."""
+class JudgeImageTower(Int8Storage, ModelMixin):
+    """`DepthwiseBlock`s on 4x4 pixel-unshuffled images, with the features of each image quarter pooled separately."""
 
     @register_to_config
     def __init__(
@@ -72,9 +73,9 @@ class JudgeImageTower(Int8Storage, ModelMixin, ConfigMixin):
         self.drop = nn.Dropout(dropout)
         self.projection = nn.Linear(5 * width, embedding_dim, bias=False)
 
-    def forward(self, pixel_values: Tensor, return_dict: bool = True):
+    def forward(self, pixel_values: Tensor, return_dict: bool = True) -> CLIPVisionModelOutput | tuple[Tensor, Tensor]:
         """`pixel_values` [B, 3, S, S] in [-1, 1] -> CLIPVisionModelOutput; `last_hidden_state` [B, N, C] row by row."""
-        size = self.config.image_size
+        size = self.config["image_size"]
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(f"pixel_values must be [B, 3, {size}, {size}], got {list(pixel_values.shape)}")
         features = self.body(F.pixel_unshuffle(pixel_values, 4))  # [B, C, h, w]
@@ -87,11 +88,11 @@ class JudgeImageTower(Int8Storage, ModelMixin, ConfigMixin):
         return CLIPVisionModelOutput(image_embeds=embeds, last_hidden_state=tokens)
 
 
-class JudgeTextTower(Int8Storage, ModelMixin, ConfigMixin):
+class JudgeTextTower(Int8Storage, ModelMixin):
     """A small pre-norm Transformer over words, mean-pooled and projected to a unit vector."""
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         vocab_size: int,
         width: int = 128,
@@ -109,7 +110,9 @@ class JudgeTextTower(Int8Storage, ModelMixin, ConfigMixin):
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embedding_dim, bias=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True):
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
+    ) -> CLIPTextModelOutput | tuple[Tensor, Tensor]:
         """`input_ids` [B, N] int64, `attention_mask` [B, N] (1 = a word) -> CLIPTextModelOutput."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -125,7 +128,7 @@ class JudgeTextTower(Int8Storage, ModelMixin, ConfigMixin):
 
 
 def word_tokenizer(texts: Iterable[str], context_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word of `texts`, in lower case; 0 pads, 1 stands for a word that it doesn't know."""
+    """A tokenizer with one token for each word of `texts`, in lower case; 0 is padding, 1 an unknown word."""
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     lower = normalizers.Lowercase()
     found = {word for text in texts for word, _ in split.pre_tokenize_str(lower.normalize_str(text))}
@@ -138,13 +141,13 @@ def word_tokenizer(texts: Iterable[str], context_length: int) -> PreTrainedToken
 
 
 class Judge(CLIP):
-    """Two towers that score pictures against captions, and the features that distances between sets are measured in."""
+    """Two towers that score images against captions, and image features for distances between sets."""
 
     @classmethod
-    def load(cls, judge: str | Path) -> "Judge":
+    def load(cls, judge: str | Path) -> Self:
         """A shipped judge ("dev" or "test"), a training run, or a folder of components; in float32.
 
-        Raises ValueError, with what to run, when there is none.
+        Raises ValueError, with the command that trains one, when there is none.
         """
         folder = SHIPPED / judge if str(judge) in ("dev", "test") else components_folder(judge)
         if not (folder / "model_index.json").is_file():
@@ -152,14 +155,15 @@ class Judge(CLIP):
                 f"no judge at {folder}; train one with `python train.py configs/emoji/judge.yaml` and pass --judge RUN"
             )
         found = cls(**load_components(folder, PARTS, dtype=torch.float32))
-        found.image_encoder.to(memory_format=torch.channels_last)
+        if isinstance(found.image_encoder, ModelMixin):
+            found.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a wrapper without the types of nn.Module.to
         return found
 
     @torch.no_grad()
-    def see(self, pictures: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
-        """Unit embeddings [N, D] and mean hidden features [N, C] of pictures uint8 [N, 3, H, W]."""
+    def see(self, images: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
+        """Unit embeddings [N, D] and mean hidden features [N, C] of images uint8 [N, 3, H, W]."""
         embeds, features = [], []
-        for chunk in pictures.split(batch):
+        for chunk in images.split(batch):
             pixels = self.preprocess(chunk.float() / 255).contiguous(memory_format=torch.channels_last)
             output = self.image_encoder(pixels.to(self.image_encoder.device))
             embeds.append(output.image_embeds.float().cpu())

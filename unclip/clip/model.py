@@ -5,15 +5,19 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..io.checkpoints import load_components, resolve, save_components
-from .preprocessing import preprocess, tokenize
+from .preprocessing import ImagePreprocessor, preprocess, tokenize
 from .stock import clip_image, clip_text
+from .towers import Tower
 
 PARTS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")  # of a CLIP, by their names in a pipeline
 
@@ -24,13 +28,19 @@ class CLIP:
     Works with this package's towers and with transformers' CLIP models.
     """
 
-    def __init__(self, text_encoder: nn.Module, tokenizer, image_encoder: nn.Module, feature_extractor):
+    def __init__(
+        self,
+        text_encoder: Tower,
+        tokenizer: PreTrainedTokenizerBase,
+        image_encoder: Tower,
+        feature_extractor: ImagePreprocessor,
+    ):
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.image_encoder, self.feature_extractor = image_encoder, feature_extractor
 
     @classmethod
-    def from_pretrained(cls, model: str = "emoji", **kwargs) -> "CLIP":
-        """The CLIP of a pipeline: `"emoji"` (the shipped model), a folder, or a Hub id; or a CLIP of transformers' own."""
+    def from_pretrained(cls, model: str | Path = "emoji", **kwargs: Any) -> Self:
+        """The CLIP of a pipeline: `"emoji"` (the shipped model), a folder, or a Hub id; or a CLIP of transformers."""
         folder = resolve(model)
         if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
             parts = clip_text(folder) | clip_image(folder)
@@ -45,23 +55,28 @@ class CLIP:
         """The four parts, by their names in a pipeline."""
         return {name: getattr(self, name) for name in PARTS}
 
-    def save_pretrained(self, folder) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write the four parts as sub-folders of `folder`, in the layout of a pipeline."""
         save_components(Path(folder), self.components)
 
     @property
     def fingerprint(self) -> str:
-        """Names this pair of towers: what they were stamped with when they were trained, else a hash of their weights.
+        """Identifies this pair of towers: the fingerprint that training recorded in them, else a hash of their weights.
 
-        Prior and decoder record it, because with another CLIP they draw noise. A stamp outlives a change of dtype.
+        Prior and decoder record it, because with another CLIP they sample noise. A recorded one survives a change of dtype.
         """
-        stamped = getattr(self.text_encoder.config, "clip_fingerprint", None)
-        return stamped or self._hash()
+        recorded = getattr(self.text_encoder.config, "clip_fingerprint", None)
+        return recorded or self._hash()
 
     def stamp(self) -> None:
-        """Record a hash of the present weights in both towers' configurations."""
+        """Record a hash of the present weights in both towers' configurations.
+
+        Raises TypeError for towers of transformers, whose configurations have no place for it.
+        """
         found = self._hash()
         for tower in (self.text_encoder, self.image_encoder):
+            if not isinstance(tower, ConfigMixin):
+                raise TypeError(f"a {type(tower).__name__} cannot record a fingerprint")
             tower.register_to_config(clip_fingerprint=found)
 
     def _hash(self) -> str:
@@ -72,15 +87,16 @@ class CLIP:
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def to(self, *args, **kwargs) -> "CLIP":
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move both towers, as `torch.nn.Module.to`."""
         self.text_encoder.to(*args, **kwargs)
         self.image_encoder.to(*args, **kwargs)
         return self
 
-    def tokenize(self, texts: Sequence[str], padding: str | bool = "max_length"):
+    def tokenize(self, texts: Sequence[str], padding: str | bool = "max_length") -> BatchEncoding:
         """`input_ids` and `attention_mask` [B, N] of the texts, truncated to the tokenizer's length.
 
-        Emoji in them are read as their names.
+        Emoji are replaced by their names.
         """
         return tokenize(self.tokenizer, texts, padding)
 
@@ -99,16 +115,16 @@ class CLIP:
     def encode_image(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
         """Unit vectors [B, D] of PIL images or of a tensor [B, 3, H, W] in [0, 1].
 
-        Transparent images are put on white. Raises ValueError for a tensor of another shape or range.
+        Transparent images are composited on white. Raises ValueError for a tensor of another shape or range.
         """
         return self.encode_pixels(self.preprocess(images))
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Unit vectors [B, D] of images [B, 3, S, S] as `preprocess` makes them."""
+        """Unit vectors [B, D] of images [B, 3, S, S] from `preprocess`."""
         pixels = pixels.to(self.image_encoder.device, self.image_encoder.dtype)
         return F.normalize(self.image_encoder(pixels).image_embeds.float(), dim=-1)
 
     def preprocess(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
-        """Images as the image tower takes them: [B, 3, S, S], resized with antialiasing and normalised."""
+        """The image tower's input [B, 3, S, S]: images resized with antialiasing and normalised."""
         return preprocess(self.feature_extractor, images)

@@ -1,6 +1,6 @@
-"""Finding pictures by a sentence or a picture: an index of CLIP embeddings of a folder, kept on disk."""
+"""Image search by text or image: an index of the CLIP embeddings of a folder, stored on disk."""
 
-# N pictures, D embedding dimension
+# N images, D embedding dimension
 
 import hashlib
 import json
@@ -24,10 +24,10 @@ BATCH = 64
 
 
 class Index:
-    """Unit embeddings [N, D] of a folder's pictures with their paths, sizes and times of change.
+    """Unit embeddings [N, D] of a folder's images with their paths, sizes and modification times.
 
-    `update` embeds what is new or has changed and forgets what is gone; the folder itself is never written to. The index
-    lies in the user's cache, one for each folder and each CLIP.
+    `update` embeds new and changed files and removes deleted ones; the folder itself is never written to. The index is a file
+    in the user's cache, one for each folder and each CLIP.
     """
 
     def __init__(self, folder: str | Path, clip: CLIP, cache: str | Path | None = None):
@@ -48,37 +48,37 @@ class Index:
                 self.stamps = json.loads((file.metadata() or {})["stamps"])
                 self.embeddings = file.get_tensor("embeddings")
         except (ValueError, KeyError) as error:
-            logger.warning("the index %s is damaged and is made anew: %s", self.file, error)
+            logger.warning("the index %s is damaged and is rebuilt: %s", self.file, error)
             self.stamps, self.embeddings = {}, self.embeddings[:0]
 
-    def update(self, progress: Callable[[Iterable], Iterable] = iter, anew: bool = False) -> list[str]:
-        """Bring the index up to date, or make it `anew`; -> the files that could not be read."""
-        if anew:
+    def update(self, progress: Callable[[Iterable[int]], Iterable[int]] = iter, rebuild: bool = False) -> list[str]:
+        """Update the index, or `rebuild` it; -> the files that could not be read."""
+        if rebuild:
             self.stamps, self.embeddings = {}, self.embeddings[:0]
-        found = {}
+        found: dict[str, list[int]] = {}
         for path in sorted(self.folder.rglob("*")):
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 facts = path.stat()
                 found[path.relative_to(self.folder).as_posix()] = [facts.st_size, facts.st_mtime_ns]
         rows = {name: n for n, name in enumerate(self.stamps)}
-        kept = [name for name, stamp in found.items() if self.stamps.get(name) == stamp]
-        fresh = [name for name in found if name not in set(kept)]
-        if not fresh and len(kept) == len(rows):
+        current = [name for name, stamp in found.items() if self.stamps.get(name) == stamp]
+        fresh = [name for name in found if name not in set(current)]
+        if not fresh and len(current) == len(rows):
             return []
-        stamps = {name: found[name] for name in kept}
-        parts = [self.embeddings[[rows[name] for name in kept]]]
+        stamps = {name: found[name] for name in current}
+        parts = [self.embeddings[[rows[name] for name in current]]]
         unreadable = []
         for start in progress(range(0, len(fresh), BATCH)):
-            pictures, names = [], []
+            images, names = [], []
             for name in fresh[start : start + BATCH]:
                 try:
-                    pictures.append(self.clip.preprocess(open_image(self.folder / name)))
+                    images.append(self.clip.preprocess(open_image(self.folder / name)))
                     names.append(name)
                 except ValueError as error:
                     logger.warning("skipped: %s", error)
                     unreadable.append(name)
             if names:
-                parts.append(self.clip.encode_pixels(torch.cat(pictures)).cpu())
+                parts.append(self.clip.encode_pixels(torch.cat(images)).cpu())
                 stamps |= {name: found[name] for name in names}
         self.stamps, self.embeddings = stamps, torch.cat(parts)
         self._write()
@@ -90,7 +90,7 @@ class Index:
         write_beside(self.file, lambda path: save_tensors(tensors, path, stamps))
 
     def search(self, query: str | Image.Image, top: int = 10) -> list[tuple[float, str]]:
-        """The `top` pictures nearest to a sentence or a picture: (cosine, path within the folder), best first."""
+        """The `top` images nearest to a text or an image: (cosine, path within the folder), best first."""
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         if not self.stamps:
@@ -103,14 +103,14 @@ class Index:
 
 
 def cache_folder() -> Path:
-    """Where indices lie: `$XDG_CACHE_HOME/unclip/search`, by default under `~/.cache`."""
+    """The folder of indices: `$XDG_CACHE_HOME/unclip/search`, by default under `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unclip" / "search"
 
 
 TEMPLATES = ("{}", "a {}", "an emoji of {}", "a picture of {}")
 
 
-def classify(clip: CLIP, picture: Image.Image, labels: list[str]) -> list[tuple[float, str]]:
+def classify(clip: CLIP, image: Image.Image, labels: list[str]) -> list[tuple[float, str]]:
     """Zero-shot classification (CLIP, section 3.1.2): (cosine, label), best first.
 
     A label's direction is the mean of `TEMPLATES` filled with it (section 3.1.4).
@@ -121,5 +121,5 @@ def classify(clip: CLIP, picture: Image.Image, labels: list[str]) -> list[tuple[
     for label in labels:
         directions.append(clip.encode_text([t.format(label) for t in TEMPLATES]).mean(0))
     texts = torch.nn.functional.normalize(torch.stack(directions), dim=-1)
-    scores = (texts @ clip.encode_image(picture)[0]).tolist()
+    scores = (texts @ clip.encode_image(image)[0]).tolist()
     return sorted(zip(scores, labels, strict=True), key=lambda pair: -pair[0])

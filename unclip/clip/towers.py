@@ -1,7 +1,7 @@
 """CLIP's text tower and image tower.
 
-They answer as transformers' `CLIPTextModelWithProjection` and `CLIPVisionModelWithProjection` do (`text_embeds`,
-`last_hidden_state`, `image_embeds`), so that a pipeline takes either.
+Their outputs are those of transformers' `CLIPTextModelWithProjection` and `CLIPVisionModelWithProjection` (`text_embeds`,
+`last_hidden_state`, `image_embeds`), so that a pipeline accepts either.
 """
 
 # B batch, N tokens, C width, D embedding dimension
@@ -10,32 +10,34 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, CLIPTextModelWithProjection
+from transformers import BertConfig, BertModel, CLIPTextModelWithProjection, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisionModelOutput
 
 from decoder.blocks import ChannelNorm, ResBlock
 from prior.blocks import Attention, Checkpointed
 from prior.storage import Int8Storage
 
+Tower = ModelMixin | PreTrainedModel  # of this package, or of transformers
+
 
 def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean [B, C] of `hidden` [B, N, C] over the tokens that `mask` [B, N] counts (1)."""
+    """The mean [B, C] of `hidden` [B, N, C] over the tokens where `mask` [B, N] is 1."""
     weight = mask.to(hidden.dtype)[..., None]  # [B, N, 1]
     return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-class TextTower(Int8Storage, ModelMixin, ConfigMixin):
+class TextTower(Int8Storage, ModelMixin):
     """A BERT encoder, mean-pooled over its tokens and projected to a unit vector.
 
-    The projection starts as the identity when `width == embedding_dim`, so that a tower started from a sentence encoder
-    keeps that encoder's sense of similarity.
+    The projection is the identity at initialisation when `width == embedding_dim`, so that a tower initialised with a sentence
+    encoder has its similarities.
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         vocab_size: int = 30522,
         width: int = 384,
@@ -64,14 +66,16 @@ class TextTower(Int8Storage, ModelMixin, ConfigMixin):
         if width == embedding_dim:
             nn.init.eye_(self.projection.weight)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True):
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool = True
+    ) -> CLIPTextModelOutput | tuple[Tensor, Tensor]:
         """`input_ids` [B, N] int64, `attention_mask` [B, N] (1 = a token) -> CLIPTextModelOutput."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        seen = attention_mask.long()
+        mask = attention_mask.long()
         if self.bert.config._attn_implementation == "sdpa":
-            seen = seen.bool()[:, None, None]  # [B, 1, 1, N]; of [B, N] BERT would look whether all of it is true
-        hidden = self.bert(input_ids=input_ids, attention_mask=seen).last_hidden_state  # [B, N, C]
+            mask = mask.bool()[:, None, None]  # [B, 1, 1, N]; for [B, N] BERT would read on the host whether all is true
+        hidden = self.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state  # [B, N, C]
         embeds = F.normalize(self.projection(mean_over_tokens(hidden, attention_mask)), dim=-1)  # [B, D]
         if not return_dict:
             return embeds, hidden
@@ -79,17 +83,17 @@ class TextTower(Int8Storage, ModelMixin, ConfigMixin):
 
 
 def tower_mask(tower: nn.Module, mask: Tensor) -> Tensor:
-    """A mask [B, N] of texts (true at a token) as a text tower takes it without looking at its values on the host."""
+    """A mask [B, N] of texts (true at a token) in the form that a text tower does not read on the host."""
     if isinstance(tower, CLIPTextModelWithProjection) and tower.config._attn_implementation == "sdpa":
         return mask.bool()[:, None, None] & torch.ones(*mask.shape[1:] * 2, dtype=torch.bool, device=mask.device).tril()
     return mask
 
 
-class ImageTower(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
-    """A residual convolutional network on 2x2 pixel-unshuffled pictures, pooled by one learned query."""
+class ImageTower(Checkpointed, Int8Storage, ModelMixin):
+    """A residual convolutional network on 2x2 pixel-unshuffled images, pooled by one learned query."""
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a key of the configuration each
         self,
         image_size: int = 64,
         channels: Sequence[int] = (48, 128, 256),
@@ -117,9 +121,9 @@ class ImageTower(Checkpointed, Int8Storage, ModelMixin, ConfigMixin):
         self.query = nn.Parameter(torch.zeros(width))
         self.projection = nn.Linear(2 * width, embedding_dim, bias=False)
 
-    def forward(self, pixel_values: Tensor, return_dict: bool = True):
+    def forward(self, pixel_values: Tensor, return_dict: bool = True) -> CLIPVisionModelOutput | tuple[Tensor, Tensor]:
         """`pixel_values` [B, 3, S, S] in [-1, 1] with S the tower's `image_size` -> CLIPVisionModelOutput."""
-        size = self.config.image_size
+        size = self.config["image_size"]
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(f"pixel_values must be [B, 3, {size}, {size}], got {list(pixel_values.shape)}")
         features = F.pixel_unshuffle(pixel_values, 2)

@@ -1,4 +1,4 @@
-"""Moving between CLIP embeddings and between noises: great circles, means on the sphere, principal axes."""
+"""Operations on CLIP embeddings and noise: spherical interpolation, means on the sphere, principal axes."""
 
 # N vectors, D dimensions
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..io.checkpoints import check_safetensors, save_tensors
 
-AXES_FILE = "image_components.safetensors"  # a model folder's own, of the embeddings that its stages were trained on
+AXES_FILE = "image_components.safetensors"  # in a model folder, of the embeddings that its stages were trained on
 EPSILON = 1e-7
 
 
 def slerp(start: Tensor, end: Tensor, share: float | Tensor) -> Tensor:
     """The point at `share` of the great circle from `start` to `end` [..., D] (paper, section 3.2).
 
-    Exactly `start` at 0 and `end` at 1; the length goes linearly from one's to the other's, so that equal lengths stay.
+    Exactly `start` at 0 and `end` at 1; the length is interpolated linearly.
     `share` may be a tensor that broadcasts against [...]. Vectors that point the same way are interpolated linearly;
     opposite ones have no single circle between them: ValueError.
     """
@@ -71,7 +71,7 @@ def spherical_mean(vectors: Tensor, weights: Tensor, steps: int = 50) -> Tensor:
 
 @dataclass
 class PrincipalAxes:
-    """Where CLIP's embeddings lie: their mean [D] and orthonormal axes [K, D], the longest first (paper, figure 7)."""
+    """The mean [D] and the principal axes [K, D], orthonormal, the longest first, of CLIP embeddings (paper, figure 7)."""
 
     mean: Tensor
     axes: Tensor
@@ -88,7 +88,7 @@ class PrincipalAxes:
         return cls(mean, axes[spanned], clip_fingerprint)
 
     def first(self, vectors: Tensor, count: int) -> Tensor:
-        """What the mean and the first `count` axes hold of `vectors` [..., D]. Raises ValueError for a count out of range."""
+        """`vectors` [..., D] projected onto the mean and the first `count` axes. Raises ValueError for a count out of range."""
         if not 0 <= count <= len(self.axes):
             raise ValueError(f"there are 0 to {len(self.axes)} principal components to keep, got {count}")
         axes = self.axes[:count].to(vectors)
@@ -106,5 +106,5 @@ class PrincipalAxes:
         if set(check_safetensors(path)) != {"mean", "axes"}:
             raise ValueError(f"{path} holds no principal axes")
         with safe_open(path, "pt") as file:
-            kept = (file.get_tensor(n).float() for n in ("mean", "axes"))
-            return cls(*kept, (file.metadata() or {}).get("clip_fingerprint") or None)
+            mean, axes = (file.get_tensor(n).float() for n in ("mean", "axes"))
+            return cls(mean, axes, (file.metadata() or {}).get("clip_fingerprint") or None)

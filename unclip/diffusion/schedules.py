@@ -1,11 +1,13 @@
-"""What the diffusion stages share in training: noise levels, noising, prediction targets and schedules."""
+"""Noise schedules, and the training losses' weights and timesteps, of all diffusion stages."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ..runtime.config import ConfigError, nearest
@@ -18,7 +20,7 @@ WITHOUT_DOUBLES = ("mps", "xpu")  # kinds of devices
 def logit_normal_timesteps(random: Tensor, count: int, mean: float = 0.2, std: float = 1.2) -> Tensor:
     """Timesteps [B] of a schedule with `count` steps, their logit normally distributed; `random` [B] uniform in [0, 1).
 
-    Puts the effort between the extremes, where an image's shapes are decided (arXiv 2403.03206, section 3.1).
+    More of the samples are at intermediate levels, where an image's shapes are determined (arXiv 2403.03206, section 3.1).
     """
     level = torch.sigmoid(mean + std * torch.special.ndtri(_double(random).clamp(1e-6, 1 - 1e-6)))
     return (level * count).long().clamp(0, count - 1).to(random.device)
@@ -30,19 +32,19 @@ def uniform_timesteps(random: Tensor, count: int) -> Tensor:
 
 
 def _double(values: Tensor) -> Tensor:
-    """In float64: there, or on the CPU where the device has none."""
+    """In float64; on the CPU where the device has no float64."""
     return (values.cpu() if values.device.type in WITHOUT_DOUBLES else values).double()
 
 
 def snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights [B] of the squared error of what the network predicts (arXiv 2303.09556, section 3.4).
 
-    Whatever it predicts, the error of the clean image that the prediction stands for weighs min(SNR, gamma).
+    For every prediction type, the error of x0 has the weight min(SNR, gamma).
     """
     alpha_bar = _double(scheduler.alphas_cumprod)
     snr = alpha_bar / (1 - alpha_bar)
     weight = snr.clamp(max=gamma)
-    kind = scheduler.config.prediction_type
+    kind = scheduler.config["prediction_type"]
     if kind == "epsilon":
         weight = weight / snr
     elif kind == "v_prediction":
@@ -71,7 +73,7 @@ def variational_bound(
     smallest, largest = at(posterior.log()), at(betas.log())
     log_variance = smallest + (share + 1) / 2 * (largest - smallest)
     guess = predict_x0(scheduler, prediction, noised, timesteps)
-    apart = at(of_clean) * (clean - guess)  # the means' difference: the noised sample's part is the same in both
+    apart = at(of_clean) * (clean - guess)  # the difference of the means, in which the noised sample's part cancels
     nats = 0.5 * (log_variance - smallest - 1 + (smallest - log_variance).exp() + apart.square() * (-log_variance).exp())
     mean = at(of_clean) * guess + at(of_noised) * noised
     nats, first = nats.flatten(1).mean(1), -log_discrete_normal(clean, mean, log_variance).flatten(1).mean(1)
@@ -102,40 +104,40 @@ def schedule(prediction_type: str, beta_schedule: str = "squaredcos_cap_v2", ste
 
 
 def ddim(training: DDPMScheduler) -> DDIMScheduler:
-    """The scheduler that prior and upsamplers are sampled with: DDIM (arXiv 2010.02502) on the training schedule."""
-    return DDIMScheduler.from_config(training.config, timestep_spacing="trailing", set_alpha_to_one=True)
+    """The sampler of prior and upsamplers: DDIM (arXiv 2010.02502) on the training schedule."""
+    return cast(DDIMScheduler, DDIMScheduler.from_config(training.config, timestep_spacing="trailing", set_alpha_to_one=True))
 
 
 def dpm_solver(levels: Mapping[str, Any], order: int = 2, clip: bool = False) -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ of an `order` on the noise levels of a schedule, whose settings they are (arXiv 2211.01095).
+    """DPM-Solver++ of an `order` with the noise levels of a schedule's configuration (arXiv 2211.01095).
 
-    The decoder is sampled with the second. The first is DDIM (section 4), as a scheduler that can be told its timesteps.
-    With `clip`, estimates of the image stay in [-1, 1].
+    The decoder's sampler is of order 2. Order 1 is DDIM (section 4), as a scheduler that accepts timesteps.
+    With `clip`, x0 estimates are clipped to [-1, 1].
     """
-    solver = {"algorithm_type": "dpmsolver++", "solver_order": order, "timestep_spacing": "trailing"}
-    # its only clipping is by a quantile; of at most 1, whatever the quantile, it clips to [-1, 1]
-    limits = {"thresholding": clip, "sample_max_value": 1.0, "lower_order_final": True, "variance_type": None}
-    return DPMSolverMultistepScheduler.from_config(levels, **solver, **limits)
+    solver: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": order, "timestep_spacing": "trailing"}
+    # it clips by a quantile; with a maximum of 1, for any quantile, to [-1, 1]
+    limits: dict[str, Any] = {"thresholding": clip, "sample_max_value": 1.0, "lower_order_final": True, "variance_type": None}
+    return cast(DPMSolverMultistepScheduler, DPMSolverMultistepScheduler.from_config(dict(levels), **solver, **limits))
 
 
 def ancestral(training: DDPMScheduler) -> UnCLIPScheduler:
-    """The scheduler that draws with a learned variance, as Karlo does (arXiv 2102.09672, section 3.1)."""
-    kind = training.config.prediction_type
-    return UnCLIPScheduler(training.config.num_train_timesteps, "learned_range", prediction_type=kind)
+    """The ancestral sampler with a learned variance, Karlo's (arXiv 2102.09672, section 3.1)."""
+    kind = training.config["prediction_type"]
+    return UnCLIPScheduler(training.config["num_train_timesteps"], "learned_range", prediction_type=kind)
 
 
 def move_schedule(scheduler: DDPMScheduler, device: torch.device) -> None:
-    """Keep the tables of a training schedule on `device`: moved at every call, they would make the host wait for it."""
+    """Move the tables of a training schedule to `device`: moving them at every call would synchronise with it."""
     for name in ("alphas", "betas", "alphas_cumprod"):
         setattr(scheduler, name, getattr(scheduler, name).to(device))
 
 
 def levels(losses: Tensor, timesteps: Tensor, count: int, bins: int = 4) -> dict[str, Tensor]:
-    """Mean loss per quarter of the schedule, NaN where there is none: `t0` holds the least noise."""
+    """Mean loss per quarter of the schedule, NaN without examples: `t0` has the least noise."""
     which = (timesteps * bins // count).clamp(max=bins - 1)
     return {f"t{number}": masked_mean(losses, which == number) for number in range(bins)}
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of `values` where `mask` is true, NaN of none. Unlike `values[mask]`, it makes no host wait for a device."""
+    """The mean of `values` where `mask` is true, NaN of none. Unlike `values[mask]`, it does not synchronise."""
     return torch.where(mask, values, 0).sum() / mask.sum()

@@ -11,26 +11,26 @@ from torch import Tensor
 def tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, multiple: int = 1) -> Tensor:
     """`network(x)` [B, C, H, W] -> [B, C', H, W], computed on tiles of at most `tile` pixels a side.
 
-    Neighbours share `overlap` pixels. A tile's outermost quarter of them is thrown away, because what a network says
-    there depends on the padding; over the middle half one tile fades into the next. Equal to the untiled answer where
-    the network sees no further than a quarter of `overlap`. Tiles start at multiples of `multiple` (a network's stride).
+    Neighbours share `overlap` pixels. A tile's outermost quarter of them is discarded, because the output there depends on
+    the padding; over the middle half neighbours are blended linearly. Equal to the untiled output where the network's
+    receptive field is at most a quarter of `overlap`. Tiles start at multiples of `multiple` (a network's stride).
     """
     height, width = x.shape[-2:]
     if height <= tile and width <= tile:
         return network(x)
     if not 0 <= overlap < tile // 2:
         raise ValueError(f"overlap must be from 0 to less than half a tile ({tile // 2}), got {overlap}")
-    total = weights = None
+    total, weights = torch.empty(0), torch.empty(0)
     for top, bottom in spans(height, tile, overlap, multiple):
         for left, right in spans(width, tile, overlap, multiple):
-            answer = network(x[..., top:bottom, left:right])
-            if total is None:
-                total = answer.new_zeros(*answer.shape[:-2], height, width)
-                weights = answer.new_zeros(height, width)
-            rows = ramp(top, bottom, height, overlap).to(answer)
-            columns = ramp(left, right, width, overlap).to(answer)
+            output = network(x[..., top:bottom, left:right])
+            if (top, left) == (0, 0):  # the first tile: only now are dtype and channels known
+                total = output.new_zeros(*output.shape[:-2], height, width)
+                weights = output.new_zeros(height, width)
+            rows = ramp(top, bottom, height, overlap).to(output)
+            columns = ramp(left, right, width, overlap).to(output)
             weight = rows[:, None] * columns
-            total[..., top:bottom, left:right] += weight * answer
+            total[..., top:bottom, left:right] += weight * output
             weights[top:bottom, left:right] += weight
     return total / weights
 

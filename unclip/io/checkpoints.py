@@ -1,4 +1,4 @@
-"""Folders of safetensors: training checkpoints that are whole or not there, and the components of a pipeline."""
+"""Folders of safetensors: training checkpoints, written atomically, and the components of a pipeline."""
 
 import copy
 import errno
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,9 +23,9 @@ from torch import Tensor
 from ..runtime.memory import readable_size
 from .moved import class_module
 
-# What a prior's embeddings are whitened with; diffusers would leave them at their defaults without an error.
+# The statistics that whiten a prior's embeddings; where they are missing, diffusers keeps the defaults without an error.
 STATISTICS = ("clip_mean", "clip_std")
-OWN = ("prior", "decoder", "upsamplers", "unclip")  # this package's modules, as a model_index.json begins their names
+OWN = ("prior", "decoder", "upsamplers", "unclip")  # this package's top-level modules, in a model_index.json
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
 
@@ -37,7 +38,7 @@ class DiskFull(OSError):
 
 
 def write_beside(path: Path, save: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and moved there when it is whole."""
+    """Write a file atomically: `save` writes `{path}.partial`, which is then renamed."""
     partial = path.with_name(path.name + ".partial")
     try:
         save(partial)
@@ -48,13 +49,13 @@ def write_beside(path: Path, save: Callable[[Path], object]) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """`save_file`, for whoever the umask lets read: safetensors itself writes for the owner alone."""
-    save_file(tensors, path, metadata)
+    """`save_file` with the permissions of the umask: safetensors itself makes files that only the owner reads."""
+    save_file(dict(tensors), path, metadata)
     make_readable(path)
 
 
 def make_readable(path: Path) -> None:
-    """Give a file the permissions that the umask gives to new files, which an empty file beside it tells."""
+    """Set a file's permissions to those of a new file, found by creating an empty one."""
     probe = path.with_name(path.name + ".mode.partial")
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
@@ -65,9 +66,9 @@ def make_readable(path: Path) -> None:
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write `{name}.safetensors` for each entry and a manifest, beside; read them back; then rename the folder into place.
+    """Write `{name}.safetensors` for each entry and a manifest to `{folder}.partial`; read them back; rename the folder.
 
-    A process killed at any moment leaves either the whole checkpoint or a `.partial` folder that nothing reads. Raises
+    A process killed at any moment leaves either the complete checkpoint or a `.partial` folder that nothing reads. Raises
     DiskFull, and leaves nothing behind, where there is no room.
     """
     for stale in folder.parent.glob("checkpoint-*.partial"):
@@ -107,14 +108,14 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], s
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Delete a checkpoint; killed on the way, what is left of it is no checkpoint."""
+    """Delete a checkpoint; a process killed meanwhile leaves a folder that is not read as one."""
     going = folder.with_name(folder.name + ".old.partial")
     folder.rename(going)
     shutil.rmtree(going)
 
 
 def set_aside(folder: Path, suffix: str) -> Path:
-    """Rename a checkpoint so that no run goes on from it; -> where it is now."""
+    """Rename a checkpoint so that no run resumes from it; -> its new path."""
     target = folder.with_name(f"{folder.name}.{suffix}")
     shutil.rmtree(target, ignore_errors=True)
     folder.rename(target)
@@ -132,7 +133,7 @@ def no_space(error: Exception) -> str | None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors and state of a checkpoint. Raises ValueError, naming the file, when it is not whole."""
+    """The tensors and state of a checkpoint. Raises ValueError, naming the file, when it is damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError:
@@ -186,8 +187,8 @@ def _sha256(path: Path) -> str:
 def resolve(model: str | Path, revision: str | None = None, **hub: Any) -> Path:
     """The folder of a model: the name of a shipped one ("emoji"), a folder, or a Hub id (fetched, safetensors only).
 
-    `hub` goes to its client: cache_dir, token, local_files_only, force_download. Raises ValueError, in one line, for a name
-    that is none of these and for a Hub that cannot be reached.
+    `hub` are options of its client: cache_dir, token, local_files_only, force_download. Raises ValueError, in one line, for a
+    name that is none of these and for a Hub that cannot be reached.
     """
     name = str(model)
     if (PRETRAINED / name / "model_index.json").is_file() and "/" not in name:
@@ -212,9 +213,9 @@ def resolve(model: str | Path, revision: str | None = None, **hub: Any) -> Path:
 
 
 def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | None = None) -> dict[str, Any]:
-    """A pipeline folder's `model_index.json`, after checking that each component's files are there and whole.
+    """A pipeline folder's `model_index.json`, after checking that each component's files exist and are complete.
 
-    Components in `lacking` are not looked at; `variant` is a suffix of the weights' files, as "fp16". Raises ValueError
+    Components in `lacking` are not checked; `variant` is a suffix of the weights' files, as "fp16". Raises ValueError
     that names the file: missing, truncated, or pickled weights where safetensors are expected.
     """
     index_path = folder / "model_index.json"
@@ -224,59 +225,74 @@ def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | Non
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[0] is None or name in lacking:
             continue
-        entry[0] = class_module(*entry)
+        library, class_name = entry
+        entry[0] = class_module(library, class_name)
         part = folder / name
         if not part.is_dir():
             raise ValueError(f"{folder} lacks the folder {name}/ that its model_index.json names")
-        configs = [p for p in part.glob("*.json") if not p.name.endswith(".index.json")]
-        if not configs:
-            raise ValueError(f"{part} holds no configuration (.json)")
-        for path in configs:
-            if path.name.endswith("config.json"):
-                read_object(path)
-        if (part / "tokenizer_config.json").is_file() and not any(p for v in _VOCABULARIES for p in part.glob(v)):
-            raise ValueError(f"{part} holds no vocabulary ({', '.join(_VOCABULARIES)})")
-        is_network = holds_network(part)
+        _check_configuration(part)
         weights = sorted(part.glob("*.safetensors"))
-        if is_network and not weights:
-            pickles = sorted(p.name for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth") for p in part.glob(pattern))
-            if pickles:
-                raise ValueError(f"{part / pickles[0]} is a pickle and is refused; convert it to safetensors")
-            raise ValueError(f"{part} holds no weights (.safetensors)")
-        variants = {p.stem.split(".")[1].split("-")[0] if "." in p.stem else None for p in weights}
-        if is_network and variant not in variants and None not in variants:
-            asked = f"variant {variant!r}" if variant else "variant-less weights"
-            raise ValueError(f"{part} holds no {asked}; it has: {', '.join(sorted(v for v in variants if v))}")
-        if is_network and variant and variant not in variants:
-            raise ValueError(f"{part} holds no weights of the variant {variant!r}")
-        names = {n for path in weights for n in check_safetensors(path)}
-        lost = [n for n in STATISTICS if name == "prior" and n not in names]
-        if lost:
-            raise ValueError(f"{weights[0]} lacks {lost[0]}, a statistic of CLIP's embeddings that the prior cannot do without")
-        lost = [n for n in _own_tensors(part, *entry) if n not in names]
-        if lost:
-            raise ValueError(f"{weights[0]} lacks {lost[0]}" + (f" and {len(lost) - 1} other tensors" if lost[1:] else ""))
+        if holds_network(part):
+            _check_variant(part, weights, variant)
+        tensors = {n for path in weights for n in check_safetensors(path)}
+        missing = [n for n in STATISTICS if name == "prior" and n not in tensors]
+        if missing:
+            raise ValueError(
+                f"{weights[0]} lacks {missing[0]}, a statistic of CLIP's embeddings that the prior cannot do without"
+            )
+        missing = [n for n in _expected_tensors(part, entry[0], class_name) if n not in tensors]
+        if missing:
+            more = f" and {len(missing) - 1} other tensors" if missing[1:] else ""
+            raise ValueError(f"{weights[0]} lacks {missing[0]}{more}")
     return index
 
 
+def _check_configuration(part: Path) -> None:
+    """Raises ValueError for a component without a configuration, with one that is not JSON, or without its vocabulary."""
+    configs = [p for p in part.glob("*.json") if not p.name.endswith(".index.json")]
+    if not configs:
+        raise ValueError(f"{part} holds no configuration (.json)")
+    for path in configs:
+        if path.name.endswith("config.json"):
+            read_object(path)
+    if (part / "tokenizer_config.json").is_file() and not any(p for v in _VOCABULARIES for p in part.glob(v)):
+        raise ValueError(f"{part} holds no vocabulary ({', '.join(_VOCABULARIES)})")
+
+
+def _check_variant(part: Path, weights: Sequence[Path], variant: str | None) -> None:
+    """Raises ValueError for a network without safetensors of the `variant`."""
+    if not weights:
+        pickles = sorted(p.name for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth") for p in part.glob(pattern))
+        if pickles:
+            raise ValueError(f"{part / pickles[0]} is a pickle and is refused; convert it to safetensors")
+        raise ValueError(f"{part} holds no weights (.safetensors)")
+    variants = {p.stem.split(".")[1].split("-")[0] if "." in p.stem else None for p in weights}
+    if variant not in variants and None not in variants:
+        asked = f"variant {variant!r}" if variant else "variant-less weights"
+        raise ValueError(f"{part} holds no {asked}; it has: {', '.join(sorted(v for v in variants if v))}")
+    if variant and variant not in variants:
+        raise ValueError(f"{part} holds no weights of the variant {variant!r}")
+
+
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError, naming the file, where there is none."""
+    """The JSON object in a file. Raises ValueError, naming the file, where it holds anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also of what is no text
+    except ValueError as error:  # also where it is not text
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no JSON object: {json.dumps(found)[:40]}")
     return found
 
 
-def _own_tensors(part: Path, library: str, class_name: str) -> list[str]:
-    """What a file must hold of a network of this package's own; [] for others, whose libraries know older names for it."""
+def _expected_tensors(part: Path, library: str, class_name: str) -> list[str]:
+    """The names of the tensors of this package's networks; [] for other libraries', which also load older names."""
     component = getattr(importlib.import_module(library), class_name, None) if library.split(".")[0] in OWN else None
-    if not (isinstance(component, type) and issubclass(component, torch.nn.Module)):
+    if not (isinstance(component, type) and issubclass(component, torch.nn.Module) and issubclass(component, ConfigMixin)):
         return []
     with torch.device("meta"):
-        return sorted(component.from_config(read_object(part / "config.json")).state_dict())
+        network = component.from_config(read_object(part / "config.json"))
+    return sorted(network.state_dict()) if isinstance(network, torch.nn.Module) else []
 
 
 def holds_network(part: Path) -> bool:
@@ -285,12 +301,12 @@ def holds_network(part: Path) -> bool:
 
 
 def components_folder(run: str | Path) -> Path:
-    """Where a training run keeps its averaged weights: `final/`, or `latest/` while it goes on; else the folder itself."""
+    """The folder of a training run's averaged weights: `final/`, or `latest/` until it ends; else the folder itself."""
     return next((Path(run) / name for name in ("final", "latest") if (Path(run) / name).is_dir()), Path(run))
 
 
 def import_own_modules(index: Mapping[str, Any]) -> None:
-    """Import this package's modules that a `model_index.json` names: diffusers only looks in what is imported already."""
+    """Import this package's modules that a `model_index.json` names: diffusers only finds classes of imported modules."""
     for entry in index.values():
         if isinstance(entry, list) and str(entry[0]).split(".")[0] in OWN:
             importlib.import_module(entry[0])
@@ -307,9 +323,9 @@ def check_safetensors(path: Path) -> list[str]:
 
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to write into that takes `out`'s place when all is written; nothing changes if that fails.
+    """A folder to write into, renamed to `out` at the end; an exception leaves `out` as it was.
 
-    Raises ValueError when `out` exists and `force` does not allow to replace it.
+    Raises ValueError when `out` exists, without `force`.
     """
     if out.exists() and not force:
         raise ValueError(f"{out} exists; pass --force to replace it")
@@ -339,16 +355,19 @@ def save_components(
         library = module.split(".")[0]
         index[name] = [library if library in ("diffusers", "transformers") else module, type(component).__name__]
         if isinstance(component, torch.nn.Module) and dtype is not None:
-            component = torch.nn.Module.to(copy.deepcopy(component), dtype)  # diffusers' own warns of layers that there aren't
+            component = torch.nn.Module.to(
+                copy.deepcopy(component), dtype
+            )  # diffusers' `to` warns about layers that do not exist
         component.save_pretrained(folder / name)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     ready_to_share(folder)
 
 
 def ready_to_share(folder: Path) -> None:
-    """Let others read a pipeline's weights, and take out of its configurations where each component was once loaded from.
+    """Set the permissions of a pipeline's weights by the umask, and delete from its configurations the paths that components
+    were loaded from.
 
-    safetensors writes for the owner alone, and the configurations hold paths on somebody's machine.
+    safetensors makes files that only the owner reads, and the paths are of one machine.
     """
     for path in folder.glob("*/*.safetensors"):
         make_readable(path)
@@ -365,7 +384,7 @@ def load_components(model: str | Path, names: Sequence[str], dtype: torch.dtype 
     missing = [n for n in names if index.get(n, [None])[0] is None]
     if missing:
         raise ValueError(f"{folder} has no {missing[0]}; its parts: {', '.join(k for k in index if not k.startswith('_'))}")
-    return {name: load_component(folder / name, *index[name], dtype=dtype) for name in names}
+    return {name: load_component(folder / name, index[name][0], index[name][1], dtype) for name in names}
 
 
 def load_component(

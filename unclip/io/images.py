@@ -1,4 +1,4 @@
-"""Pictures from files that people have: turned upright, on white, of a size that fits into memory; and PNGs that remember."""
+"""Reading images of many formats, upright, on white and of a bounded size; and metadata in PNG files."""
 
 import io
 import logging
@@ -12,16 +12,16 @@ from PIL.PngImagePlugin import PngInfo
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 100_000_000
-# What strangers may send: the whole of it decodes within a second or two, whatever is in it.
+# Limits of uploads: such files decode within a second or two, whatever they contain.
 UPLOAD_BYTES, UPLOAD_PIXELS, UPLOAD_SCANS = 10 * 2**20, 4096 * 4096, 64
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 def open_image(source: str | Path | io.BytesIO, name: str | None = None) -> Image.Image:
-    """A picture file, or its bytes, as RGB: turned as its EXIF data says, on white, of an animation the first frame.
+    """An image file, or its bytes, as RGB: rotated by its EXIF data, on white; the first frame of an animation.
 
-    Raises ValueError, naming the file, for one that is missing, no picture, empty, damaged or of more than 100 megapixels.
+    Raises ValueError, naming the file, for one that is missing, no image, empty, damaged or of more than 100 megapixels.
     """
     if not isinstance(source, io.BytesIO):
         source = Path(source).expanduser()
@@ -31,10 +31,10 @@ def open_image(source: str | Path | io.BytesIO, name: str | None = None) -> Imag
 
 
 def open_upload(data: bytes, name: str) -> Image.Image:
-    """A picture that a stranger sent, told by its content: PNG, JPEG or WebP, upright, in its own mode (alpha is kept).
+    """An untrusted image, its format detected from its content: PNG, JPEG or WebP, upright, in the file's mode (with alpha).
 
-    What decoding may cost is bounded before it begins: 10 MiB, 16 megapixels, and for JPEG 64 scans, each of which would
-    go over all pixels again. Raises ValueError, calling it `name`, for one beyond that and as `open_image` does.
+    The cost of decoding is limited before it begins: 10 MiB, 16 megapixels, and for JPEG 64 scans, each of which
+    processes all pixels. Raises ValueError, calling it `name`, above these limits and as `open_image` does.
     """
     if len(data) > UPLOAD_BYTES:
         raise ValueError(f"{name} has {len(data)} bytes, more than {UPLOAD_BYTES // 2**20} MiB")
@@ -43,7 +43,9 @@ def open_upload(data: bytes, name: str) -> Image.Image:
     return _load(io.BytesIO(data), name, UPLOAD_PIXELS, UPLOAD_FORMATS)
 
 
-def _load(source: Path | io.BytesIO, name: str | Path | None, pixels: int, formats: tuple[str, ...] | None = None):
+def _load(
+    source: Path | io.BytesIO, name: str | Path | None, pixels: int, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     size = ""
     try:
         with warnings.catch_warnings():
@@ -54,71 +56,71 @@ def _load(source: Path | io.BytesIO, name: str | Path | None, pixels: int, forma
                     raise Image.DecompressionBombError
                 if getattr(file, "n_frames", 1) > 1:
                     logger.warning("%s is animated; its first frame is taken", name)
-                picture = ImageOps.exif_transpose(file)
-                picture.load()
+                image = ImageOps.exif_transpose(file)
+                image.load()
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has {size}more than {pixels // 10**6} megapixels") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{name} is no picture that can be read" + (f" ({', '.join(formats)})" if formats else "")) from None
-    except Exception as error:  # Pillow's answers to truncated, damaged and hostile files are of many kinds
+        raise ValueError(f"{name} is not an image that can be read" + (f" ({', '.join(formats)})" if formats else "")) from None
+    except Exception as error:  # Pillow raises many kinds for truncated, damaged and hostile files
         raise ValueError(f"{name} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
-    return picture
+    return image
 
 
-def on_white(picture: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
     """Any mode as RGB: transparency on white, 16 bits scaled to 8."""
-    if picture.mode.startswith(("I", "F")):
-        picture = picture.convert("F")
-        low, high = picture.getextrema()
+    if image.mode.startswith(("I", "F")):
+        image = image.convert("F")
+        low, high = (float(bound) for bound in np.asarray(image.getextrema()))
         scale = 255 / 65535 if high > 255 else 1.0 if high > 1 or low < 0 else 255
-        return picture.point(lambda v: v * scale).convert("L").convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+        return image.point(lambda v: v * scale).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
-def square(picture: Image.Image, size: int) -> Image.Image:
-    """The middle square of a picture, `size` pixels a side."""
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The middle square of an image, `size` pixels a side."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
-def towards_square(picture: Image.Image, most: int = 16) -> Image.Image:
-    """The middle of a picture, at most `most` times as long as it is wide: 1 by 100,000 px, resized, would fill gigabytes."""
-    longest = most * min(picture.size)
-    if max(picture.size) <= longest:
-        return picture
-    width, height = (min(side, longest) for side in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+def limit_aspect_ratio(image: Image.Image, most: int = 16) -> Image.Image:
+    """The middle of an image, at most `most` times as long as it is wide: 1 by 100,000 px would take gigabytes when resized."""
+    longest = most * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = (min(side, longest) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def with_margins(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Image.Image]:
-    """A picture on a larger canvas and the mask of what is new (white), for outpainting; margins in its own pixels."""
+def with_margins(image: Image.Image, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Image.Image]:
+    """An image on a larger canvas and the mask of the new part (white), for outpainting; margins in pixels of the image."""
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     wrong = [f"{name} {value}" for name, value in margins.items() if value < 0]
     if wrong or not any(margins.values()):
         raise ValueError(f"margins must be at least 0 and not all 0, got {', '.join(wrong) or 'four zeros'}")
-    size = (picture.width + left + right, picture.height + top + bottom)
+    size = (image.width + left + right, image.height + top + bottom)
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{size[0]}x{size[1]} pixels are more than {MAX_PIXELS // 10**6} megapixels")
     canvas, mask = Image.new("RGB", size, "white"), Image.new("L", size, 255)
-    canvas.paste(on_white(picture), (left, top))
-    mask.paste(0, (left, top, left + picture.width, top + picture.height))
+    canvas.paste(on_white(image), (left, top))
+    mask.paste(0, (left, top, left + image.width, top + image.height))
     return canvas, mask
 
 
-def cut_out(picture: Image.Image, tolerance: int = 24) -> Image.Image:
-    """A picture on white as RGBA, the white around what it shows made transparent; white that it encloses stays.
+def cut_out(image: Image.Image, tolerance: int = 24) -> Image.Image:
+    """An image on white as RGBA, with a transparent background; white areas that the foreground encloses stay.
 
-    What is connected to the border through pixels that differ from white by at most `tolerance` levels goes. In the few
-    pixels beside it the colour is taken for a mixture of white and the darkest colour near by, and unmixed: on white
-    the result looks as before.
+    The background is what is connected to the border through pixels that differ from white by at most `tolerance` levels. In
+    the few pixels beside it the colour is modelled as a mixture of white and the darkest colour near by, and unmixed: on
+    white the result looks as before.
     """
-    pixels = np.array(on_white(picture)).astype(np.float32)  # [H, W, 3]
+    pixels = np.array(on_white(image)).astype(np.float32)  # [H, W, 3]
     darkness = 255 - pixels.min(2)
     around = _reached_from_border(darkness <= tolerance)
-    width = 2 * max(round(max(picture.size) / 256), 1) + 1  # of an edge's soft part, in pixels
+    width = 2 * max(round(max(image.size) / 256), 1) + 1  # of an edge's soft part, in pixels
     band = np.array(Image.fromarray(around).convert("L").filter(ImageFilter.MaxFilter(width))) > 0
     near = np.array(Image.fromarray(darkness.astype(np.uint8)).filter(ImageFilter.MaxFilter(width))).astype(np.float32)
     alpha = np.where(band & (near > 0), darkness / np.maximum(near, 1), 1.0)
@@ -128,7 +130,7 @@ def cut_out(picture: Image.Image, tolerance: int = 24) -> Image.Image:
 
 
 def _reached_from_border(free: np.ndarray) -> np.ndarray:
-    """The part of `free` [H, W] that is connected to the border, along rows and columns: whole runs at a time."""
+    """The part of `free` [H, W] that is connected to the border, along rows and columns, one run of pixels at a time."""
     reached = np.zeros_like(free)
     reached[[0, -1]], reached[:, [0, -1]] = free[[0, -1]], free[:, [0, -1]]
     count = -1
@@ -145,19 +147,19 @@ def _reached_from_border(free: np.ndarray) -> np.ndarray:
 
 
 def png_facts(facts: dict[str, str]) -> PngInfo:
-    """Text chunks that say how a picture was made, with this package's version among them: for `Image.save(pnginfo=)`."""
+    """Text chunks with the settings that an image was sampled with and this package's version, for `Image.save(pnginfo=)`."""
     from .. import __version__
 
     info = PngInfo()
     for key, value in (facts | {"version": __version__}).items():
-        info.add_itxt(key, value.encode(errors="replace").decode())  # a file's name may be no text
+        info.add_itxt(key, value.encode(errors="replace").decode())  # a file's name may not be valid Unicode
     return info
 
 
 def read_facts(data: bytes, name: str) -> dict[str, str]:
-    """What `png_facts` wrote into a PNG file. Raises ValueError, calling it `name`, where nothing was, or for no picture."""
-    picture = open_upload(data, name)
-    facts = {k: v for k, v in picture.info.items() if isinstance(k, str) and isinstance(v, str)}
+    """What `png_facts` wrote into a PNG file. Raises ValueError, calling it `name`, where it wrote none, or for no image."""
+    image = open_upload(data, name)
+    facts = {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
     if "version" not in facts:
         raise ValueError(f"{name} does not say how it was made: it is no PNG that unclip drew, or was converted since")
     return facts

@@ -1,4 +1,4 @@
-"""Modules of version 0.1 that moved: old imports and saved class paths go on working for one release, with a warning."""
+"""Modules of version 0.1 that moved: old imports and saved class paths work for one more release, with a warning."""
 
 import sys
 import warnings
@@ -81,8 +81,10 @@ NAMES: dict[str, dict[str, str]] = {
     "unclip.data.pictures": {"PictureCrops": "ImageCrops", "Pictures": "CaptionedImages", "pixels": "to_uint8"},
     "unclip.data.reading": {"Captioned": "CaptionedFiles", "read_pictures": "read_captioned_images"},
     "unclip.diffusion": {"shifted": "offset_x0"},
+    "unclip.images": {"towards_square": "limit_aspect_ratio"},
     "unclip.networks": {"told_of_noise": "is_noise_conditioned"},
     "unclip.pipelines.base": {"draws_itself": "is_autoregressive", "pictures_at_once": "images_at_once"},
+    "unclip.scheduler": {"own": "replace_stock_unclip"},
     "unclip.sampling": {"clean_from": "predict_x0", "guide": "apply_guidance", "shifted_timesteps": "shift_timesteps"},
     "unclip.server.drawing": {"Painting": "GenerationWork", "Varying": "VariationWork", "Repainting": "EditWork"},
     "unclip.server.shelf": {"Shelf": "ImageStore"},
@@ -145,5 +147,5 @@ class _MovedModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let old modules be imported; first of all finders, so that files left of version 0.1 are not imported instead."""
+    """Let old modules be imported; before all other finders, so that files left over from version 0.1 are not imported."""
     sys.meta_path.insert(0, _MovedModules())

@@ -1,4 +1,4 @@
-"""Between 8-bit images and the ranges that networks take."""
+"""Conversion between 8-bit images and the ranges of the networks' inputs."""
 
 # H height, W width
 

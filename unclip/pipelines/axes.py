@@ -1,7 +1,8 @@
-"""The principal axes of CLIP's image embeddings: a model's own, or those of a folder of images or a dataset."""
+"""The principal axes of CLIP's image embeddings: those of a model folder, of a folder of images or of a dataset."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,9 +14,9 @@ from ..io.checkpoints import resolve
 
 
 def axes_of(
-    model: str, clip: CLIP, source: str | Path | None = None, progress: Callable[[Iterable], Iterable] = iter
+    model: str, clip: CLIP, source: str | Path | None = None, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter
 ) -> PrincipalAxes:
-    """The principal axes of the embeddings of `source`: a folder of images or an emoji dataset; None: the model's own.
+    """The principal axes of the embeddings of `source`: a folder of images or an emoji dataset; None: the model's.
 
     Raises ValueError for a model that has none and for a source of fewer than two images.
     """

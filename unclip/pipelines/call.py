@@ -1,4 +1,4 @@
-"""One call of a pipeline, as its stages see it."""
+"""The state of one call of a pipeline, for its stages."""
 
 # B images
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.sampling import Generators
+from ..diffusion.sampling import Generators, Scheduler
 from .distilled import Distilled
 from .settings import MAX_IMAGES, SamplingSettings
 from .sizes import Extent
@@ -22,14 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Call:
-    """What the stages of one call share: settings, random streams, sizes, and the decoder's sampler."""
+    """Settings, random streams, sizes, and the decoder's sampler and options, shared by the stages of one call."""
 
     settings: SamplingSettings
     generator: Generators
     extent: Extent = field(default_factory=Extent)
-    scheduler: Any = None  # of the decoder
-    distilled: Distilled | None = None  # takes the full decoder's place
+    scheduler: Scheduler | None = None  # of the decoder
+    distilled: Distilled | None = None  # replaces the full decoder
+    eta: float = 0.0  # of the decoder's DDIM
+    clip_guidance: float = 0.0  # of the decoder
     batch: int = MAX_IMAGES  # images that a stage samples at once
+
+    @property
+    def decoder_scheduler(self) -> Scheduler:
+        """The decoder's sampler. Raises ValueError for a call without a decoder."""
+        if self.scheduler is None:
+            raise ValueError("this call has no decoder")
+        return self.scheduler
 
     @property
     def last(self) -> int:
@@ -38,21 +47,23 @@ class Call:
 
     @property
     def height(self) -> int:
-        """Of the decoder's images."""
+        """The height of the decoder's images in pixels."""
         return self.extent.height
 
     @property
     def width(self) -> int:
-        """Of the decoder's images."""
+        """The width of the decoder's images in pixels."""
         return self.extent.width
 
     def with_same_noise(self, count: int, batch: int) -> "Call":
-        """This call for `count` images that all get the same random stream, `batch` of them at once."""
+        """This call for `count` images with copies of its one random stream, `batch` of them at once."""
+        if not isinstance(self.generator, torch.Generator):
+            raise ValueError("the same noise for all images needs one generator")
         return replace(self, generator=copies(self.generator, count), batch=batch)
 
 
 def in_batches(pipe: "UnCLIPBase", stage: Callable[..., Tensor], call: Call, **rows: Any) -> Iterator[Tensor]:
-    """What a `stage` makes of `rows`, which have an entry for each image or are None, `call.batch` images at a time.
+    """The outputs of a `stage` for `rows`, with an entry for each image or None, `call.batch` images at a time.
 
     Once the call is interrupted, batches that the stage has not begun are left out.
     """
@@ -65,11 +76,12 @@ def in_batches(pipe: "UnCLIPBase", stage: Callable[..., Tensor], call: Call, **r
             return
         some = slice(n, n + call.batch)
         batch = {name: None if value is None else value[some] for name, value in rows.items()}
-        yield stage(pipe, **batch, call=replace(call, generator=call.generator[some]))
+        generator = call.generator[some] if isinstance(call.generator, list) else call.generator
+        yield stage(pipe, **batch, call=replace(call, generator=generator))
 
 
-def joined(batches: Iterable) -> Any:
-    """Batches of images as one, be they tensors, arrays or lists."""
+def joined(batches: Iterable[Any]) -> Any:
+    """Batches of images, all tensors, arrays or lists, as one."""
     first, *others = batches
     if not others:
         return first
@@ -79,7 +91,7 @@ def joined(batches: Iterable) -> Any:
 
 
 def fresh_generator() -> torch.Generator:
-    """A generator seeded by the machine's entropy, which leaves torch's global random stream as it was."""
+    """A generator with a seed from the operating system; torch's global random stream is not used."""
     return torch.Generator().manual_seed(secrets.randbits(63))
 
 

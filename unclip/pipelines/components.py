@@ -1,18 +1,18 @@
-"""Whether the components of a pipeline belong together."""
+"""Checks that the components of a pipeline fit each other."""
 
 from typing import Any
 
 from torch import nn
 
-from ..diffusion.scheduler import own
+from ..diffusion.scheduler import replace_stock_unclip
 
 
 def check_components(components: dict[str, Any]) -> dict[str, Any]:
-    """The components, with schedulers of this package in place of retired ones.
+    """The components, with schedulers of this package for deprecated ones of diffusers.
 
     Raises ValueError for a network without the scheduler that it needs, and for components of different CLIPs.
     """
-    components = {n: own(c) if n.endswith("scheduler") and c is not None else c for n, c in components.items()}
+    components = {n: replace_stock_unclip(c) if n.endswith("scheduler") and c is not None else c for n, c in components.items()}
     check_fit(components)
     prior = components.get("prior")
     if prior is not None and not is_autoregressive(prior) and components.get("prior_scheduler") is None:
@@ -23,13 +23,14 @@ def check_components(components: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_autoregressive(prior: nn.Module) -> bool:
-    """Whether a prior samples its tokens itself: no diffusion, and no scheduler."""
+    """Whether a prior samples tokens autoregressively, without diffusion and scheduler."""
     return hasattr(prior, "draw")
 
 
 def check_fit(components: dict[str, Any]) -> None:
     """Raises ValueError, with both names and values, for components that were made for different CLIPs."""
-    widths, prints = {}, {}
+    widths: dict[str, int] = {}
+    prints: dict[str, str] = {}
     for name, fields in (
         ("text_encoder", ("embedding_dim", "projection_dim")),
         ("image_encoder", ("embedding_dim", "projection_dim")),
@@ -44,9 +45,9 @@ def check_fit(components: dict[str, Any]) -> None:
             widths[name] = width
         if getattr(config, "clip_fingerprint", None):
             prints[name] = config.clip_fingerprint
-    for what, found in (("CLIP embeddings of {} dimensions", widths), ("the CLIP {}", prints)):
-        (first, value), *others = found.items() or [(None, None)]
-        for name, other in others:
+    for what, found in (("CLIP embeddings of {} dimensions", list(widths.items())), ("the CLIP {}", list(prints.items()))):
+        for name, other in found[1:]:
+            first, value = found[0]
             if other != value:
                 raise ValueError(
                     f"{first} and {name} do not belong together: {first} is made for {what.format(value)}, "

@@ -1,16 +1,21 @@
 """Original checkpoints of Karlo and Kandinsky 2 (PyTorch pickles) as folders of safetensors in this package's layout.
 
-The pickles are read with `weights_only=True`: nothing in them is executed. Configurations are read off the tensors'
-shapes; only the width of an attention head cannot be, and is 64 in every one of them.
+The pickles are read with `weights_only=True`: nothing in them is executed. Configurations are derived from the tensors'
+shapes, apart from the width of an attention head, which is 64 in all of them.
 """
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from diffusers import ModelMixin, PriorTransformer, UNet2DConditionModel, UNet2DModel
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.prior_transformer import PriorTransformer
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from decoder import UnCLIPTextProjModel
@@ -25,6 +30,16 @@ CLIP_MODEL = "openai/clip-vit-large-patch14"
 State = dict[str, Tensor]
 # (name here, name in the original, how its tensors are stored there)
 Names = Iterator[tuple[str, str, str]]
+ModelT = TypeVar("ModelT", bound=ModelMixin)
+
+
+@dataclass
+class Level:
+    """A resolution level of a UNet."""
+
+    width: int
+    attention: bool
+
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -63,24 +78,24 @@ _TEXT_PROJ = {
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read_pickle(path: str | Path):
-    """What a `.ckpt`, `.th` or `.pt` file of tensors holds.
+def read_pickle(path: str | Path) -> Any:
+    """The content of a `.ckpt`, `.th` or `.pt` file of tensors.
 
-    Raises ValueError, naming the file, for one that is missing, no checkpoint, or wants to run code.
+    Raises ValueError, naming the file, for one that is missing, no checkpoint, or contains code.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle's protocols
+            warnings.simplefilter("ignore")  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's answers to truncated, damaged and foreign files are of many kinds
+    except Exception as error:  # PyTorch raises many kinds for truncated, damaged and foreign files
         wanted = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.\w+)", str(error))
         if wanted:
             raise ValueError(f"{path} is refused: it holds more than tensors ({wanted[1]})") from None
-        why = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # what stands before it advises to load it unsafely
-        why = why[1] if why else (str(error) or type(error).__name__).splitlines()[0]
+        found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # the text before it recommends to load it unsafely
+        why = found[1] if found else (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is no PyTorch checkpoint: {why}") from None
 
 
@@ -111,9 +126,9 @@ def read_stats(path: str | Path) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------- names
 
 
-def convert(model: ModelMixin, state: State, names: Names, path: str | Path, extra: State | None = None) -> ModelMixin:
+def convert(model: ModelT, state: State, names: Names, path: str | Path, extra: State | None = None) -> ModelT:
     """`model` with the tensors of an original checkpoint. Raises ValueError, naming it, for a tensor that is missing."""
-    made = dict(extra or {})
+    converted = dict(extra or {})
     wanted = {k: v.shape for k, v in model.state_dict().items()}
     for new, old, storage in names:
         for suffix in (".weight", ".bias", ""):
@@ -123,18 +138,18 @@ def convert(model: ModelMixin, state: State, names: Names, path: str | Path, ext
             tensor = state[old + suffix].float()
             if storage == "conv1d" and suffix == ".weight":
                 tensor = tensor[..., 0]
-            pieces = unwoven(tensor, len(parts)) if len(parts) > 1 else [tensor]
-            made |= dict(zip(parts, pieces, strict=True))
-    missing = sorted(set(wanted) - set(made))
-    wrong = [k for k in made if k in wanted and made[k].shape != wanted[k]]
+            pieces = split_heads(tensor, len(parts)) if len(parts) > 1 else [tensor]
+            converted |= dict(zip(parts, pieces, strict=True))
+    missing = sorted(set(wanted) - set(converted))
+    wrong = [k for k in converted if k in wanted and converted[k].shape != wanted[k]]
     if missing or wrong:
         what = f"lacks {len(missing)} tensors, {missing[0]} the first" if missing else f"has another shape for {wrong[0]}"
         raise ValueError(f"{path} {what}; is it the checkpoint of another stage?")
-    model.load_state_dict(made)
+    model.load_state_dict(converted)
     return model.eval()
 
 
-def unwoven(tensor: Tensor, parts: int) -> list[Tensor]:
+def split_heads(tensor: Tensor, parts: int) -> list[Tensor]:
     """Query, key and value of a projection that stores them head by head: [heads * parts * 64, ...] -> [heads * 64, ...]."""
     heads = tensor.unflatten(0, (-1, parts, HEAD_DIM))
     return [heads[:, n].flatten(0, 1).contiguous() for n in range(parts)]
@@ -150,8 +165,8 @@ def prior_names(layers: int) -> Names:
         yield "|".join(f"{here}.attn1.to_{p}" for p in "qkv"), f"{there}.attn.c_qkv", ""
 
 
-def unet_names(levels: list[dict], layers: int) -> Names:
-    """Names of a UNet whose blocks are numbered through in the original and grouped by level here."""
+def unet_names(levels: Sequence[Level], layers: int) -> Names:
+    """Names of a UNet whose blocks have running numbers in the original and are grouped by level here."""
     yield from (
         (new, old, "")
         for new, old in (
@@ -166,13 +181,13 @@ def unet_names(levels: list[dict], layers: int) -> Names:
     for level, facts in enumerate(levels):
         for n in range(layers):
             yield from _resnet(f"down_blocks.{level}.resnets.{n}", f"input_blocks.{number}.0")
-            if facts["attention"]:
+            if facts.attention:
                 yield from _attention(f"down_blocks.{level}.attentions.{n}", f"input_blocks.{number}.1")
             number += 1
         if level + 1 < len(levels):
             yield from _resnet(f"down_blocks.{level}.downsamplers.0", f"input_blocks.{number}.0")
             number += 1
-    middle = levels[-1]["attention"]
+    middle = levels[-1].attention
     yield from _resnet("mid_block.resnets.0", "middle_block.0")
     if middle:
         yield from _attention("mid_block.attentions.0", "middle_block.1")
@@ -181,13 +196,11 @@ def unet_names(levels: list[dict], layers: int) -> Names:
     for level, facts in enumerate(reversed(levels)):
         for n in range(layers + 1):
             yield from _resnet(f"up_blocks.{level}.resnets.{n}", f"output_blocks.{number}.0")
-            if facts["attention"]:
+            if facts.attention:
                 yield from _attention(f"up_blocks.{level}.attentions.{n}", f"output_blocks.{number}.1")
             number += 1
         if level + 1 < len(levels):  # the resnet that doubles the size shares the last one's number
-            yield from _resnet(
-                f"up_blocks.{level}.upsamplers.0", f"output_blocks.{number - 1}.{2 if facts['attention'] else 1}"
-            )
+            yield from _resnet(f"up_blocks.{level}.upsamplers.0", f"output_blocks.{number - 1}.{2 if facts.attention else 1}")
 
 
 def _resnet(new: str, old: str) -> Names:
@@ -222,25 +235,25 @@ def convert_prior(path: str | Path, stats: str | Path) -> PriorTransformer:
     return convert(model, state, prior_names(layers), path, {"clip_mean": mean, "clip_std": std})
 
 
-def convert_unet(state: State, model_class: Callable[..., ModelMixin], size: int, path: str | Path) -> ModelMixin:
+def convert_unet(state: State, model_class: Callable[..., ModelT], size: int, path: str | Path) -> ModelT:
     """The decoder (`UNet2DConditionModel`) or a step of the super-resolution (`UNet2DModel`); `path` is for messages."""
     levels, layers = _levels(state, path)
     cross = next((v.shape[1] for k, v in state.items() if k.endswith("encoder_kv.weight")), None)
-    config = {
+    config: dict[str, Any] = {
         "sample_size": size,
         "in_channels": _shape(state, "input_blocks.0.0.weight", path)[1],
         "out_channels": _shape(state, "out.2.weight", path)[0],
         "layers_per_block": layers,
-        "block_out_channels": tuple(f["width"] for f in levels),
-        "resnet_time_scale_shift": "scale_shift" if _shape(state, _EMB, path)[0] == 2 * levels[0]["width"] else "default",
+        "block_out_channels": tuple(f.width for f in levels),
+        "resnet_time_scale_shift": "scale_shift" if _shape(state, _EMB, path)[0] == 2 * levels[0].width else "default",
     }
     if model_class is UNet2DConditionModel:
         config |= {
             "down_block_types": tuple(
-                "SimpleCrossAttnDownBlock2D" if f["attention"] else "ResnetDownsampleBlock2D" for f in levels
+                "SimpleCrossAttnDownBlock2D" if f.attention else "ResnetDownsampleBlock2D" for f in levels
             ),
             "up_block_types": tuple(
-                "SimpleCrossAttnUpBlock2D" if f["attention"] else "ResnetUpsampleBlock2D" for f in reversed(levels)
+                "SimpleCrossAttnUpBlock2D" if f.attention else "ResnetUpsampleBlock2D" for f in reversed(levels)
             ),
             "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
             "cross_attention_dim": cross,
@@ -259,7 +272,7 @@ def convert_unet(state: State, model_class: Callable[..., ModelMixin], size: int
 
 
 def convert_text_proj(state: State, path: str | Path) -> UnCLIPTextProjModel:
-    """The projections that Karlo's decoder checkpoint holds beside its UNet; `path` is for messages."""
+    """The projections in Karlo's decoder checkpoint, beside its UNet; `path` is for messages."""
     cross, dim = _shape(state, "text_seq_proj.0.weight", path)
     model = UnCLIPTextProjModel(
         clip_extra_context_tokens=_shape(state, "clip_tok_proj.weight", path)[0] // cross,
@@ -278,17 +291,14 @@ def _shape(state: State, name: str, path: str | Path) -> torch.Size:
     return state[name].shape
 
 
-def _levels(state: State, path: str | Path) -> tuple[list[dict], int]:
+def _levels(state: State, path: str | Path) -> tuple[list[Level], int]:
     """Width and attention of a UNet's levels, and its blocks a level: a level begins where the width changes."""
     numbers = sorted({int(k.split(".")[1]) for k in state if k.startswith("input_blocks.")})
     if len(numbers) < 2:
         raise ValueError(f"{path} holds no UNet; is it the checkpoint of another stage?")
     starts = [n for n in numbers[1:] if n == 1 or f"input_blocks.{n}.0.skip_connection.weight" in state]
     levels = [
-        {
-            "width": state[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0],
-            "attention": f"input_blocks.{n}.1.qkv.weight" in state,
-        }
+        Level(state[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0], f"input_blocks.{n}.1.qkv.weight" in state)
         for n in starts
     ]
     return levels, numbers[-1] + 1 - starts[-1]
@@ -301,17 +311,17 @@ def prior_scheduler() -> UnCLIPScheduler:
     return UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0)
 
 
-def convert_karlo(
+def convert_karlo(  # noqa: PLR0913 - a public call
     prior: Path, decoder: Path, super_resolution: Path, stats: Path, out: Path, clip: str = CLIP_MODEL, force: bool = False
 ) -> Path:
     """Karlo's four original files as a pipeline folder; -> the folder. Raises ValueError for a file that is not its stage."""
     with new_folder(out, force) as folder:
-        (drawing,) = read_states(decoder, "model")
+        (decoder_state,) = read_states(decoder, "model")
         first, last = read_states(super_resolution, "model_first_steps", "model_last_step")
         components = {
             "prior": convert_prior(prior, stats),
-            "decoder": convert_unet(drawing, UNet2DConditionModel, 64, decoder),
-            "text_proj": convert_text_proj(drawing, decoder),
+            "decoder": convert_unet(decoder_state, UNet2DConditionModel, 64, decoder),
+            "text_proj": convert_text_proj(decoder_state, decoder),
             "super_res_first": convert_unet(first, UNet2DModel, 256, super_resolution),
             "super_res_last": convert_unet(last, UNet2DModel, 256, super_resolution),
             **clip_text(clip),

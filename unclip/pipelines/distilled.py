@@ -1,4 +1,4 @@
-"""A decoder of few steps: low-rank changes to the full one's weights, worth its guidance and most of its evaluations."""
+"""The distilled decoder: low-rank changes of the full one's weights, for few steps without guidance."""
 
 # B batch, r rank
 
@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..io.checkpoints import check_safetensors, save_tensors
 
-FILE = "decoder_distilled.safetensors"  # a model folder's own, beside the full decoder
+FILE = "decoder_distilled.safetensors"  # in a model folder, beside the full decoder
 _FACTORS = ("lora_A", "lora_B")
 
 
 @dataclass
 class Distilled:
-    """What the stage `decoder_distill` learned: the adapter, and how the decoder is drawn with under it.
+    """The result of the stage `decoder_distill`: the adapter, and the settings that the decoder is sampled with.
 
     `factors` names layers of the decoder, each with A [r, in, ...] and B [out, r, ...] of W + `scale` B A (arXiv
-    2106.09685, section 4.1). It draws in `evaluations` steps of DDIM without guidance: that of `guidance` is in it. `shift`
-    says at which timesteps (`shift_timesteps`). `decoder` is the fingerprint of the full decoder's weights.
+    2106.09685, section 4.1). It is sampled in `evaluations` steps of DDIM without guidance, because it was
+    distilled with the scale `guidance`. `shift` sets its timesteps (`shift_timesteps`).
+    `decoder` is the fingerprint of the full decoder's weights.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
@@ -34,13 +36,17 @@ class Distilled:
     guidance: float
     decoder: str
     shift: float = 1.0
-    _made: tuple[tuple, nn.Module] | None = field(default=None, init=False, repr=False, compare=False)
+    _cached: tuple[tuple[Any, ...], ModelMixin] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
-    def of_adapter(cls, state: Mapping[str, Tensor], **facts) -> "Distilled":
+    def of_adapter(cls, state: Mapping[str, Tensor], **facts: Any) -> "Distilled":
         """From PEFT's names: `LAYER.lora_A.weight` and `LAYER.lora_B.weight`."""
         layers = sorted({name.rsplit(".", 2)[0] for name in state})
-        return cls({layer: tuple(state[f"{layer}.{f}.weight"].detach() for f in _FACTORS) for layer in layers}, **facts)
+        factors = {}
+        for layer in layers:
+            down, up = (state[f"{layer}.{factor}.weight"].detach() for factor in _FACTORS)
+            factors[layer] = (down, up)
+        return cls(factors, **facts)
 
     @classmethod
     def load(cls, path: Path) -> "Distilled":
@@ -52,7 +58,7 @@ class Distilled:
             if lacking or not all(n.endswith(tuple(f".{f}.weight" for f in _FACTORS)) for n in names):
                 raise ValueError(f"{path} is not a distilled decoder: it states no {(lacking or ['factors'])[0]}")
             state = {name: file.get_tensor(name) for name in names}
-        numbers = {k: float(facts[k]) for k in ("scale", "guidance", "shift") if k in facts}
+        numbers: dict[str, Any] = {k: float(facts[k]) for k in ("scale", "guidance", "shift") if k in facts}
         return cls.of_adapter(state, **numbers, evaluations=int(facts["evaluations"]), decoder=facts["decoder"])
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -63,31 +69,32 @@ class Distilled:
         facts = {k: str(getattr(self, k)) for k in ("scale", "evaluations", "guidance", "shift", "decoder")}
         save_tensors(state, path, facts)
 
-    def network(self, decoder: nn.Module) -> nn.Module:
-        """`decoder` under the adapter: a network of its own that shares with it what the adapter leaves alone.
+    def network(self, decoder: ModelMixin) -> ModelMixin:
+        """A copy of `decoder` with the adapter merged, which shares with it all that the adapter does not change.
 
-        Made once for the weights, dtype, layout, adapters and attention that `decoder` has now. Raises ValueError for a
+        Cached for the weights, dtype, layout, adapters and attention that `decoder` has now. Raises ValueError for a
         decoder of other shapes.
         """
-        layers = {name: _layer(decoder, name) for name in self.factors}
+        weights = {name: _weight(_layer(decoder, name)) for name in self.factors}
         key = _state(decoder)
-        if self._made is None or self._made[0] != key:
+        if self._cached is None or self._cached[0] != key:
             shared = {id(t): t for t in (*decoder.parameters(), *decoder.buffers())}
             network = copy.deepcopy(decoder, shared)
             for name, (down, up) in self.factors.items():
-                weight = layers[name].weight
+                weight = weights[name]
                 change = self.scale * up.to(weight.device).float().flatten(1) @ down.to(weight.device).float().flatten(1)
                 if change.numel() != weight.numel():
                     raise ValueError(f"the distilled decoder does not fit: {name} is {list(weight.shape)} in the full one")
                 changed = torch.empty_like(weight).copy_(weight.float() + change.view(weight.shape))
-                _layer(network, name).weight = nn.Parameter(changed, requires_grad=False)
-            self._made = (key, network)
-        return self._made[1]
+                _layer(network, name).register_parameter("weight", nn.Parameter(changed, requires_grad=False))
+            self._cached = (key, network)
+        return self._cached[1]
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The sampling settings that this decoder is sampled with, of those that a call was given.
+        """The sampling settings of this decoder for a call's arguments.
 
-        Raises ValueError for what is built into it and cannot be chosen, and for more steps than it was made for.
+        Raises ValueError for a setting that it was distilled with and cannot be chosen, and for more steps than it was
+        distilled for.
         """
         built_in = f"guidance of its own of scale {self.guidance:g} at timesteps of its own"
         for name in ("decoder_guidance_scale", "decoder_guidance_interval", "decoder_timestep_shift"):
@@ -98,16 +105,19 @@ class Distilled:
         if isinstance(steps, int) and steps > self.evaluations:
             most = f"the distilled decoder was made for {self.evaluations} steps"
             raise ValueError(f"{most}: decoder_num_inference_steps is {steps}")
-        own = {"decoder_num_inference_steps": steps, "decoder_guidance_scale": 1.0}
-        return own | {"decoder_timestep_shift": self.shift}
+        return {
+            "decoder_num_inference_steps": steps,
+            "decoder_guidance_scale": 1.0,
+            "decoder_timestep_shift": self.shift,
+        }
 
     def forget(self) -> None:
-        """Let go of the weights that `network` made."""
-        self._made = None
+        """Free the weights that `network` made."""
+        self._cached = None
 
 
 def fingerprint(decoder: nn.Module) -> str:
-    """Names a decoder's weights, as they are in float16: the same before and after an export."""
+    """Identifies a decoder's weights, in float16: the same before and after an export."""
     digest = hashlib.sha256()
     for name, tensor in sorted(decoder.state_dict().items()):
         digest.update(name.encode())
@@ -115,22 +125,29 @@ def fingerprint(decoder: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _state(network: nn.Module) -> tuple:
-    """Equal as long as nothing was changed in a network that its copy would have to know of."""
+def _state(network: nn.Module) -> tuple[Any, ...]:
+    """Equal as long as nothing changed in a network that a merged copy depends on."""
     weights = ((w.data_ptr(), w._version, w.dtype) for w in network.parameters())
-    others = []
+    others: list[object] = []
     for module in network.modules():
-        if hasattr(module, "merged_adapters"):  # PEFT's, which adds to a weight without telling its version
-            told = (module.disable_adapters, module.active_adapters, module.scaling, module.merged_adapters)
-            others.append(repr((*told, id(module.base_layer))))
+        if hasattr(module, "merged_adapters"):  # PEFT's, which changes a weight without a new version
+            facts = (module.disable_adapters, module.active_adapters, module.scaling, module.merged_adapters)
+            others.append(repr((*facts, id(module.base_layer))))
         others += [id(getattr(module, name)) for name in ("function", "processor") if hasattr(module, name)]  # of attention
     return *weights, *others
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:
-    """The layer of that name, under the adapter that PEFT may have put on it."""
+    """The layer of that name, without PEFT's wrapper."""
     try:
         layer = network.get_submodule(name)
     except AttributeError:
         raise ValueError(f"the distilled decoder does not fit: the full one has no {name}") from None
     return getattr(layer, "base_layer", layer)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"a {type(layer).__name__} has no weight")
+    return weight

@@ -1,26 +1,26 @@
-"""Variations of an image, called as diffusers' deprecated `UnCLIPImageVariationPipeline` and going on to 1024 px."""
+"""Variations of an image, with the interface of diffusers' deprecated `UnCLIPImageVariationPipeline`, up to 1024 px."""
 
 # B images, D embedding dimension, S side of the image tower's input
 
 from typing import Any
 
 import torch
-from diffusers import ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor, nn
 
 from ..diffusion.sampling import Generators
-from .base import Callback, StepCallback, UnCLIPBase
+from .base import Callback, CallOptions, StepCallback, UnCLIPBase
 from .settings import INVERSION_STEPS, NO_PRIOR
 from .stages import decode, encode_image, encode_prompt, upsample_256, upsample_1024
 from .stages.decoder import decoder_ddim, invert
 from .stages.image import decoder_images
 
+Images = Image.Image | list[Image.Image] | Tensor
+
 
 class UnCLIPImageVariationPipeline(UnCLIPBase):
-    """Image -> image embedding -> 64 px -> 256 px -> 1024 px: what the embedding holds is kept, the rest drawn anew
-    (paper, section 3.1).
-    """
+    """Image -> image embedding -> 64 px -> 256 px -> 1024 px: samples that share the image's embedding (paper, section 3.1)."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->text_proj->decoder->super_res_first->super_res_last->upsampler_1024"
     _optional_components = [
@@ -31,7 +31,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         "upsampler_1024_scheduler",
     ]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a component each, as in diffusers
         self,
         decoder: nn.Module,
         text_encoder: nn.Module,
@@ -45,7 +45,7 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         super_res_scheduler: Any,
         upsampler_1024: nn.Module | None = None,
         upsampler_1024_scheduler: Any = None,
-        defaults: dict | None = None,
+        defaults: dict[str, Any] | None = None,
     ):
         super().__init__()
         self._register(
@@ -65,9 +65,9 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         )
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # noqa: PLR0913 - diffusers' interface
         self,
-        image: Image.Image | list[Image.Image] | Tensor | None = None,
+        image: Images | None = None,
         num_images_per_prompt: int = 1,
         decoder_num_inference_steps: int | None = None,
         super_res_num_inference_steps: int | None = None,
@@ -91,17 +91,17 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         upsampler_1024_num_inference_steps: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-    ) -> ImagePipelineOutput | tuple:
-        """Draw `num_images_per_prompt` variations of each image.
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample `num_images_per_prompt` variations of each image.
 
         Args:
-            image: PIL images, or a tensor [B, 3, S, S] that is normalised and sized as `feature_extractor` does it; may be
-                None when `image_embeddings` [B, D] are given, which go before it.
-            prompt: a text to steer by, one for all images or one for each; default: none.
+            image: PIL images, or an output [B, 3, S, S] of `feature_extractor`; may be None when `image_embeddings` [B, D] are
+                given, which take precedence.
+            prompt: a text condition, one for all images or one for each; default: none.
             decoder_guidance_interval, decoder_timestep_shift, sampler: as `UnCLIPPipeline`'s; with `eta` it is always DDIM.
-            eta: None draws from fresh noise. Otherwise the image is first inverted by DDIM to the noise that would draw it
-                (paper, section 3), and drawn again with this share of fresh noise at every step: 0 gives the image back,
-                1 departs farthest. Then 50 decoder steps and no guidance are the defaults, because guidance departs too.
+            eta: None samples from fresh noise. Otherwise the image is first inverted by DDIM (paper, section 3), and sampled
+                from its noise with this share of fresh noise at every step: 0 reconstructs the image, 1 varies most. Then 50
+                decoder steps and no guidance are the defaults, because guidance changes the image too.
 
         The other arguments are `UnCLIPPipeline`'s.
 
@@ -117,41 +117,46 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         settings = self._settings(locals() | NO_PRIOR, sampler)
         extent, images = self._extent(size, height, width), num_images_per_prompt
         callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        call = self._begin(settings, count, images, generator, extent, output_type, callback, sampler)
+        call = self._begin(settings, count, images, generator, CallOptions(extent, output_type, callback, sampler))
         self._check_super_res_latents(call, super_res_latents)
         if negative_prompt and settings.guidance_scale("decoder") == 1:
             raise ValueError(f"guidance leads away from negative_prompt {negative_prompt!r}, and there is none here")
 
-        device = self._execution_device
-        image_embeds = encode_image(self, image) if image_embeddings is None else image_embeddings.to(device)
+        image_embeds = self._embeddings(image, image_embeddings)
         text = encode_prompt(self, "" if prompt is None else prompt, negative_prompt, count=count)
         if eta is not None:
-            decoder_latents = invert(self, decoder_images(image, call), text, image_embeds, call)
+            decoder_latents = invert(self, decoder_images(pil_images(image), call), text, image_embeds, call)
             decoder_latents = decoder_latents.repeat_interleave(images, 0)
-            call.scheduler = decoder_ddim(self)
+            call.scheduler, call.eta = decoder_ddim(self), eta
         image_embeds, text = image_embeds.repeat_interleave(images, 0), text.repeated(images)
-        batches = decode(self, text, image_embeds, call, decoder_latents, eta=eta or 0.0)
+        batches = decode(self, text, image_embeds, call, decoder_latents)
         batches = upsample_256(self, batches, call, super_res_latents)
         batches = upsample_1024(self, batches, call)
         return self._finish(batches, output_type, return_dict)
 
+    def _embeddings(self, image: Images | None, image_embeddings: Tensor | None) -> Tensor:
+        """The image embeddings [B, D]: those given, else those of the images."""
+        if image_embeddings is not None:
+            return image_embeddings.to(self._execution_device)
+        if image is None:
+            raise ValueError("give image or image_embeddings")
+        return encode_image(self, image)
+
     def _check_eta(self, eta: float, sampler: str | None, image: Any, count: int, decoder_latents: Tensor | None) -> None:
-        """Raises ValueError for an eta out of range, and for arguments that do not go with inverting the image."""
+        """Raises ValueError for an eta out of range, and for arguments that exclude inverting the image."""
         if not isinstance(eta, int | float) or not 0 <= eta <= 1:
             raise ValueError(f"eta must be from 0 to 1, got {eta!r}")
         if sampler not in (None, "ddim"):
             raise ValueError(f"eta inverts the image by DDIM: sampler must be None or 'ddim', got {sampler!r}")
-        if image is None or isinstance(image, Tensor):
-            raise ValueError("eta needs the image itself: give image as a PIL image or a list of them")
-        if (images := 1 if isinstance(image, Image.Image) else len(image)) != count:
+        if (images := len(pil_images(image))) != count:
             raise ValueError(f"image and image_embeddings must be as many, got {images} and {count}")
         if decoder_latents is not None:
             raise ValueError("eta draws from the image's own noise: give eta or decoder_latents")
 
     def _count_images(self, image: Any, image_embeddings: Tensor | None) -> int:
-        """How many images there are. Raises ValueError, naming it, for what is none."""
+        """The number of images. Raises ValueError, naming it, for anything else."""
         if image_embeddings is not None:
-            dim = self.text_proj.config.clip_embeddings_dim
+            dim = self.text_proj.config["clip_embeddings_dim"]
             if image_embeddings.ndim != 2 or image_embeddings.shape[1] != dim:
                 raise ValueError(f"image_embeddings must be [B, {dim}], got {list(image_embeddings.shape)}")
             return len(image_embeddings)
@@ -166,3 +171,10 @@ class UnCLIPImageVariationPipeline(UnCLIPBase):
         if not isinstance(image, list) or not image or not all(isinstance(i, Image.Image) for i in image):
             raise ValueError(f"image must be a PIL image, a non-empty list of them or a tensor, got {image!r}")
         return len(image)
+
+
+def pil_images(image: Images | None) -> list[Image.Image]:
+    """PIL images as a list. Raises ValueError for a tensor or None."""
+    if image is None or isinstance(image, Tensor):
+        raise ValueError("eta needs the image itself: give image as a PIL image or a list of them")
+    return [image] if isinstance(image, Image.Image) else image

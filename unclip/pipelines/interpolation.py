@@ -1,4 +1,4 @@
-"""Between images and sentences: great circles through CLIP's space (paper, section 3.2)."""
+"""Interpolation between images and texts along great circles of CLIP's space (paper, section 3.2), and text diffs."""
 
 # P points of the path, D embedding dimension
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
 from ..diffusion.latents import slerp, spherical_mean
 from ..runtime.precision import working_dtype
-from .base import Callback, StepCallback
+from .base import Callback, CallOptions, StepCallback
 from .call import Call, fresh_generator
 from .settings import INVERSION_STEPS, NO_PRIOR, images_at_once
 from .stages import decode, encode_image, encode_prompt, sample_prior, upsample_256, upsample_1024
@@ -27,11 +27,11 @@ MODES = ("fixed", "interpolated")
 class UnCLIPInterpolationPipeline(UnCLIPPipeline):
     """Images between two or more ends, each an image or a sentence.
 
-    A sentence's end is the embedding that the prior draws for it; an image's is its own. The decoder hears no text.
+    The embedding of a sentence is sampled from the prior. The decoder is conditioned on the empty prompt.
     """
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]  # noqa: PLR0913 - every tool has different arguments
         self,
         ends: Sequence[str | Image.Image],
         steps: int = 9,
@@ -53,18 +53,18 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
         upsampler_1024_num_inference_steps: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-    ) -> ImagePipelineOutput | tuple:
-        """Draw the path from the first end to the second, or the mixtures that `weights` name.
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample the path from the first end to the second, or the mixtures of `weights`.
 
         Args:
             ends: two ends, or any number of them with `weights`: PIL images and sentences.
-            steps: images of the path, its ends among them. Many are drawn in batches; a callback hears of each batch's steps.
+            steps: images of the path, with its ends. Many are sampled in batches; a callback is called for each batch's steps.
             weights: instead of a path, for each image one weight for each end: the mean on the sphere.
             decoder_num_inference_steps, decoder_guidance_scale: with interpolated noise 50 and 1 by default, as images are
                 inverted by DDIM then.
-            noise: "fixed" draws every image from the same noise; "interpolated" goes from the first end's noise to the
-                second's, too: an image's own (by DDIM inversion, then without guidance), or fresh noise for a sentence.
-            generator: one generator for the whole path; every image hears the same noise from it.
+            noise: "fixed" samples every image from the same noise; "interpolated" interpolates between the ends' noise: that of
+                an image by DDIM inversion (then without guidance), fresh noise for a sentence.
+            generator: one generator for the path, with the same noise for every image.
 
         Raises:
             ValueError: for an argument out of range, naming its value.
@@ -78,7 +78,8 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
         settings = self._settings(locals())
         extent = self._extent(size, height, width)
         callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        call = self._begin(settings, count, 1, generator or fresh_generator(), extent, output_type, callback)
+        options = CallOptions(extent, output_type, callback)
+        call = self._begin(settings, count, 1, generator or fresh_generator(), options)
 
         found = [self._end(end, call) for end in ends if not self.interrupt]
         if self.interrupt:
@@ -122,7 +123,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
         return image_embeds.to(working_dtype(self.decoder))
 
     def _between(self, points: Tensor, steps: int, weights: Sequence[Sequence[float]] | None) -> Tensor:
-        """The embeddings [P, D] of the path, or of the mixtures: as long as the ends are on (weighted) average."""
+        """The embeddings [P, D] of the path or of the mixtures, with the (weighted) mean length of the ends."""
         if weights is None:
             shares = torch.linspace(0, 1, steps, dtype=points.dtype, device=points.device)
             return slerp(points[:1].expand(steps, -1), points[1:].expand(steps, -1), shares)
@@ -134,7 +135,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
             mixed.append(direction * (share / share.sum() * lengths).sum())
         return torch.stack(mixed)
 
-    def _noises(self, ends: Sequence, points: Tensor, count: int, mode: str, call: Call) -> Tensor:
+    def _noises(self, ends: Sequence[str | Image.Image], points: Tensor, count: int, mode: str, call: Call) -> Tensor:
         """Each image's starting noise [P, 3, H, W]."""
         shape = (1, 3, call.height, call.width)
         if mode == "fixed":
@@ -151,10 +152,10 @@ class UnCLIPInterpolationPipeline(UnCLIPPipeline):
 
 
 class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
-    """An image changed as one sentence differs from another (paper, section 3.3)."""
+    """Text diffs: an image changed by the difference of two texts (paper, section 3.3)."""
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]  # noqa: PLR0913 - every tool has different arguments
         self,
         image: Image.Image,
         target: str,
@@ -173,12 +174,13 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
         upsampler_1024_num_inference_steps: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-    ) -> ImagePipelineOutput | tuple:
-        """Draw the image at each strength: its embedding turned by that share towards the texts' difference.
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample the image at each strength, with its embedding rotated by that share to the texts' difference.
 
         Args:
-            image: the image; it is inverted to the noise that DDIM draws it from, so that strength 0 gives it back.
-            target: what it should become; `source`: what it is (default: the empty sentence, the paper's other baseline).
+            image: the image; it is inverted by DDIM, so that strength 0 reconstructs it.
+            target: describes the changed image.
+            source: describes the image (default: the empty text, the paper's other baseline).
             strength: shares of the great circle from the image's embedding to the normalised difference of the texts'
                 embeddings; the paper uses 0.25 to 0.5.
 
@@ -198,7 +200,8 @@ class UnCLIPTextDiffPipeline(UnCLIPInterpolationPipeline):
         settings, count = self._settings(locals() | NO_PRIOR), len(strengths)
         extent = self._extent(size, height, width)
         callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        call = self._begin(settings, count, 1, generator or fresh_generator(), extent, output_type, callback)
+        options = CallOptions(extent, output_type, callback)
+        call = self._begin(settings, count, 1, generator or fresh_generator(), options)
 
         point = self._end(image, call)  # [1, D]
         texts = encode_texts(self, [source, target])[0].to(point.dtype)

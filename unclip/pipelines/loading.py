@@ -1,14 +1,14 @@
-"""How pipelines come into being: from folders and the Hub, and from each other."""
+"""Loading pipelines from folders, the Hub and other pipelines; saving and offloading."""
 
 import inspect
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from decoder import Decoder
 from upsamplers import Upsampler
@@ -20,32 +20,36 @@ from .distilled import Distilled
 from .lora import LoRAMixin
 from .residency import Residency
 
-# What diffusers' `from_pretrained` takes for the Hub's client.
+# Arguments of diffusers' `from_pretrained` for the Hub's client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
 
 
 @dataclass
 class Shared:
-    """What pipelines over the same networks know of them together, whichever of them it was told."""
+    """The state of networks that several pipelines share."""
 
-    dtype_chosen: bool = False  # or the first call chooses
+    dtype_chosen: bool = False  # otherwise the first call chooses
     compiled: bool = False
 
 
 class Loading(LoRAMixin, DiffusionPipeline):
-    """`from_pretrained`, `from_pipe`, `to` and what they rest on."""
+    """`from_pretrained`, `from_pipe`, `to`, saving and offloading."""
 
-    _residency: Residency | None = None  # with `low_memory`: which networks' weights are in memory
-    _distilled: Distilled | None = None  # the decoder in few steps, where the model's folder has it
+    model_cpu_offload_seq: str | None = None  # type: ignore[assignment]  # DiffusionPipeline declares None
+    _shared: Shared
+    _all_hooks: list[Any]  # of accelerate's model offload, set by diffusers
+    _progress_bar_config: dict[str, Any]  # set by diffusers
+    _residency: Residency | None = None  # with `low_memory`: the networks whose weights are in memory
+    _distilled: Distilled | None = None  # the distilled decoder, if the model's folder has one
 
     @classmethod
     def component_names(cls) -> list[str]:
-        """The names of a pipeline's parts, in the order of the data."""
+        """The names of a pipeline's components, in the order of the data."""
         return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "defaults")]
 
     @classmethod
     def required_components(cls) -> list[str]:
-        """The names of the parts without which there is no pipeline."""
+        """The names of the components that are not optional."""
         parameters = inspect.signature(cls.__init__).parameters
         return [
             n
@@ -60,23 +64,23 @@ class Loading(LoRAMixin, DiffusionPipeline):
         *,
         attention: str = "auto",
         low_memory: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> Self:
         """The shipped model ("emoji"), a folder, or a Hub id (its safetensors and configurations only).
 
         `attention` is "auto", "xformers", "sdpa" or "math"; `revision`, `cache_dir`, `token`, `local_files_only` and
         `force_download` are for the Hub, `variant` is a suffix of the weights' files, as "fp16". With `low_memory` each
-        network's weights are read from its file when its stage begins, and let go when the next begins. Raises ValueError,
+        network's weights are loaded from its file when its stage begins, and freed when the next begins. Raises ValueError,
         in one line, for an unknown name and for a folder with a missing, truncated or pickled file.
         """
         hub = {n: kwargs.pop(n) for n in _HUB if n in kwargs}
-        folder = resolve(pretrained_model_name_or_path, kwargs.pop("revision", None), **hub)
+        folder = resolve(os.fspath(pretrained_model_name_or_path), kwargs.pop("revision", None), **hub)
         given = {n for n in kwargs if n in cls.component_names()}
         index = check_folder(folder, given, kwargs.get("variant"))
         missing = [n for n in cls.required_components() if index.get(n, [None])[0] is None and n not in kwargs]
         if missing:
             raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}, and {cls.__name__} needs one")
-        index = cls._moved(index)
+        index = cls._present_index(index)
         import_own_modules(index)
         kwargs.setdefault("use_safetensors", True)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)  # diffusers' new name and its old one
@@ -94,27 +98,27 @@ class Loading(LoRAMixin, DiffusionPipeline):
         return pipe
 
     @classmethod
-    def download(cls, pretrained_model_name: str | os.PathLike, revision: str | None = None, **kwargs) -> str:
+    def download(cls, pretrained_model_name: str | os.PathLike, revision: str | None = None, **kwargs: Any) -> str:
         """Fetch a model's configurations and safetensors, nothing else; -> the folder."""
-        return str(resolve(pretrained_model_name, revision, **{n: kwargs[n] for n in _HUB if n in kwargs}))
+        return str(resolve(os.fspath(pretrained_model_name), revision, **{n: kwargs[n] for n in _HUB if n in kwargs}))
 
     @classmethod
-    def load_config(cls, *args, **kwargs):
-        """As diffusers', with the parts that moved, or that only another pipeline has, told apart."""
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers', with the present modules of classes that moved, and without other pipelines' components."""
         found = super().load_config(*args, **kwargs)
-        return (cls._moved(found[0]), *found[1:]) if isinstance(found, tuple) else cls._moved(found)
+        return (cls._present_index(found[0]), *found[1:]) if isinstance(found, tuple) else cls._present_index(found)
 
     @classmethod
-    def _moved(cls, index: dict) -> dict:
+    def _present_index(cls, index: dict[str, Any]) -> dict[str, Any]:
         known = {*cls.component_names(), "defaults"}
         index = {k: v for k, v in index.items() if k.startswith("_") or k in known}
         return {k: [CLASSES.get(v[1], class_module(*v)), v[1]] if isinstance(v, list | tuple) else v for k, v in index.items()}
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> Self:
-        """This kind of pipeline over another one's networks, which are shared, not copied.
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """A pipeline of this class with the networks of another one, which are shared, not copied.
 
-        `kwargs` give or replace parts, and may set `dtype`. Raises ValueError for a part that `pipeline` lacks.
+        `kwargs` add or replace components, and may set `dtype`. Raises ValueError for a component that `pipeline` lacks.
         """
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         parts = {n: kwargs.pop(n, getattr(pipeline, n, None)) for n in cls.component_names()}
@@ -124,7 +128,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
         defaults = kwargs.pop("defaults", pipeline.config.get("defaults"))
         if kwargs:
             raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
-        pipe = cls(**parts, defaults=defaults)
+        pipe = cls(**(parts | {"defaults": defaults}))
         pipe._shared = getattr(pipeline, "_shared", Shared(dtype_chosen=True))
         pipe._residency = getattr(pipeline, "_residency", None)
         if parts.get("decoder") is not None and parts["decoder"] is getattr(pipeline, "decoder", None):
@@ -132,55 +136,55 @@ class Loading(LoRAMixin, DiffusionPipeline):
         pipe._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
         return pipe.to(dtype) if dtype else pipe
 
-    def to(self, *args, **kwargs) -> Self:
-        """As `DiffusionPipeline.to`; a dtype given here is kept, otherwise the first call takes the machine's fastest."""
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As `DiffusionPipeline.to`; without a dtype given here, the first call sets the machine's fastest."""
         dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), None)
         models = logging.getLogger("diffusers.models.modeling_utils")
         level = models.level
-        models.setLevel(logging.ERROR)  # it warns of layers to keep in float32 for every network, also those without any
+        models.setLevel(logging.ERROR)  # it warns about layers to keep in float32 for every network, also those without any
         try:
             if self._residency is None:
                 super().to(*args, **kwargs)
             else:
-                self._to_of_shells(*args, **kwargs)
+                self._move_resident(self._residency, *args, **kwargs)
         finally:
             models.setLevel(level)
         self._shared.dtype_chosen |= dtype is not None
         return self
 
-    def _to_of_shells(self, *args, **kwargs) -> None:
-        """`to` under `low_memory`: weights come to the device when they are read."""
+    def _move_resident(self, residency: Residency, *args: Any, **kwargs: Any) -> None:
+        """`to` with `low_memory`: weights are moved to the device when they are loaded."""
         kwargs.pop("silence_dtype_warnings", None)
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        self._residency.only()
-        self._residency.device = device or self._residency.device
+        residency.only()
+        residency.device = device or residency.device
         for name, part in self.components.items():
             if isinstance(part, torch.nn.Module):
-                part.to(dtype=dtype, device=None if name in self._residency.networks else device)
+                part.to(dtype=dtype, device=None if name in residency.networks else device)
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline runs."""
+        """The device of the pipeline's networks."""
         return super().device if self._residency is None else self._residency.device
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As `DiffusionPipeline.save_pretrained`, with the distilled decoder where there is one, and without the paths that
-        the components were once loaded from.
+        the components were loaded from.
         """
-        self._have(*self.components)
+        self._load_only(*self.components)
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            self._have()
+            self._load_only()
         ready_to_share(Path(save_directory))
         if self._distilled is not None:
             self._distilled.save(Path(save_directory) / DISTILLED)
 
-    def _have(self, *names: str) -> None:
-        """Under `low_memory`: have these networks' weights in memory, and no others'.
+    def _load_only(self, *names: str) -> None:
+        """With `low_memory`, load the weights of these networks and free all others'.
 
-        Under model offload: have no others' on the device. diffusers lets go of a network when the one after it runs, which a
-        call may do without.
+        With model offload, offload all others. diffusers offloads a network when the next one runs, which may never happen in
+        a call.
         """
         if self._residency is not None:
             self._residency.only(*names)
@@ -190,20 +194,21 @@ class Loading(LoRAMixin, DiffusionPipeline):
             if not any(hook.model is getattr(self, name) for name in names):
                 hook.offload()
 
-    def _in_memory(self, what: str) -> None:
+    def _require_in_memory(self, what: str) -> None:
+        """Raises ValueError with `low_memory`."""
         if self._residency is not None:
             raise ValueError(f"{what} needs the weights to stay in memory: load the model without low_memory")
 
-    def load_lora_weights(self, *args, **kwargs) -> None:
-        self._in_memory("a LoRA adapter")
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        self._require_in_memory("a LoRA adapter")
         super().load_lora_weights(*args, **kwargs)
 
-    def enable_model_cpu_offload(self, *args, **kwargs) -> None:
-        self._in_memory("model offload")
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        self._require_in_memory("model offload")
         super().enable_model_cpu_offload(*args, **kwargs)
 
-    def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
-        self._in_memory("sequential offload")
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        self._require_in_memory("sequential offload")
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     def enable_group_offload(
@@ -211,15 +216,15 @@ class Loading(LoRAMixin, DiffusionPipeline):
         onload_device: torch.device | str,
         offload_device: torch.device | str = "cpu",
         offload_type: str = "leaf_level",
-        *args,
-        **kwargs,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        """As `DiffusionPipeline.enable_group_offload`, by single layers unless told otherwise.
+        """As `DiffusionPipeline.enable_group_offload`, with "leaf_level" as the default.
 
-        Raises ValueError for "block_level" where a U-Net is this package's own: it runs its blocks' parts, not the blocks.
+        Raises ValueError for "block_level" with this package's UNets, which call the layers of their blocks, not the blocks.
         """
-        self._in_memory("group offload")
+        self._require_in_memory("group offload")
         nested = [n for n, c in self.components.items() if isinstance(c, Decoder | Upsampler)]
         if offload_type != "leaf_level" and nested:
             raise ValueError(f"offload_type {offload_type!r} does not fit {', '.join(nested)}: take 'leaf_level'")
-        super().enable_group_offload(onload_device, offload_device, offload_type, *args, **kwargs)
+        super().enable_group_offload(torch.device(onload_device), torch.device(offload_device), offload_type, *args, **kwargs)

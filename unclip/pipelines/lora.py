@@ -4,6 +4,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import safe_open
@@ -15,16 +16,18 @@ WEIGHTS, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"
 
 
 class LoRAMixin(LoraBaseMixin):
-    """Loading and saving; `set_adapters`, `unload_lora_weights`, `fuse_lora`, `get_list_adapters` … are diffusers' own."""
+    """Loading and saving; `set_adapters`, `unload_lora_weights`, `fuse_lora`, `get_list_adapters` … are diffusers'."""
 
     _lora_loadable_modules = ["prior", "decoder"]
 
-    def load_lora_weights(self, source: str | Path | Mapping[str, Tensor], adapter_name: str = "default") -> None:
+    def load_lora_weights(  # type: ignore[override]  # LoraBaseMixin declares keyword arguments only
+        self, source: str | Path | Mapping[str, Tensor], adapter_name: str = "default"
+    ) -> None:
         """Add an adapter and activate it.
 
         Args:
             source: a `.safetensors` file, a folder or Hub id that holds one, or tensors by name ("prior.…", "decoder.…").
-            adapter_name: what `set_adapters` and `delete_adapters` know it by.
+            adapter_name: its name for `set_adapters` and `delete_adapters`.
 
         Raises:
             ValueError: for a file that is missing or pickled, and for one whose tensors belong to neither network.
@@ -33,33 +36,38 @@ class LoRAMixin(LoraBaseMixin):
         if importlib.util.find_spec("peft") is None:
             raise ImportError("LoRA adapters need PEFT; install it with: pip install 'unclip[train]'")
         tensors, metadata = (dict(source), None) if isinstance(source, Mapping) else _read(source)
-        networks = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
-        meant = {name for name in networks if any(k.startswith(f"{name}.") for k in tensors)}
-        strangers = [k for k in tensors if k.split(".")[0] not in meant]
-        if strangers or not meant:
-            raise ValueError(f"this is no adapter of a prior or a decoder: it holds {(strangers or ['nothing'])[0]!r}")
-        lacking = [name for name in sorted(meant) if networks[name] is None]
-        if lacking:
-            raise ValueError(f"the adapter is for a {lacking[0]}, and {type(self).__name__} has none")
+        names = sorted(name for name in self._lora_loadable_modules if any(k.startswith(f"{name}.") for k in tensors))
+        unknown = [k for k in tensors if k.split(".")[0] not in names]
+        if unknown or not names:
+            raise ValueError(f"this is no adapter of a prior or a decoder: it holds {(unknown or ['nothing'])[0]!r}")
+        networks = {}
+        for name in names:
+            network = getattr(self, name, None)
+            if network is None:
+                raise ValueError(f"the adapter is for a {name}, and {type(self).__name__} has none")
+            networks[name] = network
         if adapter_name in {a for adapters in self.get_list_adapters().values() for a in adapters}:
             raise ValueError(f"there is an adapter named {adapter_name!r} already; unload it or choose another name")
-        for name in sorted(meant):
-            networks[name].load_lora_adapter(tensors, prefix=name, adapter_name=adapter_name, metadata=metadata)
+        for name, network in networks.items():
+            network.load_lora_adapter(tensors, prefix=name, adapter_name=adapter_name, metadata=metadata)
 
-    def save_lora_weights(self, folder: str | Path, adapter_name: str = "default") -> None:
+    def save_lora_weights(  # type: ignore[override]  # a class method there, without the pipeline's networks
+        self, folder: str | Path, adapter_name: str = "default"
+    ) -> None:
         """Write an adapter's weights and configuration to `folder`. Raises ValueError when there is none of that name."""
         found = ((name, getattr(self, name, None)) for name in self._lora_loadable_modules)
         save_adapter(folder, {name: network for name, network in found if network is not None}, adapter_name)
 
 
 def save_adapter(folder: str | Path, networks: Mapping[str, nn.Module], adapter_name: str = "default") -> None:
-    """Write the adapter of that name of "prior" and "decoder" to `folder`, as `load_lora_weights` and diffusers read it.
+    """Write the adapter of that name of "prior" and "decoder" to `folder`, in the format of `load_lora_weights` and diffusers.
 
-    The same adapter is the same file: safetensors writes several entries of metadata in any order, so there is only one.
+    Equal adapters are equal files: safetensors writes entries of metadata in any order, so there is only one.
     """
     from peft import get_peft_model_state_dict
 
-    layers, settings = {}, {}
+    layers: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
     for name, network in networks.items():
         config = getattr(network, "peft_config", {}).get(adapter_name)
         if config is not None:
@@ -72,7 +80,7 @@ def save_adapter(folder: str | Path, networks: Mapping[str, nn.Module], adapter_
     save_tensors(layers, Path(folder) / WEIGHTS, {METADATA: json.dumps(settings, indent=2, sort_keys=True)})
 
 
-def _read(source: str | Path) -> tuple[dict[str, Tensor], dict | None]:
+def _read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors and configuration of an adapter's file."""
     path = Path(source).expanduser()
     if path.suffix in (".bin", ".pt", ".ckpt", ".pth"):

@@ -10,25 +10,25 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..diffusion.sampling import Generators
-from .base import Callback, StepCallback, UnCLIPBase
+from .base import Callback, CallOptions, StepCallback, UnCLIPBase
 from .settings import NO_DECODER
 from .stages import encode_prompt, sample_prior
 from .stages.styles import choose_styles
-from .stages.text import count_prompts
+from .stages.text import count_prompts, encoded_text
 
 
 @dataclass
 class UnCLIPPriorOutput(BaseOutput):
-    """`image_embeds` [B, D], of CLIP's space as the decoder takes them."""
+    """`image_embeds` [B, D] in CLIP's space, the decoder's input."""
 
     image_embeds: Tensor
 
 
 class UnCLIPPriorPipeline(UnCLIPBase):
-    """Prompt -> text embedding -> image embedding, for this package's priors of either kind, Karlo's and Kandinsky 2's."""
+    """Prompt -> text embedding -> image embedding, for all priors: this package's, Karlo's and Kandinsky 2's."""
 
     model_cpu_offload_seq = "text_encoder->prior"
-    _optional_components = ["prior_scheduler"]  # an autoregressive prior has none
+    _optional_components = ["prior_scheduler"]  # an autoregressive prior needs none
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class UnCLIPPriorPipeline(UnCLIPBase):
         text_encoder: nn.Module,
         tokenizer: Any,
         prior_scheduler: Any = None,
-        defaults: dict | None = None,
+        defaults: dict[str, Any] | None = None,
     ):
         super().__init__()
         self._register(defaults, prior=prior, text_encoder=text_encoder, tokenizer=tokenizer, prior_scheduler=prior_scheduler)
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # noqa: PLR0913 - diffusers' interface
         self,
         prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -58,8 +58,8 @@ class UnCLIPPriorPipeline(UnCLIPBase):
         prior_candidates: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-    ) -> UnCLIPPriorOutput | tuple:
-        """Draw `num_images_per_prompt` image embeddings for each prompt; the arguments are `UnCLIPPipeline`'s.
+    ) -> UnCLIPPriorOutput | tuple[Tensor]:
+        """Sample `num_images_per_prompt` image embeddings for each prompt; the arguments are `UnCLIPPipeline`'s.
 
         Raises:
             ValueError: for an argument out of range, naming its value.
@@ -67,9 +67,10 @@ class UnCLIPPriorPipeline(UnCLIPBase):
         count = count_prompts(self, prompt, text_model_output, text_attention_mask)
         settings = self._settings(locals() | NO_DECODER)
         callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        call = self._begin(settings, count, num_images_per_prompt, generator, callback=callback)
+        call = self._begin(settings, count, num_images_per_prompt, generator, CallOptions(callback=callback))
 
-        text = encode_prompt(self, prompt, negative_prompt, num_images_per_prompt, text_model_output, text_attention_mask)
+        encoded = encoded_text(self, text_model_output, text_attention_mask)
+        text = encode_prompt(self, prompt, negative_prompt, num_images_per_prompt, encoded)
         text.style = choose_styles(self, None, prompt, len(text), generator)
         image_embeds = sample_prior(self, text, call, prior_latents)
         self.maybe_free_model_hooks()

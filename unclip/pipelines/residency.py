@@ -1,4 +1,4 @@
-"""Networks that are in memory only while they work."""
+"""Networks that are in memory only while their stage runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from ..io.checkpoints import load_component
 
 
 class Residency:
-    """Which of a model folder's networks hold their weights; the others are empty shells on the meta device.
+    """The networks of a model folder, of which only some have their weights; the others are on the meta device.
 
-    `networks` are the shells by name, to build a pipeline from. Their dtype and memory layout may be changed as those of any
-    network: weights take them over when they come. `device` is where they come to.
+    `networks` are all of them by name, to build a pipeline with. Their dtype and memory layout may be changed as those of any
+    network: weights are loaded in these, to `device`.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Residency:
         self.present: set[str] = set()
 
     def only(self, *names: str) -> None:
-        """Have the weights of these networks in memory, and no others'."""
+        """Load the weights of these networks, and drop those of all others."""
         for name in self.present - set(names):
             _empty(self.networks[name])
         self.present &= set(names)
@@ -38,16 +38,17 @@ class Residency:
             if name in self.networks and name not in self.present:
                 network = self.networks[name]
                 loaded = self._load(name).state_dict()
-                shells = network.state_dict()
-                weights = {k: torch.empty_like(shells[k], device=self.device).copy_(v) for k, v in loaded.items()}
+                targets = network.state_dict()
+                weights = {k: torch.empty_like(targets[k], device=self.device).copy_(v) for k, v in loaded.items()}
                 network.load_state_dict(weights, assign=True)
-                network.to(self.device)  # the tables that no file holds, as of positions
+                network.to(self.device)  # tables that no file holds, such as of positions
                 self.present.add(name)
 
     def _load(self, name: str, dtype: torch.dtype | None = None) -> nn.Module:
-        return load_component(self.folder / name, *self.parts[name], dtype=dtype, variant=self.variant)
+        library, class_name = self.parts[name]
+        return load_component(self.folder / name, library, class_name, dtype=dtype, variant=self.variant)
 
 
 def _empty(network: nn.Module) -> None:
-    """Leave a network's shapes, dtypes and layouts, and let go of its weights."""
+    """Move a network to the meta device, with its shapes, dtypes and layouts."""
     network.load_state_dict({k: torch.empty_like(v, device="meta") for k, v in network.state_dict().items()}, assign=True)

@@ -1,9 +1,11 @@
-"""The decoder's samplers, by name, on its checkpoint's own noise levels."""
+"""The decoder's samplers, by name, with its checkpoint's noise levels."""
 
-from typing import Any
+from typing import Any, cast
 
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
-from torch import nn
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from ..diffusion.scheduler import UnCLIPScheduler
 from ..diffusion.schedules import dpm_solver
@@ -12,31 +14,31 @@ from ..runtime.config import nearest
 # With the fewest steps that each can take: DPM-Solver++ of second order (arXiv 2211.01095), DDIM (arXiv 2010.02502), and
 # ancestral sampling, with the network's own variance where it predicts one (arXiv 2102.09672).
 SAMPLERS = {"dpmsolver++2m": 2, "ddim": 1, "ancestral": 1}
-DISTILLED = "distilled"  # where the checkpoint has a distilled decoder: that, in as few steps as it was made for
-# Both directions of DDIM take the same steps and clip nothing between them: what is clipped cannot be inverted.
-_DDIM = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
+DISTILLED = "distilled"  # the distilled decoder, for checkpoints that have one
+# Both directions of DDIM take the same steps, and nothing is clipped, because clipping cannot be inverted.
+_DDIM: dict[str, Any] = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
 
 
 def noise_levels(scheduler: Any) -> dict[str, Any]:
-    """A schedule's configuration in full: `from_config` would put its own defaults where the other class's were kept."""
+    """A scheduler's full configuration: without it, `from_config` of another class replaces values that are defaults."""
     return {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
 
 
 def ddim(scheduler: Any, clip: bool = False) -> DDIMScheduler:
     """DDIM, whose inverse is `inverse_ddim`, on a scheduler's noise levels; with `clip`, x0 estimates stay in [-1, 1].
 
-    A network that predicts noise says little of the image at the highest noise levels: there clipping holds it.
+    A network that predicts noise has a poor estimate of the image at the highest noise levels, which clipping bounds.
     """
-    return DDIMScheduler.from_config(noise_levels(scheduler), **(_DDIM | {"clip_sample": clip}))
+    return cast(DDIMScheduler, DDIMScheduler.from_config(noise_levels(scheduler), **(_DDIM | {"clip_sample": clip})))
 
 
 def inverse_ddim(scheduler: Any) -> DDIMInverseScheduler:
-    """From an image to the noise that `ddim` draws it from (paper, section 3)."""
-    return DDIMInverseScheduler.from_config(noise_levels(scheduler), **_DDIM)
+    """From an image to the noise from which `ddim` samples it (paper, section 3)."""
+    return cast(DDIMInverseScheduler, DDIMInverseScheduler.from_config(noise_levels(scheduler), **_DDIM))
 
 
-def choose_sampler(name: str | None, steps: int, scheduler: Any, decoder: nn.Module, known: list[str]) -> Any:
-    """The sampler of this name, on the noise levels of the checkpoint's `scheduler`; None: that scheduler itself.
+def choose_sampler(name: str | None, steps: int, scheduler: Any, decoder: ModelMixin, known: list[str]) -> Any:
+    """The sampler of this name, with the noise levels of the checkpoint's `scheduler`; None: that scheduler itself.
 
     Raises ValueError for a name that is not among the `known`, and for fewer steps than it needs.
     """
@@ -53,7 +55,8 @@ def choose_sampler(name: str | None, steps: int, scheduler: Any, decoder: nn.Mod
     if name == "ddim":
         return ddim(scheduler, clip)
     if name == "ancestral":
-        is_learned = decoder.config.out_channels == 2 * decoder.config.in_channels
-        kind, variance = (UnCLIPScheduler, "learned_range") if is_learned else (DDPMScheduler, "fixed_small")
-        return kind.from_config(levels, variance_type=variance)
+        is_learned = decoder.config["out_channels"] == 2 * decoder.config["in_channels"]
+        if is_learned:
+            return UnCLIPScheduler.from_config(levels, variance_type="learned_range")
+        return DDPMScheduler.from_config(levels, variance_type="fixed_small")
     return dpm_solver(levels, clip=clip)

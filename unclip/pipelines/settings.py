@@ -6,22 +6,22 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 MAX_IMAGES = 10_000
-BATCH = {64: 16, 256: 8, 1024: 4}  # size: images that are best sampled at once, bounded by memory at 1024 px
+BATCH = {64: 16, 256: 8, 1024: 4}  # size: number of images to sample at once, limited by memory at 1024 px
 INVERSION_STEPS = 50  # of DDIM, from an image to its noise and back
 
-NO_PRIOR = {"prior_guidance_scale": 1.0}  # of calls that run no prior: whether they are guided is the decoder's matter
+NO_PRIOR = {"prior_guidance_scale": 1.0}  # of calls without a prior: then the decoder's scale decides whether guidance is on
 NO_DECODER = {"decoder_guidance_scale": 1.0}
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the stages of one call are sampled. The defaults, Karlo's values, are for checkpoints that state none.
+    """The sampling settings of one call's stages. The defaults, Karlo's values, are for checkpoints without defaults.
 
     The `*_num_inference_steps` are steps of prior, decoder, 256 px and 1024 px upsampler. A guidance scale of 1 is no
     guidance. `decoder_guidance_interval` is (low, high) in shares of the decoder's timesteps, 0 the clean image
     (arXiv 2404.07724); `decoder_timestep_shift` is `shift_timesteps`'s. `prior_candidates` image embeddings are sampled per
-    image, the nearest to the text is kept. `upsampler_noise_level` is the standard deviation, in units of [-1, 1], of the
-    noise on an upsampler's input.
+    image, of which the nearest to the text is used. `upsampler_noise_level` is the standard deviation, in units of
+    [-1, 1], of the noise on an upsampler's input.
 
     Raises:
         ValueError: for a setting out of range, naming it and its value.
@@ -40,19 +40,19 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            is_valid, wanted = next(rule for kind, *rule in _RULES if name.endswith(kind))
+            is_valid, wanted = next((valid, text) for ending, valid, text in _RULES if name.endswith(ending))
             if not is_valid(value):
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
     @classmethod
     def resolve(cls, defaults: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Self:
-        """Of each setting the argument of its name that is not None, else the checkpoint's default, else the package's.
+        """For each setting the argument of its name that is not None, else the checkpoint's default, else the package's.
 
-        `arguments` may hold others, which are ignored.
+        Other `arguments` are ignored.
         """
         names = {field.name for field in fields(cls)}
         given = {name: value for name, value in arguments.items() if name in names and value is not None}
-        return cls(**((defaults or {}) | given))
+        return cls(**{**(defaults or {}), **given})
 
     def guidance_scale(self, stage: str) -> float:
         """The scale of "prior" or "decoder"; if no scale exceeds 1, guidance is off everywhere (as in diffusers)."""
@@ -69,12 +69,12 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError for a setting out of range, naming it and its value; kept for version 0.1's callers."""
+    """Raises ValueError for a setting out of range, naming it and its value; for callers of version 0.1."""
     SamplingSettings(**settings)
 
 
 def images_at_once(size: int) -> int:
-    """How many images of `size` px are best sampled together."""
+    """The number of images of `size` px to sample together."""
     return BATCH.get(size, 4)
 
 
@@ -91,7 +91,7 @@ def _is_interval(value: Any) -> bool:
     )
 
 
-# end of a setting's name: what its value must fulfil, and how the error message says it
+# the end of a setting's name, the check of its value, and the text of the error message
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("scale", lambda value: _is_number(value, 0, math.inf) and math.isfinite(value), "a number of at least 0"),
     ("interval", _is_interval, "(low, high) with 0 <= low < high <= 1"),

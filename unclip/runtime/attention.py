@@ -1,4 +1,4 @@
-"""One attention function, the choice of its kernel, and the processors that bring diffusers' networks to it.
+"""One attention function, the choice of its kernel, and the processors that call it in diffusers' networks.
 
 Layout everywhere: query [B, N, H, D], key and value [B, M, H, D]. A mask is broadcastable to [B, H, N, M]: bool (True =
 attend) or a float that is added to the scores.
@@ -7,58 +7,81 @@ attend) or a float that is added to the scores.
 import importlib.util
 import logging
 import math
-from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention as StockAttention
 from torch import Tensor, nn
 
-from prior.blocks import KeyValueCache
+from prior.blocks import Attention, AttentionFunction, KeyValueCache
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "xformers", "sdpa", "math")
-# Up to this many key tokens two batched matrix products beat torch's CPU flash kernel backward; forward alone only in 16 bits,
-# with heads as wide as this and at least as many queries.
+# Up to this many key tokens two batched matrix products are faster than torch's CPU flash kernel backward; forward only in
+# 16 bits, with heads as wide as this and at least as many queries.
 MATH_TOKENS, MATH_WIDTH, MATH_QUERIES = 1024, 64, 64
-# Scores up to this, as powers of two, are summed without their maximum, by heads whose scores stay in the cache together.
+# Scores up to this, as powers of two, are summed without their maximum, for as many heads at once as fit into the cache.
 LARGEST_POWER, CACHED_SCORES = 32.0, 2**21
-# What "auto" found impossible on this machine, with the reason: tried once, not at every layer.
+Operators = tuple[Any, Any]  # xformers' classes of a forward and a backward kernel
+# The backends that "auto" cannot use on this machine, with the reason: tried once, not at every layer.
 _refused: dict[str, str] = {}
-_told: set[str] = set()
+_logged: set[str] = set()
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+class _AttentionNetwork(Protocol):
+    """A network whose attention can be replaced."""
+
+    attention_backend: str
+
+    def set_attn_processor(self, processor: Any) -> None: ...
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, backend: str = "auto", op: tuple | None = None
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, backend: str = "auto", op: Operators | None = None
 ) -> Tensor:
     """softmax(query key^T / sqrt(D) + mask) value -> [B, N, H, D].
 
     `backend`: "xformers" is its memory-efficient attention (`op` names its forward and backward kernels), "sdpa" torch's
     scaled dot product attention, "math" two batched products. "auto" takes xformers on CUDA where it is installed and
-    has a kernel, "math" on a CPU up to 1024 key tokens where it is the faster one, else "sdpa"; in the place of both, for a
+    has a kernel, "math" on a CPU up to 1024 key tokens where it is the faster one, else "sdpa"; instead of both, for a
     CPU's bfloat16 without gradients, products without softmax's maximum where the scores are small enough.
     """
     if backend == "auto":
-        if query.device.type == "cuda" and "xformers" not in _refused:
-            try:
-                return _xformers(query, key, value, mask, op)
-            except (ImportError, NotImplementedError, ValueError) as error:
-                _refused["xformers"] = why_not("xformers") or str(error).splitlines()[0]
-                logger.info("attention: sdpa, because xformers cannot be used here: %s", _refused["xformers"])
-        backend = "math" if _products_are_faster(query, key) else "sdpa"
-        compiling = torch.compiler.is_compiling()
-        if _one_pass_is_faster(query, key, value) and not (compiling and backend == "math"):  # whose softmax is fused then
-            if compiling:
-                return torch.ops.unclip.attention_bf16(query, key, value, mask)
-            if (attended := _without_maximum(query, key, value, mask)) is not None:
-                return attended
+        return _automatic(query, key, value, mask, op)
     if backend == "xformers":
         return _xformers(query, key, value, mask, op)
+    return _sdpa(query, key, value, mask) if backend == "sdpa" else _products(query, key, value, mask)
+
+
+def _automatic(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, op: Operators | None) -> Tensor:
+    """`attention` with the kernel that is fastest here."""
+    if query.device.type == "cuda" and "xformers" not in _refused:
+        try:
+            return _xformers(query, key, value, mask, op)
+        except (ImportError, NotImplementedError, ValueError) as error:
+            _refused["xformers"] = why_not("xformers") or str(error).splitlines()[0]
+            logger.info("attention: sdpa, because xformers cannot be used here: %s", _refused["xformers"])
+    products, compiling = _products_are_faster(query, key), torch.compiler.is_compiling()
+    if _one_pass_is_faster(query, key, value) and not (compiling and products):  # the compiler fuses the products' softmax
+        if compiling:
+            return torch.ops.unclip.attention_bf16(query, key, value, mask)
+        if (attended := _without_maximum(query, key, value, mask)) is not None:
+            return attended
+    return _products(query, key, value, mask) if products else _sdpa(query, key, value, mask)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # [B, H, N, D]
-    if backend == "sdpa":
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(query.dtype)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # [B, H, N, D]
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)  # [B, H, N, M]
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
@@ -66,17 +89,17 @@ def attention(
 
 
 def _one_pass_is_faster(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether `_without_maximum` beats "sdpa", if it can answer (benchmarks/attention.py)."""
+    """Whether `_without_maximum` is faster than "sdpa", where it applies (benchmarks/attention.py)."""
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[1] < MATH_QUERIES:
         return False
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)))
 
 
 def _without_maximum(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Attention in one pass over the scores instead of softmax's several: their exponentials, in place, as they are.
+    """Attention in one pass over the scores instead of softmax's several: exponentials in place, without their maximum.
 
-    A column of ones beside the values sums them in the same product. None where a score could be too large for that (the
-    longest query times the longest key bound them), or a mask is not of keys alone.
+    A column of ones appended to the values sums them in the same product. None where a score could be too large for that (the
+    norms of the longest query and key bound them), or where the mask depends on the query.
     """
     batch, queries, heads, width = query.shape
     keys, scale = key.shape[1], math.log2(math.e) / math.sqrt(width)
@@ -102,18 +125,18 @@ def _without_maximum(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 @torch.library.custom_op("unclip::attention_bf16", mutates_args=())
-def _whole(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """`attention` as one step of a compiled network: which kernel it takes depends on the values."""
+def _attention_op(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` as one operation of a compiled network: which kernel it takes depends on the values."""
     return attention(query, key, value, mask).contiguous()
 
 
-@_whole.register_fake
+@_attention_op.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
 def _products_are_faster(query: Tensor, key: Tensor) -> bool:
-    """Whether "math" beats "sdpa" (benchmarks/attention.py)."""
+    """Whether "math" is faster than "sdpa" (benchmarks/attention.py)."""
     if query.device.type != "cpu" or key.shape[1] > MATH_TOKENS:
         return False
     if torch.is_grad_enabled() and query.requires_grad:
@@ -121,7 +144,7 @@ def _products_are_faster(query: Tensor, key: Tensor) -> bool:
     return query.element_size() == 2 and query.shape[-1] >= MATH_WIDTH and query.shape[1] >= MATH_QUERIES
 
 
-def _xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, op: tuple | None) -> Tensor:
+def _xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, op: Operators | None) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
     query, key, value = (t.contiguous() for t in (query, key, value))
@@ -152,18 +175,18 @@ def why_not(backend: str) -> str | None:
         return "it has no kernel for a CPU, and no CUDA device is available"
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed; install it with: pip install 'unclip[cuda]'"
-    from xformers import _cpp_lib  # without its kernels its front end loads all the same, and refuses every call at length
+    from xformers import _cpp_lib  # the front end also loads without kernels, and then refuses every call
 
     if torch.version.hip is None and not _cpp_lib._built_with_cuda:
         return f"its kernels were not built for torch {torch.__version__}; install the xformers that was made for this torch"
     return None
 
 
-def install(network: nn.Module, backend: str = "auto") -> nn.Module:
-    """Make every attention of a network, this package's or diffusers', go through `attention` with `backend`.
+def install(network: NetworkT, backend: str = "auto") -> NetworkT:
+    """Make every attention layer of a network, this package's or diffusers', call `attention` with `backend`.
 
-    Networks without attention pass unchanged. Raises ValueError for an unknown backend and for one that cannot run here,
-    with the reason.
+    Networks without attention are returned unchanged. Raises ValueError for an unknown backend and for one that cannot run
+    here, with the reason.
     """
     reason = why_not(backend)
     if reason:
@@ -171,20 +194,21 @@ def install(network: nn.Module, backend: str = "auto") -> nn.Module:
     if not hasattr(network, "set_attn_processor"):
         return network
 
-    def chosen(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def function(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         return attention(query, key, value, mask, backend)
 
-    network.set_attn_processor(Processor(chosen) if is_stock(network) else chosen)
-    network.attention_backend = backend
-    said = described(backend)
-    if said not in _told:  # once, not for every network of every pipeline
-        _told.add(said)
-        logger.info("attention: %s", said)
+    attending = cast(_AttentionNetwork, network)
+    attending.set_attn_processor(Processor(function) if is_stock(network) else function)
+    attending.attention_backend = backend
+    message = describe(backend)
+    if message not in _logged:  # once, not for every network of every pipeline
+        _logged.add(message)
+        logger.info("attention: %s", message)
     return network
 
 
-def described(backend: str) -> str:
-    """What `backend` is on this machine; of "auto", which kernels it takes and why not xformers'."""
+def describe(backend: str) -> str:
+    """What `backend` is on this machine; for "auto", its kernels, and why xformers' are not among them."""
     if backend != "auto":
         return backend
     refusal = _refused.get("xformers") or why_not("xformers")
@@ -202,9 +226,9 @@ def context_kv_cache(network: nn.Module, context: Tensor) -> KeyValueCache:
     if hasattr(network, "_hf_hook") or hasattr(network, "_diffusers_hook"):
         return {}
     if not is_stock(network):
-        layers = (m for m in network.modules() if getattr(m, "context_kv", None) is not None)
-        return {layer: layer.project_context(context) for layer in layers}
-    layers = [m for m in network.modules() if getattr(m, "added_kv_proj_dim", None)]
+        own_layers = (m for m in network.modules() if isinstance(m, Attention) and m.context_kv is not None)
+        return {layer: layer.project_context(context) for layer in own_layers}
+    layers = [m for m in network.modules() if isinstance(m, StockAttention) and m.added_kv_proj_dim]
     if not all(isinstance(layer.processor, Processor) and not layer.norm_cross for layer in layers):
         return {}
     return {layer: (layer.add_k_proj(context), layer.add_v_proj(context)) for layer in layers}
@@ -216,22 +240,22 @@ def is_stock(network: nn.Module) -> bool:
 
 
 class Processor:
-    """What diffusers' `Attention` layers call: self, cross and added keys and values, all through one function."""
+    """The processor of diffusers' `Attention` layers, with self, cross or added keys and values, that calls one function."""
 
-    def __init__(self, function: Callable[..., Tensor]):
+    def __init__(self, function: AttentionFunction):
         self.function = function
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: StockAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         kv_cache: KeyValueCache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Tensor:
-        """`hidden_states` [B, N, C] or [B, C, h, w]; `encoder_hidden_states` [B, M, K]; -> the shape that came in.
+        """`hidden_states` [B, N, C] or [B, C, h, w]; `encoder_hidden_states` [B, M, K]; -> the input's shape.
 
         `kv_cache` has the context's keys and values by layer, as `context_kv_cache` returns.
         """

@@ -1,4 +1,4 @@
-"""`torch.compile`, where a machine has what it takes."""
+"""`torch.compile`, on machines with a compiler."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 COMPILERS = ("g++", "clang++")
-LINKED = 10  # seconds after which an empty library is no linker's work in progress
+LINKED = 10  # seconds after which an empty library is not being linked any more
 
 
 def why_not(device: torch.device | str = "cpu") -> str | None:
@@ -27,17 +27,17 @@ def why_not(device: torch.device | str = "cpu") -> str | None:
 
 
 def compiled(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
-    """`network`, compiled at its next call, once for each shape of its inputs; on CUDA its kernels become one graph."""
+    """`network`, compiled at its next call, once for each shape of its inputs; on CUDA with CUDA graphs."""
     if network._compiled_call_impl is None:
         forget_broken()
-        # the shapes of a loop stay the same: a graph for each is faster than one for all
+        # shapes are constant in a loop: one graph for each is faster than a dynamic one
         network.compile(dynamic=False, mode="reduce-overhead" if torch.device(device).type == "cuda" else None)
     return network
 
 
 def forget_broken() -> None:
-    """Delete the empty libraries that a killed compilation leaves in torch's cache, which would be loaded as they are."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # a second's import
+    """Delete the empty libraries that a killed compilation leaves in torch's cache, which torch would load."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes a second to import
 
     for library in Path(cache_dir()).glob("*/*.so"):
         found = library.stat()

@@ -1,4 +1,4 @@
-"""Configurations: YAML sections that fill constructors, with `key=value` overrides and errors that help.
+"""Configurations: YAML sections that fill constructors, with `key=value` overrides; errors name the nearest valid key.
 
 The schema is the constructors' own signatures: a section names no key that its class does not take.
 """
@@ -44,7 +44,7 @@ def shipped(path: str | Path) -> Path:
 
 
 def maker(output_dir: str) -> str | None:
-    """The name of the shipped configuration whose run would make the folder `output_dir`, if that is not there yet."""
+    """The name of the shipped configuration that trains into the folder `output_dir`, if that does not exist yet."""
     if Path(output_dir).exists():
         return None
     return next((_name(path) for path in sorted(_stages()) if load_config(path).get("output_dir") == output_dir), None)
@@ -90,17 +90,17 @@ def apply_overrides(config: dict[str, Any], overrides: Iterable[str]) -> dict[st
 
 
 def _in_a_line(error: Exception) -> str:
-    """What is wrong with a text, and where in it."""
+    """The problem and its position, in one line."""
     mark = getattr(error, "problem_mark", None)
     where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
     return (getattr(error, "problem", None) or str(error).splitlines()[0]) + where
 
 
-def construct(factory: Callable, section: Mapping[str, Any] | None, where: str, **given: Any) -> Any:
+def construct(factory: Callable[..., Any], section: Mapping[str, Any] | None, where: str, **given: Any) -> Any:
     """`factory(**section, **given)`.
 
     An unknown or missing key is a ConfigError that names it and the nearest valid one; so is a value of another type than
-    the signature's, where the class is this package's own.
+    the signature's, for this package's classes.
     """
     if not isinstance(section, Mapping | None):
         raise ConfigError(f"{where} must be a section of keys, got {section!r}")
@@ -113,7 +113,10 @@ def construct(factory: Callable, section: Mapping[str, Any] | None, where: str, 
     missing = [n for n in options if parameters[n].default is inspect.Parameter.empty and n not in section]
     if missing:
         raise ConfigError(f"missing key {where}.{missing[0]}")
-    if factory.__module__.split(".")[0] not in ("diffusers", "transformers"):  # theirs say less than they take
+    if factory.__module__.split(".")[0] not in (
+        "diffusers",
+        "transformers",
+    ):  # their annotations are narrower than what they accept
         for key, value in section.items():
             if not _fits(value, parameters[key].annotation):
                 raise ConfigError(f"{where}.{key} must be {_in_words(parameters[key].annotation)}, got {value!r}")
@@ -127,7 +130,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value read from YAML is of the type that an annotation states; annotations without such a type take all."""
+    """Whether a value read from YAML is of the type that an annotation states; other annotations accept everything."""
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
@@ -147,7 +150,7 @@ def _sized(wanted: Any) -> bool:
 
 
 def _in_words(wanted: Any) -> str:
-    """An annotation for people: "a whole number or null"."""
+    """An annotation in words: "a whole number or null"."""
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(_in_words, inner)))

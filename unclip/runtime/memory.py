@@ -1,21 +1,24 @@
-"""Networks whose weights are offloaded, and what to say when memory does not suffice."""
+"""Networks whose weights are offloaded, and messages about a lack of memory."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from diffusers.hooks.group_offloading import ModuleGroup
+
 
 @contextmanager
-def at_hand(network: nn.Module) -> Iterator[None]:
-    """While this is open, a network's own parameters are where it runs; offloading would bring them for `forward` alone.
+def onloaded(network: nn.Module) -> Iterator[None]:
+    """In this context the parameters that a network itself holds are on its device; offloading moves them for `forward` only.
 
-    `forward` itself sends them away when it ends: it is not to be called in here.
+    `forward` must not be called here: it offloads them when it ends.
     """
-    hook, group = getattr(network, "_hf_hook", None), _own_group(network)
+    hook, group = getattr(network, "_hf_hook", None), _offload_group(network)
     if hook is not None:
         hook.pre_forward(network)
     if group is not None:
@@ -31,15 +34,15 @@ def at_hand(network: nn.Module) -> Iterator[None]:
             hook.post_forward(network, None)
 
 
-def _own_group(network: nn.Module) -> Any:
-    """What group offloading moves when a network's own `forward` is called, and when it ends; None without it."""
+def _offload_group(network: nn.Module) -> "ModuleGroup | None":
+    """The group that group offloading moves before and after a network's `forward`; None without it."""
     hooks = getattr(network, "_diffusers_hook", None)
     hook = hooks.get_hook("group_offloading") if hooks is not None else None
     return None if hook is None else hook.group
 
 
 def out_of_memory(error: Exception) -> str | None:
-    """How much memory was asked for in vain, for people ("2.00 GiB"); None for an error of another kind."""
+    """The size of a failed allocation, as text ("2.00 GiB"); None for an error of another kind."""
     found = re.search(r"tried to allocate ([\d.]+) ?(\w+)", str(error), re.IGNORECASE)
     if isinstance(error, torch.OutOfMemoryError):
         return " ".join(found.groups()) if found else "an unknown amount"
@@ -49,9 +52,10 @@ def out_of_memory(error: Exception) -> str | None:
 
 
 def readable_size(count: int) -> str:
-    """A number of bytes for people: "1.5 MB"."""
+    """A number of bytes as text: "1.5 MB"."""
+    size: float = count
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} GB"

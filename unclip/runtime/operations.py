@@ -1,15 +1,18 @@
-"""What a piece of code asks a device for: the operations that it dispatches, and where it makes the host wait."""
+"""Counting the operations that code dispatches to a device, and finding where it synchronises the host with the device."""
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Operations that answer with a Python value, or whose output's shape depends on values.
+# Operations that return a Python value, or whose output's shape depends on values.
 READING = {
     *("_local_scalar_dense", "is_nonzero", "equal"),
     *("nonzero", "argwhere", "masked_select", "bincount", "repeat_interleave"),
@@ -21,12 +24,12 @@ BOOLEANS = (torch.bool, torch.uint8)  # as an index: a mask
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations dispatched while it is on, those of the backward pass included.
+    """Counts the operations dispatched while it is active, those of the backward pass included.
 
-    `operations` has how often each was dispatched; an operation on lists of tensors ("foreach") counts once, and so does a
-    view. `host_reads` has one line for each that makes the host wait for `device_type` ("cpu" too, so that what a GPU would
-    be waited for shows without one): a value read by Python, a shape that depends on values, as of a boolean index, and a
-    copy to the device or from it that blocks. Nothing is seen inside of a compiled graph, which cannot hold any of these.
+    `operations` has the count of each; an operation on lists of tensors ("foreach") counts once, and so does a view.
+    `host_reads` has one line for each that synchronises the host with `device_type` ("cpu" too, so that tests need no
+    GPU): a value read by Python, a shape that depends on values, as of a boolean index, and a blocking copy to the device
+    or from it. Compiled graphs, which cannot hold any of these, are not observed.
     """
 
     def __init__(self, device_type: str):
@@ -35,15 +38,21 @@ class Operations(TorchDispatchMode):
         self.operations: Counter[str] = Counter()
         self.host_reads: list[str] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         found, name = function(*args, **kwargs), function.overloadpacket.__name__
         self.operations[name] += 1
-        if self._waits(name, args, kwargs, found):
+        if self._synchronises(name, args, kwargs, found):
             self.host_reads.append(f"aten::{name} at {_caller()}")
         return found
 
-    def _waits(self, name: str, args: tuple, kwargs: dict[str, Any], found: Any) -> bool:
+    def _synchronises(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> bool:
         tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
         if name in COPYING:
             source = args[1] if name == "copy_" else args[0]
@@ -60,8 +69,8 @@ class Operations(TorchDispatchMode):
 
 
 def _caller() -> str:
-    """File and line of the code that is asking, outside of torch: its innermost frame."""
-    frame = sys._getframe(1)
+    """File and line of the innermost frame outside of torch."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if file != __file__ and "/torch/" not in file:

@@ -1,4 +1,4 @@
-"""Which dtype a machine is fast in, and which device it has."""
+"""The fastest dtype and the best device of a machine."""
 
 from functools import cache
 
@@ -16,7 +16,7 @@ def best_device() -> torch.device:
 
 
 def working_dtype(network: torch.nn.Module) -> torch.dtype:
-    """What a network's samples are kept in between its steps: float64 beside float64 weights, else float32."""
+    """The dtype of a network's samples between its steps: float64 for float64 weights, else float32."""
     return torch.float64 if network.dtype == torch.float64 else torch.float32
 
 
@@ -24,7 +24,7 @@ def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """bfloat16 where the hardware multiplies it fast (CUDA from Ampere, CPUs with AMX or a fast AVX512-BF16), else float32.
 
     AVX512-BF16 without AMX is twice as fast as float32 on AMD's processors and half as fast on Intel's (where a virtual machine
-    hides AMX), so that there the two are timed.
+    hides AMX), so there both are timed.
     """
     device = torch.device(device) if device is not None else best_device()
     if device.type == "cuda":
@@ -37,7 +37,7 @@ def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
 
 @cache
 def slowdown(dtype: torch.dtype) -> float:
-    """How many times as long as in float32 a small convolution takes on this CPU in `dtype`; measured in a moment.
+    """How many times as long as in float32 a small convolution takes on this CPU in `dtype`; measured at the first call.
 
     In channels_last, as the networks are run.
     """

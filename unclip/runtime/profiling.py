@@ -1,4 +1,4 @@
-"""What a pipeline's stages cost, and what the machine could do at best."""
+"""Time, memory and operations of a pipeline's stages, and the peak rate of the machine."""
 
 import math
 import os
@@ -7,21 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import psutil
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-INTERVAL = 0.002  # seconds between two looks at a process's memory
+INTERVAL = 0.002  # seconds between two samples of a process's memory
 
 
 @dataclass
 class Cost:
-    """Of one stage: wall time in seconds, peak memory in bytes, floating-point operations (0 where they weren't counted).
+    """The cost of one stage: wall time in seconds, peak memory in bytes, floating-point operations (0 if not counted).
 
-    On a CUDA device the memory is what torch had allocated there, else the process's resident memory, all that was there
-    before included.
+    On a CUDA device the memory is torch's allocated memory, else the process's resident memory, including what it had
+    before.
     """
 
     stage: str
@@ -30,10 +31,16 @@ class Cost:
     flops: int = 0
 
 
+class Profiled(Protocol):
+    """A pipeline whose stages can be profiled."""
+
+    _profile: "Profile | None"
+
+
 class Profile:
     """The costs of a pipeline's stages while `watch` is open; a stage that runs twice is one entry.
 
-    Counting operations slows small ones down: count and time in two runs.
+    Counting slows small operations down: count and time in two runs.
     """
 
     def __init__(self, device: torch.device | str = "cpu", count: bool = False):
@@ -41,8 +48,8 @@ class Profile:
         self.costs: dict[str, Cost] = {}
 
     @contextmanager
-    def watch(self, pipe) -> Iterator["Profile"]:
-        """Note what `pipe` does in here."""
+    def watch(self, pipe: Profiled) -> Iterator["Profile"]:
+        """Measure the stages that `pipe` runs in this context."""
         pipe._profile = self
         try:
             yield self
@@ -51,7 +58,7 @@ class Profile:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Add what happens in here to the costs of `stage`."""
+        """Add the cost of this context to `stage`."""
         cost = self.costs.setdefault(stage, Cost(stage))
         counter = flop_counter() if self.count else None
         with peak_memory(self.device) as peak, counter or nullcontext():
@@ -65,9 +72,9 @@ class Profile:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts operations, also those that torch counts for nothing: a CPU's attention and packed linear layers there."""
+    """Counts operations, including two kinds that torch does not: attention and packed linear layers on a CPU."""
     aten = torch.ops.aten
-    found: dict[Callable, Callable[..., int]] = {
+    found: dict[Callable[..., object], Callable[..., int]] = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
             g, q, k, v
@@ -80,7 +87,7 @@ def flop_counter() -> FlopCounterMode:
 
 @contextmanager
 def peak_memory(device: torch.device | str = "cpu") -> Iterator[list[int]]:
-    """Yields a list whose only entry is, afterwards, the most memory in bytes that was in use (see `Cost`)."""
+    """Yields a list whose only entry is, afterwards, the peak memory in bytes (see `Cost`)."""
     device, peak = torch.device(device), [0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -89,13 +96,13 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[list[int]]:
         return
     process, done = psutil.Process(os.getpid()), threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while True:
             peak[0] = max(peak[0], process.memory_info().rss)
             if done.wait(INTERVAL):
                 return
 
-    watcher = threading.Thread(target=look, daemon=True)
+    watcher = threading.Thread(target=sample, daemon=True)
     watcher.start()
     try:
         yield peak
@@ -106,9 +113,9 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[list[int]]:
 
 
 def measured_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """The most floating-point operations a second that a device reached on a large convolution or matrix product.
+    """The most floating-point operations a second that a device reaches on a large convolution or matrix product.
 
-    The convolution is 3x3 over 256 channels in channels_last; each is taken five times and the fastest counts. Takes about
+    The convolution is 3x3 over 256 channels in channels_last; each is run five times and the fastest counts. Takes about
     a second.
     """
     device = torch.device(device)
@@ -125,7 +132,7 @@ def measured_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch
 
 
 @torch.no_grad()
-def fastest(work, device: torch.device, times: int = 5) -> float:
+def fastest(work: Callable[[], object], device: torch.device, times: int = 5) -> float:
     """Seconds of the fastest of `times` runs, after one that doesn't count."""
     taken = []
     for _ in range(times + 1):
@@ -138,11 +145,11 @@ def fastest(work, device: torch.device, times: int = 5) -> float:
 
 
 def table(timed: Profile, counted: Profile, peak: float) -> str:
-    """A stage a line: seconds and peak memory of one run, operations of another, and the share of `peak` (FLOP/s)."""
+    """One line for each stage: seconds and peak memory of one run, operations of another, and the share of `peak` (FLOP/s)."""
     costs = [Cost(n, c.seconds, c.memory, counted.costs[n].flops) for n, c in timed.costs.items()]
-    whole = Cost("all", sum(c.seconds for c in costs), max(c.memory for c in costs), sum(c.flops for c in costs))
+    total = Cost("all", sum(c.seconds for c in costs), max(c.memory for c in costs), sum(c.flops for c in costs))
     lines = [f"{'stage':<16}{'seconds':>9}{'peak MB':>9}{'GFLOP':>9}{'GFLOP/s':>9}{'of peak':>9}"]
-    for cost in (*costs, whole):
+    for cost in (*costs, total):
         giga, rate = cost.flops / 1e9, cost.flops / cost.seconds
         lines.append(
             f"{cost.stage:<16}{cost.seconds:>9.3f}{cost.memory / 1e6:>9.0f}{giga:>9.2f}{rate / 1e9:>9.1f}{rate / peak:>9.0%}"

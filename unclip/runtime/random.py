@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a number is a function of (seed, stream, example index, element) and of nothing else.
+"""Counter-based random numbers: a number is a function of (seed, stream, example index, element) only.
 
 An example has the same numbers in any batch, on any process and after any resume, and a batch's numbers are made by a few
 operations on its device (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). In place of their
@@ -157,11 +157,11 @@ def _to_unit(words: Tensor) -> Tensor:
 @torch.compiler.assume_constant_result
 def _stream_keys(seed: int, streams: range | tuple[int, ...], device: torch.device) -> Tensor:
     """int64 [streams, K] in [0, 2^32)."""
-    return _kept_stream_keys(seed, streams, device)
+    return _cached_stream_keys(seed, streams, device)
 
 
 @lru_cache(maxsize=1024)
-def _kept_stream_keys(seed: int, streams: range | tuple[int, ...], device: torch.device) -> Tensor:
+def _cached_stream_keys(seed: int, streams: range | tuple[int, ...], device: torch.device) -> Tensor:
     digests = (hashlib.sha256(f"{seed}, {stream}".encode()).digest() for stream in streams)
     return torch.tensor([[int.from_bytes(d[n : n + 4], "little") for n in (0, 4)] for d in digests], device="cpu").to(device)
 
@@ -169,11 +169,11 @@ def _kept_stream_keys(seed: int, streams: range | tuple[int, ...], device: torch
 @torch.compiler.assume_constant_result
 def _normal_table(device: torch.device) -> Tensor:
     """int32 [3,073]: |z| in units of 2^-22 at the ends of the segments."""
-    return _kept_normal_table(device)
+    return _cached_normal_table(device)
 
 
 @lru_cache
-def _kept_normal_table(device: torch.device) -> Tensor:
+def _cached_normal_table(device: torch.device) -> Tensor:
     segments = 2**_SEGMENT_BITS
     numbers = [2**octave * (1 + n / segments) for octave in range(_TAIL_BITS) for n in range(segments)]
     tails = [(m + 0.5) / 2 ** (_TAIL_BITS + 1) for m in numbers] + [0.5]  # on one side

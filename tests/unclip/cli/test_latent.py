@@ -113,7 +113,7 @@ BAD = [
     (["variations", "none.png", "--out", "o"], "none.png is not a file"),
     (["variations", "{image}", "--out", "o", "-n", "0"], "got 0"),
     (["variations", "{image}", "--out", "o", "--eta", "-1"], "eta must be from 0 to 1, got -1.0"),
-    (["variations", "{text}", "--out", "o"], "notes.png is no picture that can be read"),
+    (["variations", "{text}", "--out", "o"], "notes.png is not an image that can be read"),
     (["interpolate", "a cat", "dog.png", "--out", "o"], "dog.png is not a file"),
     (["interpolate", "a cat", "a dog", "--out", "o", "--steps", "1"], "steps must be from 2 to 1000, got 1"),
     (["interpolate", "a cat", "", "--out", "o"], "an end is an empty sentence"),

@@ -30,7 +30,7 @@ def test_emoji_are_read_as_names(text, read):
     assert read_characters(text) == read
 
 
-def test_every_emoji_is_read_whole():
+def test_every_emoji_is_replaced_completely():
     assert len(names()) == len(set(names().values())) > 1900
     for emoji, name in names().items():
         assert read_characters(emoji) == read_characters(emoji[0] + VARIANT + emoji[1:]) == name

@@ -1,4 +1,4 @@
-"""The judge: what it is taught is true, its two towers hear and see what they must, and it learns."""
+"""The judge: its training pairs are correct, its towers distinguish what they have to, and it learns."""
 
 import pytest
 import torch
@@ -25,10 +25,10 @@ def batch(objective) -> dict:
     return default_collate([objective.examples[n] for n in range(48)])
 
 
-def test_of_a_pictures_captions_only_the_first_is_true(objective, batch):
+def test_of_an_images_captions_only_the_first_is_true(objective, batch):
     facts = batch["facts"]  # [B, 1 + K, FACTS]
-    for picture, said, style in zip(facts, facts, batch["style"], strict=True):
-        shown = torch.cat([picture[:1, :1], style[None, None], picture[:1, 2:]], 1)
+    for image, said, style in zip(facts, facts, batch["style"], strict=True):
+        shown = torch.cat([image[:1, :1], style[None, None], image[:1, 2:]], 1)
         true, vague = compare(shown, said)
         assert true[0].tolist() == [True, False, False, False]
         assert not vague[0, 0]
@@ -41,7 +41,7 @@ def test_a_vaguer_truth_counts_neither_way(objective):
     from unclip.data.scenes import Plan
 
     facts = objective.examples.facts
-    picture = torch.tensor([facts(Plan("relation", ("star", "ring"), "noto", relation="left"), "noto")])
+    image = torch.tensor([facts(Plan("relation", ("star", "ring"), "noto", relation="left"), "noto")])
     texts = [
         Plan("single", ("star",), ""),
         Plan("pair", ("ring", "star"), ""),
@@ -49,7 +49,7 @@ def test_a_vaguer_truth_counts_neither_way(objective):
         Plan("relation", ("ring", "star"), "", relation="left"),
         Plan("single", ("heart",), ""),
     ]
-    true, vague = compare(picture, torch.tensor([facts(p, None) for p in texts]))
+    true, vague = compare(image, torch.tensor([facts(p, None) for p in texts]))
     assert true[0].tolist() == [False, False, True, False, False]
     assert vague[0].tolist() == [True, True, False, False, False]
 
@@ -77,35 +77,35 @@ def test_saved_and_loaded_it_judges_alike(objective, tmp_path):
     save_components(tmp_path, objective.components())
     loaded, own = Judge.load(tmp_path), objective.judge
     assert loaded.fingerprint == own.fingerprint
-    pictures = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     texts = ["a star to the left of a ring", "a ring to the left of a star", "two stars", "a star"]
-    for mine, its in zip((own.read(texts), *own.see(pictures)), (loaded.read(texts), *loaded.see(pictures)), strict=True):
+    for mine, its in zip((own.read(texts), *own.see(images)), (loaded.read(texts), *loaded.see(images)), strict=True):
         assert torch.allclose(mine, its, atol=1e-6)
     read = own.read(texts)
-    assert (read[0] - read[1]).norm() > 1e-3  # the order of words is heard
+    assert (read[0] - read[1]).norm() > 1e-3  # the order of words matters
     assert torch.allclose(own.read(texts[3:]), read[3:], atol=1e-6)  # padding is not
 
 
-def test_the_picture_tower_knows_left_from_right():
+def test_the_image_tower_knows_left_from_right():
     torch.manual_seed(0)
     tower = JudgeImageTower(channels=[16, 16], blocks=[1, 1], embedding_dim=16).eval()
-    picture = torch.ones(1, 3, 64, 64)
-    picture[..., 16:48, 4:28] = -1
-    assert (tower(picture).image_embeds - tower(picture.flip(-1)).image_embeds).norm() > 1e-3
+    image = torch.ones(1, 3, 64, 64)
+    image[..., 16:48, 4:28] = -1
+    assert (tower(image).image_embeds - tower(image.flip(-1)).image_embeds).norm() > 1e-3
     with pytest.raises(ValueError, match=r"must be \[B, 3, 64, 64\], got \[1, 3, 32, 32\]"):
         tower(torch.zeros(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("kind", DISTORTIONS)
-def test_damage_changes_a_picture_but_not_what_it_shows(objective, kind):
+def test_damage_changes_an_image_but_not_what_it_shows(objective, kind):
     import numpy as np
 
-    picture = objective.examples[0]["image"].permute(1, 2, 0).numpy()
-    hurt = distort(picture, kind, np.random.default_rng(0))
-    assert hurt.shape == picture.shape and hurt.dtype == np.uint8
-    change = np.abs(hurt.astype(int) - picture).mean()
+    image = objective.examples[0]["image"].permute(1, 2, 0).numpy()
+    hurt = distort(image, kind, np.random.default_rng(0))
+    assert hurt.shape == image.shape and hurt.dtype == np.uint8
+    change = np.abs(hurt.astype(int) - image).mean()
     assert 0.1 < change < 40
-    assert np.array_equal(hurt, distort(picture, kind, np.random.default_rng(0)))
+    assert np.array_equal(hurt, distort(image, kind, np.random.default_rng(0)))
 
 
 def test_no_judge_is_said_in_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""The index of a folder: found again, kept up to date, never in the folder's way."""
+"""The index of a folder: loaded again, updated, and never in the folder."""
 
 import json
 import time
@@ -31,16 +31,16 @@ def put(folder, name: str, colour: tuple[int, int, int]) -> None:
 @pytest.fixture
 def folder(tmp_path):
     for n in range(BATCH + 3):
-        put(tmp_path / "pictures", f"deep/{n}.png", (n * 3 % 256, 255 - n, n * n % 256))
-    return tmp_path / "pictures"
+        put(tmp_path / "images", f"deep/{n}.png", (n * 3 % 256, 255 - n, n * n % 256))
+    return tmp_path / "images"
 
 
-def test_a_picture_finds_itself_and_scores_are_cosines(clip, folder, tmp_path):
+def test_an_image_finds_itself_and_scores_are_cosines(clip, folder, tmp_path):
     index = Index(folder, clip, tmp_path / "cache")
     assert index.search("anything") == [] and index.update() == []
     for n in (0, 17, BATCH + 2):
-        picture = Image.open(folder / "deep" / f"{n}.png")
-        found = index.search(picture, top=3)
+        image = Image.open(folder / "deep" / f"{n}.png")
+        found = index.search(image, top=3)
         assert found[0][1] == f"deep/{n}.png" and found[0][0] == pytest.approx(1, abs=1e-5)
         assert [s for s, _ in found] == sorted((s for s, _ in found), reverse=True)
     score, name = index.search("a star", top=1)[0]
@@ -74,17 +74,17 @@ def test_only_what_is_new_is_embedded_and_what_is_gone_is_forgotten(clip, folder
 
 
 def test_unreadable_files_are_named_and_skipped(clip, folder, tmp_path, caplog):
-    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "bad.png").write_bytes(b"no image")
     index = Index(folder, clip, tmp_path / "cache")
     assert index.update() == ["bad.png"] and "bad.png" in caplog.text and len(index.stamps) == BATCH + 3
 
 
-def test_a_damaged_index_is_made_anew(clip, folder, tmp_path, caplog):
+def test_a_damaged_index_is_rebuilt(clip, folder, tmp_path, caplog):
     index = Index(folder, clip, tmp_path / "cache")
     index.update()
     index.file.write_bytes(index.file.read_bytes()[:100])
     again = Index(folder, clip, tmp_path / "cache")
-    assert again.stamps == {} and "made anew" in caplog.text
+    assert again.stamps == {} and "is rebuilt" in caplog.text
     again.update()
     assert len(Index(folder, clip, tmp_path / "cache").stamps) == BATCH + 3
 

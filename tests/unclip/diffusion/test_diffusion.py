@@ -41,7 +41,7 @@ def test_what_a_prediction_stands_for_is_what_it_was_made_from(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_min_snr_weighs_the_clean_pictures_error_alike_for_every_prediction(kind):
+def test_min_snr_weighs_the_clean_images_error_alike_for_every_prediction(kind):
     clean, noise, t = drawn()
     scheduler = schedule(kind)
     by = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

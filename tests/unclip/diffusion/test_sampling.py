@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unclip.diffusion.guidance import apply_guidance
 from unclip.diffusion.predictions import offset_x0, predict_x0, target
-from unclip.diffusion.sampling import denoise, noise, place_timesteps, shift_timesteps
+from unclip.diffusion.sampling import DenoisingOptions, denoise, noise, place_timesteps, shift_timesteps
 from unclip.diffusion.schedules import (
     ancestral,
     ddim,
@@ -45,7 +45,7 @@ def test_target_and_clean_are_inverse(kind, t, seed):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
 def test_a_perfect_network_is_sampled_perfectly(kind, sampler):
-    """Whoever always knows the clean picture ends on it, from any noise and in any number of steps."""
+    """A network that always predicts the clean image ends on it, from any noise and in any number of steps."""
     plan = schedule(kind)
     clean = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     scheduler = sampler.from_config(plan.config, timestep_spacing="trailing")
@@ -79,7 +79,7 @@ def test_as_many_timesteps_as_were_asked_for(steps, sampler):
 def test_more_steps_than_levels_are_an_error_whatever_the_shift(steps, shift):
     plan = DPMSolverMultistepScheduler.from_config(schedule("v_prediction").config, timestep_spacing="trailing")
     with pytest.raises(ValueError, match=f"steps must be at most 1000, got {steps}"):
-        denoise(lambda x, t: x, torch.randn(1, 3, 2, 2), plan, steps, shift=shift)
+        denoise(lambda x, t: x, torch.randn(1, 3, 2, 2), plan, steps, DenoisingOptions(shift=shift))
 
 
 @given(st.integers(1, 1000), st.floats(0.02, 50))
@@ -93,9 +93,9 @@ def test_shift_timesteps_fall_from_the_top_and_never_repeat(steps, shift):
     assert all(a <= b for a, b in zip(found, other, strict=True)), "the more it is shifted, the longer noise is high"
 
 
-def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
+def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_image_too():
     plan = schedule("v_prediction")
-    even, told = (DPMSolverMultistepScheduler.from_config(plan.config, timestep_spacing="trailing") for _ in range(2))
+    even, shifted = (DPMSolverMultistepScheduler.from_config(plan.config, timestep_spacing="trailing") for _ in range(2))
     for steps in (5, 20, 333):
         even.set_timesteps(steps)
         assert shift_timesteps(steps, 1) == even.timesteps.tolist()
@@ -106,12 +106,12 @@ def test_no_shift_is_trailing_spacing_and_a_shift_ends_on_the_picture_too():
         alpha = plan.alphas_cumprod.double()[int(t)]
         return alpha.sqrt() * (x - alpha.sqrt() * clean) / (1 - alpha).sqrt() - (1 - alpha).sqrt() * clean
 
-    drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), told, 8, shift=3)
+    drawn = denoise(perfect, torch.randn(2, 3, 4, 4, dtype=torch.float64), shifted, 8, DenoisingOptions(shift=3))
     torch.testing.assert_close(drawn, clean, rtol=0, atol=0.02)
     assert seen == shift_timesteps(8, 3)
-    ddim = DDIMScheduler.from_config(plan.config, timestep_spacing="trailing")  # cannot be told its timesteps
+    ddim = DDIMScheduler.from_config(plan.config, timestep_spacing="trailing")  # does not accept timesteps
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    assert torch.equal(denoise(perfect, start, ddim, 8, shift=3), denoise(perfect, start, ddim, 8))
+    assert torch.equal(denoise(perfect, start, ddim, 8, DenoisingOptions(shift=3)), denoise(perfect, start, ddim, 8))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -138,7 +138,7 @@ def test_every_step_says_what_sample_its_prediction_stands_for(make, kind, guida
         return latents
 
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    drawn = denoise(perfect, start, scheduler, 5, guidance=guidance, on_step=note)
+    drawn = denoise(perfect, start, scheduler, 5, DenoisingOptions(guidance=guidance, on_step=note))
     assert len(said) == 5
     for expected in (*said, drawn):
         torch.testing.assert_close(expected, clean, rtol=0, atol=0.02)
@@ -160,7 +160,7 @@ def test_only_guidance_doubles_the_batch():
         return x
 
     for guidance in (0.0, 1.0, 2.0):
-        denoise(network, torch.randn(3, 3, 4, 4), DDIMScheduler(), 2, guidance=guidance)
+        denoise(network, torch.randn(3, 3, 4, 4), DDIMScheduler(), 2, DenoisingOptions(guidance=guidance))
     assert sizes == [6, 6, 3, 3, 6, 6]
 
 
@@ -186,11 +186,13 @@ def test_a_step_reads_no_number_from_a_tensor():
             torch.randn(1, 3, 2, 2),
             scheduler,
             10,
-            guidance=3.0,
-            interval=(299.0, 699.0),
-            on_step=lambda i, t, x, clean: x,
-            resample=2,
-            renoise=lambda i, x: x,
+            DenoisingOptions(
+                guidance=3.0,
+                interval=(299.0, 699.0),
+                on_step=lambda i, t, x, clean: x,
+                resample=2,
+                renoise=lambda i, x: x,
+            ),
         )
     assert not read
     assert all(isinstance(t, torch.Tensor) for t in timesteps), "as schedulers are given them"

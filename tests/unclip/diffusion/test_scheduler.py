@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unclip import UnCLIPScheduler
-from unclip.diffusion.sampling import denoise
+from unclip.diffusion.sampling import DenoisingOptions, denoise
 
 theirs = pytest.importorskip("diffusers.schedulers.scheduling_unclip").UnCLIPScheduler
 CONFIGS = [
@@ -33,7 +33,7 @@ def test_a_whole_trajectory_is_the_same(config, steps, seed, doubled):
         def predict(x, t):
             return torch.einsum("oc,bchw->bohw", weights, x).tanh() + t / 1e4
 
-        ends.append(denoise(predict, start, scheduler, steps, generator=torch.Generator().manual_seed(1)))
+        ends.append(denoise(predict, start, scheduler, steps, DenoisingOptions(generator=torch.Generator().manual_seed(1))))
     assert torch.equal(*ends)
 
 

@@ -46,5 +46,5 @@ def test_memory_is_a_tiles():
 def test_no_seam_shows_where_tiles_disagree():
     """Two tiles that say 0 and 1 fade: no step between neighbours is larger than the ramp's own."""
     answers = iter([0.0, 1.0])
-    picture = tiled(lambda x: torch.full_like(x, next(answers)), torch.zeros(1, 1, 8, 112), 64, 16)
-    assert picture.diff(dim=-1).abs().max() < 0.25 and picture[..., 0].max() == 0 and picture[..., -1].min() == 1
+    image = tiled(lambda x: torch.full_like(x, next(answers)), torch.zeros(1, 1, 8, 112), 64, 16)
+    assert image.diff(dim=-1).abs().max() < 0.25 and image[..., 0].max() == 0 and image[..., -1].min() == 1

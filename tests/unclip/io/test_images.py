@@ -1,4 +1,4 @@
-"""Picture files that people have, and that they should not have."""
+"""Image files that people have, and that they should not have."""
 
 import io
 import struct
@@ -28,8 +28,8 @@ def test_every_mode_becomes_rgb(tmp_path):
         "cmyk.jpg": plain.convert("CMYK"),
         "l.png": plain.convert("L"),
     }
-    for name, picture in files.items():
-        picture.save(tmp_path / name)
+    for name, image in files.items():
+        image.save(tmp_path / name)
         found = open_image(tmp_path / name)
         assert found.mode == "RGB" and found.size == (8, 6)
         corner = np.asarray(found)[0, 0].astype(int)
@@ -45,11 +45,11 @@ def test_every_mode_becomes_rgb(tmp_path):
 
 
 def test_turned_upright(tmp_path):
-    picture = Image.new("RGB", (8, 4), "white")
-    picture.putpixel((0, 0), RED)
+    image = Image.new("RGB", (8, 4), "white")
+    image.putpixel((0, 0), RED)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    picture.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "turned.png", exif=exif)
     found = open_image(tmp_path / "turned.png")
     assert found.size == (4, 8) and found.getpixel((3, 0)) == RED
 
@@ -72,8 +72,8 @@ def test_what_cannot_be_read_is_named(tmp_path):
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(whole, "PNG")
     files = {
-        "empty.png": (b"", "no picture"),
-        "text.png": (b"hello", "no picture"),
+        "empty.png": (b"", "not an image"),
+        "text.png": (b"hello", "not an image"),
         "cut.png": (whole.getvalue()[:800], "damaged"),
         "bomb.png": (bomb(11_000, 11_000), "11000x11000 pixels, more than 100 megapixels"),
         "huge.png": (bomb(100_000, 100_000), "more than 100 megapixels"),
@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 @settings(max_examples=150)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.data())
-def test_a_damaged_upload_is_a_picture_or_one_line(kind, data):
+def test_a_damaged_upload_is_an_image_or_one_line(kind, data):
     file = io.BytesIO()
     Image.new("RGB", (24, 16), "red").save(file, kind, exif=Image.Exif())
     content = bytearray(file.getvalue())
@@ -98,11 +98,11 @@ def test_a_damaged_upload_is_a_picture_or_one_line(kind, data):
         content[place : place + data.draw(st.integers(0, 4))] = change
         content = content or bytearray(b"x")
     try:
-        picture = open_upload(bytes(content), "image")
+        image = open_upload(bytes(content), "image")
     except ValueError as error:
         assert str(error).startswith("image ") and "\n" not in str(error)
     else:
-        assert picture.width * picture.height <= UPLOAD_PIXELS
+        assert image.width * image.height <= UPLOAD_PIXELS
 
 
 def test_a_png_remembers_how_it_was_made_and_another_does_not_pretend(tmp_path):
@@ -121,12 +121,12 @@ def test_a_sticker_looks_on_white_as_before_and_its_surroundings_are_gone():
     draw = ImageDraw.Draw(large)
     draw.ellipse((100, 60, 420, 440), fill=(200, 30, 40))
     draw.ellipse((200, 160, 300, 260), fill="white")  # the white of an eye
-    picture = large.resize((128, 128), Image.Resampling.BOX)  # with soft edges
-    sticker = cut_out(picture)
+    image = large.resize((128, 128), Image.Resampling.BOX)  # with soft edges
+    sticker = cut_out(image)
     alpha = np.array(sticker.getchannel("A"))
     assert alpha[0, 0] == 0 and alpha[:8].max() == 0 and alpha[50, 62] == 255 and alpha[100, 64] == 255
     assert ((alpha > 0) & (alpha < 255)).any()
-    before, after = np.array(picture).astype(int), np.array(on_white(sticker)).astype(int)
+    before, after = np.array(image).astype(int), np.array(on_white(sticker)).astype(int)
     assert abs(before - after)[alpha > 0].max() <= 3
     assert (before[alpha == 0] >= 255 - 24).all()
 
@@ -135,12 +135,12 @@ def test_a_sticker_looks_on_white_as_before_and_its_surroundings_are_gone():
 @given(st.integers(0, 2**32), st.floats(0.05, 0.6))
 def test_what_is_cut_out_is_what_a_flood_from_the_border_reaches(seed, share):
     dark = np.random.default_rng(seed).random((12, 17)) < share
-    picture = Image.fromarray(np.where(dark, 0, 255).astype(np.uint8)).convert("RGB")
+    image = Image.fromarray(np.where(dark, 0, 255).astype(np.uint8)).convert("RGB")
     reached, waiting = set(), [(y, x) for y in range(12) for x in range(17) if y in (0, 11) or x in (0, 16)]
     while waiting:
         y, x = waiting.pop()
         if 0 <= y < 12 and 0 <= x < 17 and not dark[y, x] and (y, x) not in reached:
             reached.add((y, x))
             waiting += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
-    alpha = np.array(cut_out(picture).getchannel("A"))
+    alpha = np.array(cut_out(image).getchannel("A"))
     assert all(alpha[y, x] == 0 for y, x in reached) and (alpha[dark] == 255).all()

@@ -23,7 +23,7 @@ def test_the_call_has_the_deprecated_arguments_in_their_order(pipe):
     assert list(inspect.signature(type(pipe).__call__).parameters)[: len(old)] == old
 
 
-def test_a_batch_equals_its_pictures_one_by_one(pipe):
+def test_a_batch_equals_its_images_one_by_one(pipe):
     pipe.to(torch.float64)
     whole = draw(pipe, 3)
     for n, subject in enumerate(subjects(pipe, 3)):
@@ -53,8 +53,8 @@ def test_optional_components_stay_absent(pipe, tmp_path):
     given = {} if isinstance(pipe, UnCLIPPipeline) else {"image": None, "image_embeddings": torch.ones(1, 32)}
     prompt = {"prompt": "a star"} if isinstance(pipe, UnCLIPPipeline) else {}
     for one in (pipe, again):
-        picture = one(**prompt, **given, **STEPS, output_type="pt", generator=seeds(0)).images
-        assert picture.shape[-1] == pipe.sizes[-1] == pipe.sizes[1]
+        image = one(**prompt, **given, **STEPS, output_type="pt", generator=seeds(0)).images
+        assert image.shape[-1] == pipe.sizes[-1] == pipe.sizes[1]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
@@ -149,8 +149,8 @@ def test_interrupted_in_a_stage_the_call_ends_there(pipe):
         return callback
 
     seen = []
-    picture = draw(pipe, callback_on_step_end=stop("decoder", 0))
-    assert seen[-1] == ("decoder", 0) and picture.shape[-1] == pipe.sizes[0]
+    image = draw(pipe, callback_on_step_end=stop("decoder", 0))
+    assert seen[-1] == ("decoder", 0) and image.shape[-1] == pipe.sizes[0]
     seen.clear()
     assert draw(pipe, callback_on_step_end=stop("upsampler_256", 0)).shape[-1] == pipe.sizes[1]
     assert seen[-1] == ("upsampler_256", 0)
@@ -183,10 +183,10 @@ def test_from_pipe_shares_the_networks(pipe, tmp_path):
     new = other.from_pipe(pipe, **{n: v for n, v in extra.items() if n in other.component_names()})
     shared = set(new.components) & set(pipe.components) - set(extra)
     assert all(getattr(new, n) is getattr(pipe, n) for n in shared) and "decoder" in shared
-    picture = draw(new)
-    assert picture.isfinite().all()
+    image = draw(new)
+    assert image.isfinite().all()
     again = type(pipe).from_pipe(new, **{n: getattr(pipe, n) for n in extra if n in pipe.components})
-    assert torch.equal(draw(again), draw(pipe)) and torch.equal(draw(new), picture)
+    assert torch.equal(draw(again), draw(pipe)) and torch.equal(draw(new), image)
     with pytest.raises(ValueError, match="'vae' is no part"):
         other.from_pipe(pipe, **{n: v for n, v in extra.items() if n in other.component_names()}, vae=None)
 
@@ -283,8 +283,8 @@ def test_a_hub_id_comes_through_the_same_path(pipe, tmp_path, monkeypatch):
     assert elsewhere.sizes == pipe.sizes
 
 
-def test_a_picture_in_tiles_equals_the_whole_one(tiny, monkeypatch):
-    """Twice as high as its upsampler was made for: the network sees tiles, the picture shows none."""
+def test_an_image_in_tiles_equals_the_whole_one(tiny, monkeypatch):
+    """Twice as high as its upsampler was made for: the network sees tiles, the image shows none."""
     tiny.to(torch.float64)
     seen = []
     tiny.super_res_first.register_forward_pre_hook(lambda m, a, k: seen.append(tuple(k["sample"].shape[-2:])), with_kwargs=True)
@@ -325,13 +325,13 @@ def test_karlo_goes_on_to_the_size_of_our_upsampler(tmp_path):
 
 def test_the_kernel_can_be_chosen(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
-    pictures = []
+    images = []
     for kernel in ("auto", "math", "sdpa"):
         again = type(pipe).from_pretrained(tmp_path / "saved", attention=kernel, dtype=torch.float64)
         again.set_progress_bar_config(disable=True)
-        pictures.append(draw(again))
-    close(pictures[1], pictures[0])
-    close(pictures[2], pictures[0], 1e-6)
+        images.append(draw(again))
+    close(images[1], images[0])
+    close(images[2], images[0], 1e-6)
     with pytest.raises(ValueError, match="unknown attention 'flash'; choose from auto, xformers, sdpa, math"):
         pipe.set_attention("flash")
     if not torch.cuda.is_available():
@@ -383,7 +383,7 @@ def test_arguments_of_another_kind_are_named(tiny, arguments, message):
         tiny("a star", size=64, output_type="pt", **(STEPS | arguments))
 
 
-def test_every_sampler_draws_towards_the_same_picture(pipe):
+def test_every_sampler_draws_towards_the_same_image(pipe):
     """With enough steps the deterministic ones agree (through a random network that predicts noise, they need not)."""
     pipe.to(torch.float64)
     drawn = {s: draw(pipe, sampler=s, decoder_num_inference_steps=40, size=pipe.sizes[0]) for s in SAMPLERS}

@@ -164,10 +164,10 @@ def test_karlo_becomes_a_pipeline_that_draws(originals, tmp_path, command):
     pipe.set_progress_bar_config(disable=True)
     assert pipe.sizes == [64, 256] and pipe.decoder.config.layers_per_block == 2
     steps = {"prior_num_inference_steps": 2, "decoder_num_inference_steps": 2}
-    picture = pipe("a star", generator=seeds(0), size=64, output_type="pt", **steps).images
-    assert picture.shape == (1, 3, 64, 64) and picture.isfinite().all() and picture.std() > 0.01
+    image = pipe("a star", generator=seeds(0), size=64, output_type="pt", **steps).images
+    assert image.shape == (1, 3, 64, 64) and image.isfinite().all() and image.std() > 0.01
     vary = UnCLIPImageVariationPipeline.from_pipe(pipe)
-    again = vary(pipe.numpy_to_pil(picture.permute(0, 2, 3, 1).numpy()), size=64, decoder_num_inference_steps=2).images[0]
+    again = vary(pipe.numpy_to_pil(image.permute(0, 2, 3, 1).numpy()), size=64, decoder_num_inference_steps=2).images[0]
     assert again.size == (64, 64)
     code, _, said = command("convert", "karlo", *arguments(originals, out))
     assert code == 2 and said == f"error: {out} exists; pass --force to replace it\n"

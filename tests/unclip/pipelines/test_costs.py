@@ -64,11 +64,11 @@ def test_low_memory_is_shared_and_takes_a_dtype(tiny_folder):
     resident.set_progress_bar_config(disable=True)
     assert {c.dtype for c in networks(frugal).values()} == {torch.float64} and frugal.device == torch.device("cpu")
     close(draw(frugal), draw(resident))
-    picture = frugal("a star", size=64, output_type="pil").images[0]
+    image = frugal("a star", size=64, output_type="pil").images[0]
     variations = UnCLIPImageVariationPipeline.from_pipe(frugal)
-    assert variations(picture, size=64, output_type="pt").images.isfinite().all() and present(variations) == set()
+    assert variations(image, size=64, output_type="pt").images.isfinite().all() and present(variations) == set()
     assert frugal.upsample(draw(frugal, size=64).float(), 256).shape[-1] == 256 and present(frugal) == set()
-    seen = frugal.clip.encode_image([picture])
+    seen = frugal.clip.encode_image([image])
     assert present(frugal) == {"text_encoder", "image_encoder"} and seen.isfinite().all()
 
 
@@ -139,12 +139,12 @@ def test_the_peak_of_the_machine_is_above_a_small_products_rate():
 
 
 def test_pipelines_over_the_same_networks_know_of_a_dtype_together(tiny, monkeypatch):
-    """Whichever of them was told of it, none converts what another one was told to keep."""
+    """None converts networks whose dtype was set in another one."""
     monkeypatch.setattr("unclip.pipelines.acceleration.fast_dtype", lambda device: torch.bfloat16)
     tiny.set_progress_bar_config(disable=True)
-    told = UnCLIPPipeline.from_pipe(tiny, dtype=torch.float64)
+    converted = UnCLIPPipeline.from_pipe(tiny, dtype=torch.float64)
     draw(tiny)
-    assert told.decoder.dtype == tiny.decoder.dtype == torch.float64
+    assert converted.decoder.dtype == tiny.decoder.dtype == torch.float64
     other = UnCLIPPipeline.from_pipe(tiny)
     tiny.to(torch.float32)
     draw(other)
@@ -206,8 +206,8 @@ def test_a_shift_moves_the_decoders_timesteps_alone(pipe):
             draw(pipe, decoder_timestep_shift=wrong)
 
 
-def test_what_the_decoder_hears_is_projected_once(pipe, monkeypatch):
-    """Keys and values of the context, without what is padding in every row, before the loop: the same picture, less work."""
+def test_the_decoders_context_is_projected_once(pipe, monkeypatch):
+    """Keys and values of the context, without what is padding in every row, before the loop: the same image, less work."""
     pipe = pipe.to(torch.float64)
     rows = []
 

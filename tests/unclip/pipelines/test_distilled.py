@@ -299,7 +299,7 @@ def test_low_memory_draws_the_same_and_keeps_nothing(few, tmp_path):
     frugal.set_progress_bar_config(disable=True)
     settings = {"sampler": "distilled", "decoder_num_inference_steps": 2, **SMALLEST}
     close(draw(frugal, **settings), draw(few, **settings))
-    assert frugal._distilled._made is None
+    assert frugal._distilled._cached is None
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def test_callbacks_name_the_stage_and_end_the_call(every):
 
 
 @pytest.mark.parametrize("output_type", ["pil", "pt"])
-def test_interrupted_a_call_answers_with_the_pictures_that_it_began(every, output_type):
+def test_interrupted_a_call_answers_with_the_images_that_it_began(every, output_type):
     """None of them before the decoder; in it, as far as it got."""
     if not every.sizes:
-        pytest.skip("no pictures")
+        pytest.skip("no images")
     inverting = {UnCLIPImageVariationPipeline: {"eta": 0.5}, UnCLIPInterpolationPipeline: {"noise": "interpolated"}}
     settings = {"output_type": output_type, **inverting.get(type(every), {})}
     seen = []

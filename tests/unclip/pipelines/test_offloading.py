@@ -85,7 +85,7 @@ def test_group_offload_draws_the_same(kind, tmp_path):
         away = {"offload_type": "leaf_level", "offload_to_disk_path": str(tmp_path / name)}
         apply_group_offloading(network, torch.device("cpu"), **away)
         for tensor in [*network.parameters(), *network.buffers()]:
-            tensor.data.zero_()  # were it read as it is, the picture would be another
+            tensor.data.zero_()  # were it read as it is, the image would be another
     for _ in range(2):
         close(draw(pipe, size=64, prior=kind), expected, 1e-5)
 

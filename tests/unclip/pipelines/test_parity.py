@@ -1,4 +1,4 @@
-"""The same weights and the same generator draw the same picture as diffusers' deprecated pipelines."""
+"""The same weights and the same generator draw the same image as diffusers' deprecated pipelines."""
 
 import json
 
@@ -41,12 +41,12 @@ def loaded(ours, folder):
 
 def differ(pair, *args, **kwargs) -> float:
     """The largest difference of a pixel in [0, 1]."""
-    pictures = []
+    images = []
     for pipe in pair:
         generator = kwargs["generator"]() if callable(kwargs.get("generator")) else None
-        pictures.append(pipe(*args, **(kwargs | {"generator": generator}), output_type="np").images)
-    assert pictures[0].shape == pictures[1].shape and pictures[0].std() > 0.01
-    return float(np.abs(pictures[0] - pictures[1]).max())
+        images.append(pipe(*args, **(kwargs | {"generator": generator}), output_type="np").images)
+    assert images[0].shape == images[1].shape and images[0].std() > 0.01
+    return float(np.abs(images[0] - images[1]).max())
 
 
 @pytest.mark.parametrize("prior_guidance", [1.0, 4.0, 0.5])
@@ -102,7 +102,7 @@ def test_image_variation(variation_pair, guidance, batch):
 
 
 def test_every_stage_agrees_in_float32(pair):
-    """Whole pictures cannot be compared in float32: random networks amplify rounding."""
+    """Whole images cannot be compared in float32: random networks amplify rounding."""
     old, new = pair
     g = torch.Generator().manual_seed(0)
     latents, text = torch.randn(2, karlo.DIM, generator=g), torch.randn(2, karlo.DIM, generator=g)
@@ -118,8 +118,8 @@ def test_every_stage_agrees_in_float32(pair):
         torch.testing.assert_close(*conditions, rtol=0, atol=1e-5)
         context, added = conditions[0]
         seen = torch.nn.functional.pad(mask, (4, 0), value=True)
-        picture = torch.randn(2, 3, 16, 16, generator=g)
-        drawn = [p.decoder(picture, 5, context, class_labels=added, attention_mask=seen).sample for p in pair]
+        image = torch.randn(2, 3, 16, 16, generator=g)
+        drawn = [p.decoder(image, 5, context, class_labels=added, attention_mask=seen).sample for p in pair]
         torch.testing.assert_close(*drawn, rtol=0, atol=1e-5)
     finally:
         for pipe in (old, new):

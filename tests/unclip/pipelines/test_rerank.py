@@ -26,7 +26,7 @@ def test_memory_does_not_grow_with_the_candidates(tiny):
     sizes = []
     tiny.decoder.register_forward_hook(lambda *a: sizes.append(len(a[-1].sample)))
     rerank(tiny, "a star", 9, 1, batch=2, decoder_num_inference_steps=1)
-    assert max(sizes) == 4  # two pictures, guided
+    assert max(sizes) == 4  # two images, guided
 
 
 def test_the_command(command, tiny_folder, tmp_path):

@@ -21,7 +21,7 @@ def test_batch_equals_one_by_one(tiny):
     torch.testing.assert_close(several[[0, 3]], whole, rtol=0, atol=1e-9)
 
 
-def test_one_seed_one_picture_and_another_seed_another(tiny):
+def test_one_seed_one_image_and_another_seed_another(tiny):
     a, b, c = (tiny("a star", generator=seeds(s), output_type="np", size=64).images for s in (1, 1, 2))
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
@@ -31,8 +31,8 @@ def test_saved_equals_loaded(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "copy")
     again = UnCLIPPipeline.from_pretrained(tmp_path / "copy", dtype=torch.float32)
     again.set_progress_bar_config(disable=True)
-    pictures = [p("a star", generator=seeds(0), output_type="pt").images for p in (tiny, again)]
-    assert torch.equal(*pictures)
+    images = [p("a star", generator=seeds(0), output_type="pt").images for p in (tiny, again)]
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("size", [64, 256, 1024])
@@ -142,10 +142,10 @@ def test_bad_input_is_a_value_error_that_names_the_value(tiny, arguments, messag
 
 def test_a_long_prompt_warns_of_what_was_cut(tiny, caplog):
     words = "a red circle and " * 6 + "finally a moose"
-    picture = tiny(words, generator=seeds(0), size=64, output_type="pt").images
+    image = tiny(words, generator=seeds(0), size=64, output_type="pt").images
     assert "finally a moose" in caplog.text and "16 tokens" in caplog.text
     cut = tiny(words + " and a car", generator=seeds(0), size=64, output_type="pt").images
-    assert torch.equal(picture, cut)
+    assert torch.equal(image, cut)
 
 
 def test_unknown_defaults_are_refused():
@@ -166,7 +166,7 @@ def test_given_embeddings_take_the_priors_place(tiny):
         tiny("a star", image_embeds=embeds.repeat(2, 1), **settings)
 
 
-def test_without_a_prior_the_decoder_hears_the_text_alone(tiny):
+def test_without_a_prior_the_decoder_is_conditioned_on_the_text_alone(tiny):
     settings = {"output_type": "pt", "size": 64}
     alone = tiny("a ring", generator=seeds(0), prior="none", **settings).images
     null = tiny.text_proj.learned_classifier_free_guidance_embeddings.detach()
@@ -181,7 +181,7 @@ def test_without_a_prior_the_decoder_hears_the_text_alone(tiny):
         tiny("a ring", prior="none", image_embeds=null[None])
 
 
-def test_upsampling_a_drawn_picture_is_drawing_it_large(tiny):
+def test_upsampling_a_drawn_image_is_drawing_it_large(tiny):
     tiny.to(torch.float64)
     whole = tiny("a star", generator=seeds(0), output_type="pt", size=1024).images
     stream = seeds(0)

@@ -1,4 +1,4 @@
-"""What is done with a picture's two-part latent: inverted, varied, interpolated, edited."""
+"""The tools on an image's latents: inversion, variations, interpolation, edits."""
 
 import karlo
 import numpy as np
@@ -25,7 +25,7 @@ from unclip.pipelines.sizes import Extent
 from unclip.pipelines.stages.image import decoder_images
 
 
-def picture(colour=(200, 60, 40), size=(80, 64)) -> Image.Image:
+def plain_image(colour=(200, 60, 40), size=(80, 64)) -> Image.Image:
     image = Image.new("RGB", size, "white")
     image.paste(colour, (10, 10, 50, 40))
     return image
@@ -48,9 +48,9 @@ def true(pipe, image) -> torch.Tensor:
     return decoder_images(image, Call(SamplingSettings(), None, Extent(0, side, side))) / 2 + 0.5
 
 
-def test_inverted_and_drawn_again_a_picture_is_itself_and_eta_departs(tiny):
+def test_inversion_and_sampling_reconstruct_an_image_and_eta_varies_it(tiny):
     pipe = UnCLIPImageVariationPipeline.from_pipe(tiny.to(torch.float64))
-    image = picture()
+    image = plain_image()
     errors = []
     for eta in (0.0, 0.3, 1.0):
         again = pipe(image, eta=eta, generator=seeds(1), decoder_num_inference_steps=50, **smallest(pipe)).images
@@ -63,21 +63,21 @@ def test_inverted_and_drawn_again_a_picture_is_itself_and_eta_departs(tiny):
     close(same[0][0], same[0][1])
 
 
-def test_a_text_steers_a_variation(whole):
+def test_a_text_conditions_a_variation(whole):
     pipe = UnCLIPImageVariationPipeline.from_pipe(whole)
     settings = smallest(pipe, decoder_num_inference_steps=3)
-    plain = pipe([picture(), picture("blue")], generator=seeds(1, 2), **settings).images
-    close(pipe([picture(), picture("blue")], prompt="", generator=seeds(1, 2), **settings).images, plain)
-    steered = pipe([picture(), picture("blue")], prompt=["a star", ""], generator=seeds(1, 2), **settings).images
+    plain = pipe([plain_image(), plain_image("blue")], generator=seeds(1, 2), **settings).images
+    close(pipe([plain_image(), plain_image("blue")], prompt="", generator=seeds(1, 2), **settings).images, plain)
+    steered = pipe([plain_image(), plain_image("blue")], prompt=["a star", ""], generator=seeds(1, 2), **settings).images
     assert (steered[0] - plain[0]).abs().max() > 1e-5
     close(steered[1], plain[1])
     with pytest.raises(ValueError, match="prompt must be a str, or a list of 2"):
-        pipe([picture(), picture("blue")], prompt=["a", "b", "c"], **settings)
+        pipe([plain_image(), plain_image("blue")], prompt=["a", "b", "c"], **settings)
 
 
 def test_a_path_begins_and_ends_at_its_ends(whole):
     pipe, vary = UnCLIPInterpolationPipeline.from_pipe(whole), UnCLIPImageVariationPipeline.from_pipe(whole)
-    ends = [picture(), picture("blue")]
+    ends = [plain_image(), plain_image("blue")]
     settings = smallest(pipe, decoder_num_inference_steps=3)
     path = pipe(ends, steps=5, generator=seeds(3)[0], **settings).images
     assert len(path) == 5
@@ -88,30 +88,30 @@ def test_a_path_begins_and_ends_at_its_ends(whole):
     close(mixed, path[[0, 2, 4]], 1e-6)
 
 
-def test_paths_between_sentences_and_pictures_through_both_kinds_of_noise(whole):
+def test_paths_between_sentences_and_images_through_both_kinds_of_noise(whole):
     pipe = UnCLIPInterpolationPipeline.from_pipe(whole)
     settings = smallest(pipe, decoder_num_inference_steps=3, prior_num_inference_steps=2)
-    for ends in (["a star", "two rings"], ["a star", picture()], [picture(), "a star"]):
+    for ends in (["a star", "two rings"], ["a star", plain_image()], [plain_image(), "a star"]):
         for noise in ("fixed", "interpolated"):
             path = pipe(ends, steps=3, noise=noise, generator=seeds(0)[0], **settings).images
             assert path.shape[0] == 3 and path.isfinite().all()
-    three = pipe(["a star", picture(), "z"], weights=[[1, 1, 1]], generator=seeds(0)[0], **settings).images
+    three = pipe(["a star", plain_image(), "z"], weights=[[1, 1, 1]], generator=seeds(0)[0], **settings).images
     assert three.shape[0] == 1
-    inverted = pipe([picture(), picture("blue")], steps=2, noise="interpolated", generator=seeds(0)[0], **settings)
+    inverted = pipe([plain_image(), plain_image("blue")], steps=2, noise="interpolated", generator=seeds(0)[0], **settings)
     settings.pop("prior_num_inference_steps")
-    again = UnCLIPImageVariationPipeline.from_pipe(whole)(picture(), eta=0.0, **settings).images
+    again = UnCLIPImageVariationPipeline.from_pipe(whole)(plain_image(), eta=0.0, **settings).images
     close(inverted.images[0], again[0])
 
 
 MANY = {
-    UnCLIPInterpolationPipeline: (([picture(), picture("blue")],), {"steps": 5}),
-    UnCLIPTextDiffPipeline: ((picture(), "a black cat"), {"strength": [0.1, 0.2, 0.3, 0.4, 0.5]}),
-    UnCLIPPCAPipeline: ((picture(), PrincipalAxes.of(torch.eye(32)), (0, 5, 10, 20, 31)), {}),
+    UnCLIPInterpolationPipeline: (([plain_image(), plain_image("blue")],), {"steps": 5}),
+    UnCLIPTextDiffPipeline: ((plain_image(), "a black cat"), {"strength": [0.1, 0.2, 0.3, 0.4, 0.5]}),
+    UnCLIPPCAPipeline: ((plain_image(), PrincipalAxes.of(torch.eye(32)), (0, 5, 10, 20, 31)), {}),
 }
 
 
 def many(pipe, **kwargs) -> torch.Tensor | list:
-    """Five pictures that are drawn from the same noise."""
+    """Five images that are drawn from the same noise."""
     arguments, settings = MANY[type(pipe)]
     steps = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 1}
     settings = settings | steps | {"size": 256, "output_type": "pt", "decoder_guidance_scale": 1.0}
@@ -119,7 +119,7 @@ def many(pipe, **kwargs) -> torch.Tensor | list:
 
 
 @pytest.mark.parametrize("kind", MANY)
-def test_many_pictures_are_drawn_in_batches_and_are_the_same(tiny, kind, monkeypatch):
+def test_many_images_are_drawn_in_batches_and_are_the_same(tiny, kind, monkeypatch):
     """At most as many at once as `generate` draws, a stage after the other."""
     pipe, seen = kind.from_pipe(tiny.to(torch.float64)), []
 
@@ -134,9 +134,9 @@ def test_many_pictures_are_drawn_in_batches_and_are_the_same(tiny, kind, monkeyp
     close(many(pipe, callback_on_step_end=note), whole)
     assert seen == [(stage, n) for stage in ("decoder", "upsampler_256") for n in (2, 2, 1)]
     monkeypatch.setitem(BATCH, 64, 2)
-    pixels, arrays, pictures = (many(pipe, size=64, output_type=kind) for kind in ("pt", "np", "pil"))
-    assert np.array_equal(arrays, pixels.permute(0, 2, 3, 1).numpy()) and len(pictures) == 5
-    assert np.array_equal(np.stack([np.asarray(p) for p in pictures]), (arrays * 255).round().astype("uint8"))
+    pixels, arrays, images = (many(pipe, size=64, output_type=kind) for kind in ("pt", "np", "pil"))
+    assert np.array_equal(arrays, pixels.permute(0, 2, 3, 1).numpy()) and len(images) == 5
+    assert np.array_equal(np.stack([np.asarray(p) for p in images]), (arrays * 255).round().astype("uint8"))
 
 
 def test_interrupted_in_a_batch_a_path_is_as_far_as_its_stage_began(tiny, monkeypatch):
@@ -158,14 +158,14 @@ def test_interrupted_in_a_batch_a_path_is_as_far_as_its_stage_began(tiny, monkey
     assert drawn("upsampler_256", 1) == (2, 3, 256, 256) and drawn("upsampler_256", 3) == (5, 3, 256, 256)
 
 
-def test_an_edit_of_no_strength_is_the_picture(whole):
+def test_an_edit_of_no_strength_is_the_image(whole):
     edit, vary = UnCLIPTextDiffPipeline.from_pipe(whole), UnCLIPImageVariationPipeline.from_pipe(whole)
     settings = smallest(edit, decoder_num_inference_steps=5)
-    drawn = edit(picture(), "a black cat", "a cat", strength=[0.0, 0.2, 0.4], **settings).images
-    close(drawn[0], vary(picture(), eta=0.0, **settings).images[0])
+    drawn = edit(plain_image(), "a black cat", "a cat", strength=[0.0, 0.2, 0.4], **settings).images
+    close(drawn[0], vary(plain_image(), eta=0.0, **settings).images[0])
     changes = (drawn - drawn[:1]).square().mean((1, 2, 3))
     assert changes[1] > 0 and changes[2] > changes[1]
-    assert not torch.equal(edit(picture(), "a black cat", strength=0.4, **settings).images[0], drawn[2])
+    assert not torch.equal(edit(plain_image(), "a black cat", strength=0.4, **settings).images[0], drawn[2])
 
 
 def half(size=(80, 64), box=(40, 0, 80, 64)) -> Image.Image:
@@ -174,15 +174,15 @@ def half(size=(80, 64), box=(40, 0, 80, 64)) -> Image.Image:
     return mask
 
 
-AGAIN = {"image": picture(), "eta": 0.0}
-REPAINT = {"prompt": "a star", "image": picture(), "mask_image": half()}
+AGAIN = {"image": plain_image(), "eta": 0.0}
+REPAINT = {"prompt": "a star", "image": plain_image(), "mask_image": half()}
 NARROW = REPAINT | {"image": Image.new("RGB", (1, 3000)), "mask_image": half((1, 3000), (0, 0, 1, 900))}
 
 
 @pytest.mark.parametrize("last", [0, 1, 2])
-def test_what_is_kept_is_kept_to_the_pixel(tiny, last):
+def test_known_pixels_are_unchanged(tiny, last):
     pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
-    image = picture().resize((tiny.sizes[last],) * 2)
+    image = plain_image().resize((tiny.sizes[last],) * 2)
     mask = half(image.size, (image.width // 2, 0, image.width, image.height // 3))
     settings = {"size": tiny.sizes[last], "decoder_num_inference_steps": 3, "resample": 2}
     drawn = pipe("a star", image, mask, generator=seeds(0), **settings).images[0]
@@ -193,9 +193,9 @@ def test_what_is_kept_is_kept_to_the_pixel(tiny, last):
     assert not np.array_equal(np.asarray(again)[white], np.asarray(drawn)[white])
 
 
-def test_what_a_step_expects_of_the_picture_has_the_kept_part_already(tiny):
+def test_x0_estimates_contain_the_known_part(tiny):
     pipe, seen = UnCLIPInpaintPipeline.from_pipe(tiny), []
-    image, mask = picture(size=(64, 64)), half((64, 64), (32, 0, 64, 64))
+    image, mask = plain_image(size=(64, 64)), half((64, 64), (32, 0, 64, 64))
     inputs = {"callback_on_step_end": lambda p, i, t, given: seen.append(given["pred_original_sample"])}
     settings = smallest(pipe, decoder_num_inference_steps=3, resample=2, generator=seeds(0))
     drawn = pipe(
@@ -210,7 +210,7 @@ def test_what_a_step_expects_of_the_picture_has_the_kept_part_already(tiny):
 
 def test_a_single_white_pixel_of_a_large_mask_is_repainted(tiny):
     pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
-    image = picture(size=(330, 330))
+    image = plain_image(size=(330, 330))
     dot = half(image.size, (200, 100, 201, 101))
     drawn = pipe("a star", image, dot, size=64, output_type="pt", decoder_num_inference_steps=2, generator=seeds(0)).images
     known, mask = pipe._fit(image, dot, [64, 64])
@@ -219,38 +219,40 @@ def test_a_single_white_pixel_of_a_large_mask_is_repainted(tiny):
     assert other == 1
 
 
-def test_each_step_is_resampled_and_the_new_part_hears_the_old_one(whole):
+def test_each_step_is_resampled_and_the_new_part_depends_on_the_known_one(whole):
     pipe = UnCLIPInpaintPipeline.from_pipe(whole)
     calls = []
     pipe.decoder.register_forward_hook(lambda *a: calls.append(1))
     settings = smallest(pipe, decoder_num_inference_steps=4)
-    image = picture(size=(64, 64))
+    image = plain_image(size=(64, 64))
     mask = half((64, 64), (32, 0, 64, 64))
     for resample, expected in ((1, 4), (3, 10)):
         calls.clear()
         pipe("a star", image, mask, resample=resample, generator=seeds(0), **settings)
         assert len(calls) == expected  # the last step is taken once
-    drawn = [pipe("a star", i, mask, generator=seeds(0), **settings).images for i in (image, picture("blue", (64, 64)))]
+    drawn = [pipe("a star", i, mask, generator=seeds(0), **settings).images for i in (image, plain_image("blue", (64, 64)))]
     side = drawn[0].shape[-1]
-    assert (drawn[0] - drawn[1])[..., side // 2 + 1 :].abs().max() > 1e-6  # the kept part differs, and the new one heeds it
+    assert (drawn[0] - drawn[1])[
+        ..., side // 2 + 1 :
+    ].abs().max() > 1e-6  # the known part differs, and the new one depends on it
 
 
-def test_pictures_keep_their_proportions_and_margins_are_new(tiny):
+def test_images_keep_their_proportions_and_margins_are_new(tiny):
     pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
     assert pipe.sides_like(Image.new("RGB", (200, 100)), 64) == (44, 92)
-    canvas, mask = with_margins(picture(size=(60, 60)), 20, 0, 0, 20)
+    canvas, mask = with_margins(plain_image(size=(60, 60)), 20, 0, 0, 20)
     assert canvas.size == mask.size == (80, 80)
     drawn = pipe("a star", canvas, mask, size=64, decoder_num_inference_steps=2, generator=seeds(0)).images[0]
     assert drawn.size == (64, 64)
     with pytest.raises(ValueError, match="margins must be at least 0 and not all 0, got left -1"):
-        with_margins(picture(), -1, 0, 0, 4)
+        with_margins(plain_image(), -1, 0, 0, 4)
     with pytest.raises(ValueError, match="four zeros"):
-        with_margins(picture(), 0, 0, 0, 0)
+        with_margins(plain_image(), 0, 0, 0, 0)
 
 
-def test_interrupted_in_the_decoder_what_is_kept_is_kept(tiny):
+def test_interrupted_in_the_decoder_known_pixels_are_unchanged(tiny):
     pipe = UnCLIPInpaintPipeline.from_pipe(tiny)
-    image = picture(size=(64, 64))
+    image = plain_image(size=(64, 64))
 
     def end(which, step, timestep, given):
         which._interrupt = which.stage == "decoder"
@@ -285,7 +287,7 @@ def test_clip_guidance_raises_what_clip_sees(whole):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (UnCLIPImageVariationPipeline, {"image": picture(), "eta": 1.5}, "eta must be from 0 to 1, got 1.5"),
+        (UnCLIPImageVariationPipeline, {"image": plain_image(), "eta": 1.5}, "eta must be from 0 to 1, got 1.5"),
         (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 32), "eta": 0.0}, "eta needs the image itself"),
         (UnCLIPImageVariationPipeline, {"image_embeddings": torch.ones(1, 31)}, r"\[B, 32\], got \[1, 31\]"),
         (UnCLIPImageVariationPipeline, {"image": []}, r"got \[\]"),
@@ -293,7 +295,7 @@ def test_clip_guidance_raises_what_clip_sees(whole):
         (UnCLIPImageVariationPipeline, AGAIN | {"decoder_latents": torch.ones(1, 3, 64, 64)}, "give eta or decoder_latents"),
         (UnCLIPImageVariationPipeline, AGAIN | {"image_embeddings": torch.ones(2, 32)}, "must be as many, got 1 and 2"),
         (UnCLIPImageVariationPipeline, AGAIN | {"negative_prompt": "red"}, "negative_prompt 'red', and there is none here"),
-        (UnCLIPImageVariationPipeline, {"image": picture(), "super_res_latents": torch.ones(1)}, "choose a larger size"),
+        (UnCLIPImageVariationPipeline, {"image": plain_image(), "super_res_latents": torch.ones(1)}, "choose a larger size"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "weights": []}, r"at least one mixture, got \[\]"),
         (UnCLIPTextDiffPipeline, {"image": "cat.png", "target": "a"}, "image must be a PIL image, got 'cat.png'"),
         (UnCLIPInterpolationPipeline, {"ends": ["a"]}, "two or more"),
@@ -303,9 +305,9 @@ def test_clip_guidance_raises_what_clip_sees(whole):
         (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "weights": [[0, 0]]}, "do not sum to 0"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "noise": "pink"}, "'pink'"),
         (UnCLIPInterpolationPipeline, {"ends": ["a", "b"], "generator": seeds(1)}, "one generator"),
-        (UnCLIPTextDiffPipeline, {"image": picture(), "target": "a", "source": "a"}, "the same sentence, 'a'"),
-        (UnCLIPTextDiffPipeline, {"image": picture(), "target": "a", "strength": 2}, "strength must be from 0 to 1, got 2"),
-        (UnCLIPTextDiffPipeline, {"image": picture(), "target": ""}, "must be sentences"),
+        (UnCLIPTextDiffPipeline, {"image": plain_image(), "target": "a", "source": "a"}, "the same sentence, 'a'"),
+        (UnCLIPTextDiffPipeline, {"image": plain_image(), "target": "a", "strength": 2}, "strength must be from 0 to 1, got 2"),
+        (UnCLIPTextDiffPipeline, {"image": plain_image(), "target": ""}, "must be sentences"),
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": half((9, 9))}, "same size, got 80x64 and 9x9 pixels"),
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 255)}, "white all over"),
         (UnCLIPInpaintPipeline, REPAINT | {"mask_image": Image.new("L", (80, 64), 0)}, "the mask has no white"),
@@ -321,7 +323,7 @@ def test_bad_input_names_the_value(tiny, kind, arguments, message):
 
 
 def test_sentences_that_clip_cannot_tell_apart_are_named(tiny):
-    """Their difference has no length to divide by: the picture was black."""
+    """Their difference has no length to divide by: the image was black."""
     tool = UnCLIPTextDiffPipeline.from_pipe(tiny)
     with pytest.raises(ValueError, match="to CLIP 'A star' and 'a star' are the same: there is no difference to follow"):
         tool(Image.new("RGB", (64, 64), "red"), "a star", "A star", size=64, decoder_num_inference_steps=2)

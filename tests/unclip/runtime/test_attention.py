@@ -101,7 +101,7 @@ def test_installing_reaches_every_layer_and_unknown_names_are_refused():
 
 
 def test_the_choice_is_logged_once_with_its_reason(caplog, monkeypatch):
-    monkeypatch.setattr(module, "_told", set())
+    monkeypatch.setattr(module, "_logged", set())
     caplog.set_level("INFO", "unclip.runtime.attention")
     prior = DiffusionPrior(embedding_dim=32, num_embeddings=4, width=32, layers=2, head_dim=16)
     for backend in ("auto", "sdpa", "auto", "sdpa"):
@@ -127,12 +127,12 @@ def test_diffusers_networks_answer_as_with_their_own_processors(tmp_path, monkey
     g = torch.Generator().manual_seed(0)
     embeds, states = torch.randn(3, karlo.DIM, generator=g), torch.randn(3, karlo.TOKENS, karlo.DIM, generator=g)
     mask = torch.arange(karlo.TOKENS)[None] < torch.tensor([[1], [5], [12]])
-    picture, added = torch.randn(3, 3, 16, 16, generator=g), torch.randn(3, 32, generator=g)
+    image, added = torch.randn(3, 3, 16, 16, generator=g), torch.randn(3, 32, generator=g)
 
     def answers() -> list[torch.Tensor]:
         return [
             have["prior"](embeds, 9, embeds, states, mask).predicted_image_embedding,
-            have["decoder"](picture, 9, states, class_labels=added, attention_mask=mask).sample,
+            have["decoder"](image, 9, states, class_labels=added, attention_mask=mask).sample,
         ]
 
     with torch.no_grad():
@@ -153,10 +153,10 @@ def test_as_many_context_tokens_as_pixels(tmp_path):
     decoder = install(karlo.parts(tmp_path)["decoder"])
     states = torch.randn(2, 64, karlo.DIM, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(64)[None] < torch.tensor([[3], [64]])
-    picture, added = torch.randn(2, 3, 16, 16), torch.randn(2, 32)
+    image, added = torch.randn(2, 3, 16, 16), torch.randn(2, 32)
 
     def draw(states, mask):
-        return decoder(picture, 9, states, class_labels=added, attention_mask=mask).sample
+        return decoder(image, 9, states, class_labels=added, attention_mask=mask).sample
 
     with torch.no_grad():
         whole = draw(states, mask)
@@ -188,7 +188,7 @@ def test_a_sibling_leaves_the_kernel_that_was_chosen(tiny, monkeypatch):
     assert asked == {"math"}
 
 
-def test_kernels_that_were_built_for_another_torch_are_told_of_in_one_line(monkeypatch):
+def test_kernels_that_were_built_for_another_torch_are_logged_of_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("xformers._cpp_lib._built_with_cuda", True)
     assert why_not("xformers") is None

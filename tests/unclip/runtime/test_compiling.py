@@ -35,7 +35,7 @@ def test_compiled_draws_the_same_by_one_graph_a_shape(tiny, traced):
         close(draw(tiny, subject=[text]), wanted, 1e-5)
     assert graphs() == 2, "the decoder and the upsampler, of whatever length the text is"
     draw(tiny, subject=["a star"] * 2)
-    assert graphs() == 4, "and again for two pictures"
+    assert graphs() == 4, "and again for two images"
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

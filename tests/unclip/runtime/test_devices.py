@@ -41,9 +41,7 @@ def test_the_first_examples_are_looked_at_on_the_device(clip, stage, monkeypatch
         torch.manual_seed(0)
         objective = create(stage, {k: dict(config[k]) for k in ("model", "data", "objective")}, 0)
         embed = objective.frozen.image
-        monkeypatch.setattr(
-            objective.frozen, "image", lambda pictures, embed=embed: seen.append(type(pictures)) or embed(pictures)
-        )
+        monkeypatch.setattr(objective.frozen, "image", lambda images, embed=embed: seen.append(type(images)) or embed(images))
         with PretendDevice():
             objective.prepare(device)
         found.append(objective.trained.state_dict())
@@ -136,5 +134,5 @@ def test_a_stage_learns_is_judged_and_draws_where_its_networks_are(clip, stage, 
             loss, metrics = objective.train()(batch)
         assert isinstance(loss, Elsewhere) and loss.isfinite().item() and not any(v.isinf().item() for v in metrics.values())
         objective.eval()
-        found, picture = objective.validate(), objective.sample()
-    assert all(math.isfinite(v) for v in found.values()) and (picture is None or picture.width > 0)
+        found, image = objective.validate(), objective.sample()
+    assert all(math.isfinite(v) for v in found.values()) and (image is None or image.width > 0)

@@ -11,7 +11,7 @@ def test_a_dtype_is_timed_beside_float32():
 
 
 def test_this_machines_dtype_is_not_the_slower_one():
-    """Whatever CPU this is: bfloat16 is at least not much slower where it is chosen, measured anew."""
+    """Whatever CPU this is: bfloat16 is at least not much slower where it is chosen, measured again."""
     slowdown.cache_clear()
     assert fast_dtype("cpu") == torch.float32 or slowdown(torch.bfloat16) < 1.5
 

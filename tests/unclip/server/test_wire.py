@@ -159,8 +159,8 @@ def test_invalid_values_are_400_in_openais_shape(serve):
 
 
 BAD_UPLOADS = [
-    ("variation", {"image": b"not an image"}, "image", "no picture"),
-    ("variation", {"image": b""}, "image", "no picture"),
+    ("variation", {"image": b"not an image"}, "image", "not an image"),
+    ("variation", {"image": b""}, "image", "not an image"),
     ("variation", {"image": png()[:60]}, "image", "damaged"),
     ("variation", {"image": png((64, 32))}, "image", "square, got 64x32"),
     ("variation", {"image": png(), "n": 11}, "n", "less than or equal to 10"),
@@ -170,7 +170,7 @@ BAD_UPLOADS = [
     ("edit", {"image": png((2048, 2048), hole=(8, 8, 9, 9)), "size": "64x64"}, "image", "none to draw anew is left at 64x64"),
     ("edit", {"image": png((256, 256), hole=(0, 0, 256, 255)), "size": "64x64"}, "image", "none to keep is left at 64x64"),
     ("edit", {"image": png(), "mask": png((32, 32), hole=(0, 0, 9, 9))}, "mask", "64x64|32x32"),
-    ("edit", {"image": png(), "mask": b"zzz"}, "mask", "no picture"),
+    ("edit", {"image": png(), "mask": b"zzz"}, "mask", "not an image"),
     ("edit", {"image": png(hole=(0, 0, 9, 9)), "prompt": " "}, "prompt", "pattern"),
     ("edit", {"image": png(hole=(0, 0, 9, 9)), "size": "1x1"}, "size", "1x1"),
 ]

@@ -344,7 +344,7 @@ def test_what_is_uploaded_is_opened_by_the_handlers_alone(page, tmp_path):
     """Gradio would open it first, and what it says of a file that is damaged or gone reaches nobody."""
     me, damaged = SimpleNamespace(session_hash="me"), tmp_path / "damaged.png"
     damaged.write_bytes(b"not an image")
-    for file, said in ((damaged, "is no picture that can be read"), (tmp_path / "gone.png", "upload it again")):
+    for file, said in ((damaged, "is not an image that can be read"), (tmp_path / "gone.png", "upload it again")):
         given = ImageData(path=str(file)).model_dump()
         with pytest.raises(gr.Error, match=said):
             list(page.handlers.on_vary(given, 1, 1.0, 64, me))

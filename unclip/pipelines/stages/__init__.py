@@ -1,6 +1,6 @@
 """The stages of the cascade, in the order of the data: text encoding, prior, decoder, 256 px and 1024 px upsampler.
 
-Each takes the pipeline, for its networks and its conventions (progress bar, callback, memory), and tensors.
+Their arguments are the pipeline, for its networks and conventions (progress bar, callback, memory), and tensors.
 """
 
 from .decoder import decode

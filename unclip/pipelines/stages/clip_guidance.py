@@ -2,8 +2,6 @@
 
 # B images, C channels, D embedding dimension, H height, W width
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,15 +9,17 @@ from torch import Tensor
 from ...clip.model import CLIP
 from ...diffusion.guidance import apply_guidance
 from ...diffusion.predictions import offset_x0, predict_x0
-from ...diffusion.sampling import Predict
+from ...diffusion.sampling import Predict, Scheduler
 from ...io.pixels import denormalize
 
 
-def clip_guided(predict: Predict, clip: CLIP, text_embeds: Tensor, scheduler: Any, guidance: float, strength: float) -> Predict:
-    """`predict` with its x0 moved towards text embeddings [B, D], as CLIP measures it.
+def clip_guided(
+    predict: Predict, clip: CLIP, text_embeds: Tensor, scheduler: Scheduler, guidance: float, strength: float
+) -> Predict:
+    """`predict` with x0 moved along the gradient of the cosine between its CLIP embedding and text embeddings [B, D].
 
-    The direction is the gradient of the cosine through the decoder's estimate of x0, at unit root mean square; `strength` is
-    how far it is followed, in units of the noise that is left. `guidance` is the classifier-free scale beside it.
+    The gradient goes through the decoder's estimate of x0 and is scaled to unit root mean square; `strength` is the step
+    size in units of the remaining noise. `guidance` is the classifier-free guidance scale.
     """
     wanted = F.normalize(text_embeds.float(), dim=-1)  # [B, D]
 

@@ -2,18 +2,19 @@
 
 # B images, C channels, D embedding dimension, N text tokens, H height, W width
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
 
 from decoder import expand_to_context
 from prior.blocks import KeyValueCache
 
-from ...diffusion.sampling import Predict
+from ...diffusion.sampling import DenoisingOptions, Predict, Scheduler
 from ...runtime import attention
 from ...runtime.compiling import compiled
 from ..call import Call, in_batches
@@ -26,62 +27,49 @@ if TYPE_CHECKING:
 
 
 def decode(
-    pipe: "UnCLIPBase",
-    text: TextCondition,
-    image_embeds: Tensor,
-    call: Call,
-    latents: Tensor | None = None,
-    **options: float,
-) -> Iterator[Tensor]:
-    """Batches of images [B, 3, H, W] in [-1, 1] at the decoder's size, of image embeddings [B, D].
+    pipe: "UnCLIPBase", text: TextCondition, image_embeds: Tensor, call: Call, latents: Tensor | None = None
+) -> Iterable[Tensor]:
+    """Batches of images [B, 3, H, W] in [-1, 1] at the decoder's size, for image embeddings [B, D].
 
-    None of them where the call was interrupted before. `options` are `eta` (of DDIM) and `clip_guidance`.
+    Empty where the call was interrupted before.
     """
-    return in_batches(pipe, partial(_decode, **options), call, text=text, image_embeds=image_embeds, latents=latents)
+    return in_batches(pipe, _decode, call, text=text, image_embeds=image_embeds, latents=latents)
 
 
-def _decode(
-    pipe: "UnCLIPBase",
-    text: TextCondition,
-    image_embeds: Tensor,
-    call: Call,
-    latents: Tensor | None,
-    eta: float = 0.0,
-    clip_guidance: float = 0.0,
-) -> Tensor:
+def _decode(pipe: "UnCLIPBase", text: TextCondition, image_embeds: Tensor, call: Call, latents: Tensor | None) -> Tensor:
     """One batch of `decode`."""
     if pipe.interrupt:
         return no_images(pipe, call)
-    guidance = call.settings.guidance_scale("decoder")
+    guidance, scheduler, settings = call.settings.guidance_scale("decoder"), call.decoder_scheduler, call.settings
     shape = (len(image_embeds), 3, call.height, call.width)
-    with pipe._run_stage("decoder", "text_proj", "decoder", *(["image_encoder"] if clip_guidance else [])):
+    with pipe._run_stage("decoder", "text_proj", "decoder", *(["image_encoder"] if call.clip_guidance else [])):
         start = pipe._starting_noise(shape, pipe.decoder, call.generator, latents)
         network = pipe.decoder if call.distilled is None else call.distilled.network(pipe.decoder)
         if pipe._shared.compiled:
             compiled(network, pipe._execution_device)
         predict = decoder_prediction(pipe, text, image_embeds, guidance, network=network)
-        if clip_guidance:
-            predict = clip_guided(predict, pipe._clip(), text.embeds, call.scheduler, guidance, clip_guidance)
-        steps, shift = call.settings.decoder_num_inference_steps, call.settings.decoder_timestep_shift
-        interval = guided_timesteps(call, call.scheduler)
-        options = {"eta": eta, "interval": interval, "shift": shift}
-        return pipe._denoise(predict, start, call.scheduler, steps, call, guidance, **options).clamp(-1, 1)
+        if call.clip_guidance:
+            predict = clip_guided(predict, pipe._clip(), text.embeds, scheduler, guidance, call.clip_guidance)
+        interval, shift = guided_timesteps(call, scheduler), settings.decoder_timestep_shift
+        options = DenoisingOptions(guidance=guidance, interval=interval, shift=shift, eta=call.eta)
+        steps = settings.decoder_num_inference_steps
+        return pipe._denoise(predict, start, scheduler, steps, call, options).clamp(-1, 1)
 
 
 def no_images(pipe: "UnCLIPBase", call: Call) -> Tensor:
-    """An empty batch [0, 3, H, W], of a call that was interrupted before the decoder."""
+    """An empty batch [0, 3, H, W], for a call that was interrupted before the decoder."""
     return torch.zeros(0, 3, call.height, call.width, device=pipe._execution_device)
 
 
-def guided_timesteps(call: Call, scheduler: Any) -> tuple[float, float]:
-    """The lowest and the highest timestep at which the decoder is guided."""
+def guided_timesteps(call: Call, scheduler: Scheduler) -> tuple[float, float]:
+    """The lowest and the highest timestep with guidance of the decoder."""
     count = scheduler.config.num_train_timesteps
     low, high = (round(share * count, 6) for share in call.settings.decoder_guidance_interval)  # 0.29 of 100 is 29
     return low, high
 
 
 def invert(pipe: "UnCLIPBase", images: Tensor, text: TextCondition, image_embeds: Tensor, call: Call) -> Tensor:
-    """The noise [B, 3, H, W] from which unguided DDIM draws `images` [B, 3, H, W] in [-1, 1] (paper, section 3)."""
+    """The noise [B, 3, H, W] from which DDIM without guidance samples `images` [B, 3, H, W] in [-1, 1] (paper, section 3)."""
     with pipe._run_stage("inversion", "text_proj", "decoder"):
         start = pipe._starting_noise(tuple(images.shape), pipe.decoder, None, images)
         predict = decoder_prediction(pipe, text, image_embeds, 1.0)
@@ -89,8 +77,8 @@ def invert(pipe: "UnCLIPBase", images: Tensor, text: TextCondition, image_embeds
         return pipe._denoise(predict, start, inverse_ddim(pipe.decoder_scheduler), steps, call)
 
 
-def decoder_ddim(pipe: "UnCLIPBase", clip: bool = False) -> Any:
-    """The sampler whose inverse is `invert`, on the decoder's noise levels."""
+def decoder_ddim(pipe: "UnCLIPBase", clip: bool = False) -> DDIMScheduler:
+    """The sampler whose inverse is `invert`, with the decoder's noise levels."""
     return ddim(pipe.decoder_scheduler, clip)
 
 
@@ -107,7 +95,7 @@ class DecoderConditions:
     time_embeds: Tensor
     draft: Tensor | None
     kv_cache: KeyValueCache
-    is_compiled: bool  # then the mask is always given: without it the graph would be another
+    is_compiled: bool  # then the mask is always given: without it there would be another graph
     _arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def arguments(self, rows: int) -> dict[str, Any]:
@@ -118,7 +106,10 @@ class DecoderConditions:
 
     def _last(self, rows: int) -> dict[str, Any]:
         mask = self.mask[-rows:]
-        arguments = {"encoder_hidden_states": self.encoder_hidden_states[-rows:], "class_labels": self.time_embeds[-rows:]}
+        arguments: dict[str, Any] = {
+            "encoder_hidden_states": self.encoder_hidden_states[-rows:],
+            "class_labels": self.time_embeds[-rows:],
+        }
         arguments["attention_mask"] = None if mask.all() and not self.is_compiled else mask
         if self.draft is not None:
             arguments["draft"] = self.draft[-rows:]
@@ -129,7 +120,7 @@ class DecoderConditions:
 
 
 def condition_inputs(
-    pipe: "UnCLIPBase", text: TextCondition, image_embeds: Tensor, is_guided: bool, decoder: nn.Module
+    pipe: "UnCLIPBase", text: TextCondition, image_embeds: Tensor, is_guided: bool, decoder: ModelMixin
 ) -> DecoderConditions:
     """CLIP conditioning of the decoder: image embeddings [B, D] and text through `text_proj`."""
     project = pipe.text_proj
@@ -152,7 +143,7 @@ def condition_inputs(
     mask = expand_to_context(project, mask, True)
     is_used = mask.any(0)  # the others are padding in every row
     if pipe._shared.compiled:
-        is_used = torch.ones_like(is_used)  # every length would be another graph
+        is_used = torch.ones_like(is_used)  # every length would have another graph
     kv_cache = attention.context_kv_cache(decoder, hidden[:, is_used])
     if kv_cache:
         hidden, mask = hidden[:, is_used], mask[:, is_used]
@@ -165,19 +156,19 @@ def decoder_prediction(
     image_embeds: Tensor,
     guidance: float,
     known: Tensor | None = None,
-    network: nn.Module | None = None,
+    network: ModelMixin | None = None,
 ) -> Predict:
-    """The decoder as a function of the noised images and the timestep; under guidance of both halves, or the second.
+    """The decoder as a function of the noised images and the timestep; under guidance for both halves, or for the second.
 
-    `known` [1, 4, H, W] is for a decoder that was trained to inpaint: pixels outside a hole, and the hole's mask;
-    without it the hole is everything. `network` takes the decoder's place.
+    `known` [1, 4, H, W] is for a decoder that was trained to inpaint: pixels outside the mask, and the mask; without it
+    the mask is 1 everywhere. `network` replaces the decoder.
     """
     decoder = pipe.decoder if network is None else network
     conditions = condition_inputs(pipe, text, image_embeds, guidance != 1, decoder)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         sample = x
-        if decoder.config.in_channels > x.shape[1]:
+        if decoder.config["in_channels"] > x.shape[1]:
             hole = x.new_zeros(1, 4, *x.shape[2:])
             hole[:, 3] = 1
             sample = torch.cat([x, (hole if known is None else known.to(x)).expand(len(x), -1, -1, -1)], 1)

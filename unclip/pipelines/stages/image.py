@@ -1,4 +1,4 @@
-"""Image encoding: images to CLIP image embeddings, and to what the decoder would have drawn."""
+"""Image encoding: images to CLIP image embeddings, and to the decoder's size and range."""
 
 # B images, D embedding dimension, H height, W width
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def encode_image(pipe: "UnCLIPBase", image: Image.Image | list[Image.Image] | Tensor) -> Tensor:
-    """CLIP image embeddings [B, D] of images, or of a tensor as `feature_extractor` makes it."""
+    """CLIP image embeddings [B, D] of images, or of `feature_extractor`'s output. Raises ValueError without an image tower."""
+    if pipe.image_encoder is None:
+        raise ValueError("this checkpoint has no image_encoder")
     if not isinstance(image, Tensor):
         image = pipe.preprocess([image] if isinstance(image, Image.Image) else image)
     with pipe._run_stage("image_encoder", "image_encoder"):
@@ -25,7 +27,7 @@ def encode_image(pipe: "UnCLIPBase", image: Image.Image | list[Image.Image] | Te
 
 
 def decoder_images(image: Image.Image | list[Image.Image], call: Call) -> Tensor:
-    """Images as the decoder would draw them: [B, 3, H, W] in [-1, 1], the middle at the decoder's size."""
+    """The centre of each image at the decoder's size, [B, 3, H, W] in [-1, 1]."""
     images = [image] if isinstance(image, Image.Image) else image
     fitted = [ImageOps.fit(on_white(i), (call.width, call.height), Image.Resampling.BICUBIC) for i in images]
     return normalize(torch.stack([to_uint8_tensor(i) for i in fitted]))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prior.cache import predictor
 
-from ...runtime.memory import at_hand
+from ...diffusion.sampling import DenoisingOptions
+from ...runtime.memory import onloaded
 from ..call import Call
 from ..components import is_autoregressive
 from .text import TextCondition
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def sample_prior(pipe: "UnCLIPBase", text: TextCondition, call: Call, latents: Tensor | None = None) -> Tensor:
-    """CLIP image embeddings [B, D]: of each image's candidates the nearest to its text.
+    """CLIP image embeddings [B, D]: for each image the candidate that is nearest to its text.
 
     `latents` [B, D] are the starting noise; then there is one candidate per image.
     """
@@ -35,32 +36,32 @@ def sample_prior(pipe: "UnCLIPBase", text: TextCondition, call: Call, latents: T
 
 
 def _sample_diffusion(pipe: "UnCLIPBase", text: TextCondition, call: Call, candidates: int, latents: Tensor | None) -> Tensor:
-    """Image embeddings [B * K, D] of a diffusion prior."""
+    """Sample image embeddings [B * K, D] from a diffusion prior."""
     prior, guidance = pipe.prior, call.settings.guidance_scale("prior")
     embeds, encodings, mask = _condition_inputs(pipe, text, guidance)
     style = _style(pipe, text, guidance != 1)
     predict_embedding = predictor(prior, embeds, encodings, mask, candidates, style)
-    start = pipe._starting_noise((len(text) * candidates, prior.config.embedding_dim), prior, call.generator, latents)
+    start = pipe._starting_noise((len(text) * candidates, prior.config["embedding_dim"]), prior, call.generator, latents)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return predict_embedding(x.to(prior.dtype), t).to(x.dtype)
 
     steps = call.settings.prior_num_inference_steps
-    latents = pipe._denoise(predict, start, pipe.prior_scheduler, steps, call, guidance)
-    with at_hand(prior):
-        return prior.post_process_latents(latents)
+    embeddings = pipe._denoise(predict, start, pipe.prior_scheduler, steps, call, DenoisingOptions(guidance=guidance))
+    with onloaded(prior):
+        return prior.post_process_latents(embeddings)
 
 
 def _sample_tokens(pipe: "UnCLIPBase", text: TextCondition, call: Call, candidates: int, latents: Tensor | None) -> Tensor:
-    """Image embeddings [B * K, D] of an autoregressive prior; a callback gets its tokens, as either tensor.
+    """Sample image embeddings [B * K, D] from an autoregressive prior; a callback gets its tokens, for both tensor names.
 
-    Raises ValueError for `latents`, which it has no use for.
+    Raises ValueError for `latents`: it starts without noise.
     """
     if latents is not None:
         raise ValueError("prior_latents: an autoregressive prior starts from no noise")
     guidance = call.settings.guidance_scale("prior")
     conditions = [v.repeat_interleave(candidates, 0) for v in _condition_inputs(pipe, text, guidance)]
-    with at_hand(pipe.prior):
+    with onloaded(pipe.prior):
         return pipe.prior.draw(
             *conditions,
             guidance,
@@ -78,7 +79,7 @@ def _condition_inputs(pipe: "UnCLIPBase", text: TextCondition, guidance: float) 
 
 
 def _style(pipe: "UnCLIPBase", text: TextCondition, is_guided: bool) -> Tensor | None:
-    """The styles [B], under guidance [2B] with "not named" first; None for a prior without."""
+    """The styles [B], under guidance [2B] with "not named" first; None for a prior without styles."""
     if text.style is None or not pipe.prior.config.get("styles"):
         return None
     unnamed = torch.full_like(text.style, len(pipe.styles))
@@ -96,6 +97,6 @@ def nearest_to_text(embeds: Tensor, text: TextCondition, candidates: int) -> Ten
 
 def null_embedding(pipe: "UnCLIPBase", text: TextCondition) -> Tensor:
     """The decoder's learned embedding for "no image embedding", for each image: [B, D]."""
-    with pipe._run_stage("prior", "text_proj"), at_hand(pipe.text_proj):
+    with pipe._run_stage("prior", "text_proj"), onloaded(pipe.text_proj):
         null = pipe.text_proj.learned_classifier_free_guidance_embeddings
         return null.detach().to(pipe._execution_device).expand(len(text), -1).clone()

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def choose_styles(
     pipe: "UnCLIPBase", style: str | None, prompt: str | list[str] | None, count: int, generator: Generators
 ) -> Tensor | None:
-    """The numbers [B] of the styles to draw in; None for checkpoints without styles.
+    """The indices [B] of the images' styles; None for checkpoints without styles.
 
-    `style` is for all images; else each prompt's own words decide ("a cat, flat style"), and where they name none, one is
-    chosen at random. Raises ValueError for a style that this checkpoint does not have.
+    `style` is for all images; without it, that named in each prompt ("a cat, flat style"), else one at random. Raises
+    ValueError for a style that this checkpoint does not have.
     """
     known = pipe.styles
     if style is not None and style not in known:

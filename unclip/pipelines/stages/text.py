@@ -3,7 +3,8 @@
 # B images, D embedding dimension, N text tokens
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Encoded = tuple[Tensor, Tensor, Tensor]  # embeddings [B, D], encodings [B, N, D], mask [B, N] bool
+
 
 @dataclass
 class TextCondition:
-    """CLIP's text tower on the prompts: `embeds` [B, D], `encodings` [B, N, D], `mask` [B, N] bool.
+    """Outputs of CLIP's text tower for the prompts: `embeds` [B, D], `encodings` [B, N, D], `mask` [B, N] bool.
 
-    The `empty_*` fields hold the same of guidance's unconditional half: the empty or the negative prompt. `style` [B] int64
-    numbers the drawing styles of checkpoints that have some, their count for "not named".
+    The `empty_*` fields are those of guidance's unconditional half: the empty or the negative prompt. `style` [B] int64 has
+    indices of drawing styles, their count for "not named", for checkpoints with styles.
     """
 
     embeds: Tensor
@@ -39,22 +42,28 @@ class TextCondition:
         """Embeddings, encodings and mask: [B, ...], under guidance [2B, ...] with the unconditional half first."""
         if not is_guided:
             return self.embeds, self.encodings, self.mask
-        pairs = ((self.empty_embeds, self.embeds), (self.empty_encodings, self.encodings), (self.empty_mask, self.mask))
-        return tuple(torch.cat(pair) for pair in pairs)
+        embeds = torch.cat([self.empty_embeds, self.embeds])
+        encodings = torch.cat([self.empty_encodings, self.encodings])
+        return embeds, encodings, torch.cat([self.empty_mask, self.mask])
 
     def repeated(self, times: int) -> "TextCondition":
         """Each prompt `times` times in a row."""
-        return TextCondition(*(None if f is None else f.repeat_interleave(times, 0) for f in vars(self).values()))
+        return self._map(lambda field: field.repeat_interleave(times, 0))
 
     def __getitem__(self, rows: slice) -> "TextCondition":
-        return TextCondition(*(None if f is None else f[rows] for f in vars(self).values()))
+        return self._map(lambda field: field[rows])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "TextCondition":
+        """`function` of every field."""
+        changed = {name: function(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **changed)
 
     def __len__(self) -> int:
         return len(self.embeds)
 
 
 def count_prompts(pipe: "UnCLIPBase", prompt: Any, text_model_output: Any = None, text_attention_mask: Any = None) -> int:
-    """How many prompts there are. Raises ValueError, naming it, for one that is none."""
+    """The number of prompts. Raises ValueError, naming it, for an invalid one."""
     if text_model_output is not None and text_attention_mask is not None:
         return _count_encoded(pipe, text_model_output, text_attention_mask)
     if prompt is None:
@@ -73,7 +82,7 @@ def count_prompts(pipe: "UnCLIPBase", prompt: Any, text_model_output: Any = None
 
 
 def _count_encoded(pipe: "UnCLIPBase", text_model_output: Any, text_attention_mask: Tensor) -> int:
-    """How many texts were given encoded. Raises ValueError, naming the shapes, for some that don't fit."""
+    """The number of encoded texts. Raises ValueError, naming the shapes, for tensors that do not fit."""
     shapes = [list(t.shape) for t in (text_model_output[0], text_model_output[1], text_attention_mask)]
     dim = embedding_dim(pipe.text_encoder)
     rows, tokens = len(text_model_output[0]), text_attention_mask.shape[-1]
@@ -85,8 +94,8 @@ def _count_encoded(pipe: "UnCLIPBase", text_model_output: Any, text_attention_ma
     return rows
 
 
-def encode_texts(pipe: "UnCLIPBase", texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Text embeddings [B, D], encodings [B, N, D] and mask [B, N] bool; warns of what the tokenizer cuts off."""
+def encode_texts(pipe: "UnCLIPBase", texts: list[str]) -> Encoded:
+    """Text embeddings [B, D], encodings [B, N, D] and mask [B, N] bool; warns about parts that the tokenizer truncates."""
     tokens = tokenize(pipe.tokenizer, texts)
     for part in truncated_parts(pipe.tokenizer, texts, tokens.input_ids):
         logger.warning("the prompt is longer than %d tokens; cut off: %r", pipe.tokenizer.model_max_length, part)
@@ -96,35 +105,38 @@ def encode_texts(pipe: "UnCLIPBase", texts: list[str]) -> tuple[Tensor, Tensor, 
     return output.text_embeds, output.last_hidden_state, tokens.attention_mask.bool()
 
 
+def encoded_text(pipe: "UnCLIPBase", text_model_output: Any, text_attention_mask: Tensor | None) -> Encoded | None:
+    """A call's `text_model_output` and `text_attention_mask` as `encode_texts` returns them; None without both."""
+    if text_model_output is None or text_attention_mask is None:
+        return None
+    device = pipe._execution_device
+    return text_model_output[0].to(device), text_model_output[1].to(device), text_attention_mask.to(device).bool()
+
+
 def encode_prompt(
     pipe: "UnCLIPBase",
     prompt: str | list[str] | None,
     negative_prompt: str | list[str] | None = None,
     num_images: int = 1,
-    text_model_output: Any = None,
-    text_attention_mask: Tensor | None = None,
+    encoded: Encoded | None = None,
     count: int | None = None,
 ) -> TextCondition:
     """The text condition of the images, each prompt's `num_images` in a row; a single prompt is for all of `count`.
 
-    Raises ValueError for numbers of prompts or negative prompts that do not fit each other.
+    `encoded` are texts instead of a prompt. Raises ValueError for numbers of prompts or negative prompts that do not fit.
     """
-    if text_model_output is not None and text_attention_mask is not None:
-        device = pipe._execution_device
-        embeds, encodings = text_model_output[0].to(device), text_model_output[1].to(device)
-        mask = text_attention_mask.to(device).bool()
-    else:
-        embeds, encodings, mask = encode_texts(pipe, [prompt] if isinstance(prompt, str) else prompt)
+    prompts = [prompt] if isinstance(prompt, str) else prompt or []
+    embeds, encodings, mask = encode_texts(pipe, prompts) if encoded is None else encoded
     rows = len(embeds) if count is None else count
     if len(embeds) not in (1, rows):
         raise ValueError(f"prompt must be a str, or a list of {rows} of them, got {prompt!r}")
     negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
     if len(negative) not in (1, rows) or not all(isinstance(n, str) for n in negative):
         raise ValueError(f"negative_prompt must be a str, or a list of {rows} of them, got {negative_prompt!r}")
-    is_same = text_model_output is None and negative == ([prompt] if isinstance(prompt, str) else prompt)
+    is_same = encoded is None and negative == prompts
     fields = [embeds, encodings, mask, *((embeds, encodings, mask) if is_same else encode_texts(pipe, negative))]
     longest = max(fields[2].shape[1], fields[5].shape[1])
-    for n in (1, 4):  # texts that were encoded elsewhere may be padded to another length
+    for n in (1, 4):  # `encoded` may be padded to another length
         fields[n] = F.pad(fields[n], (0, 0, 0, longest - fields[n].shape[1]))
         fields[n + 1] = F.pad(fields[n + 1], (0, longest - fields[n + 1].shape[1]))
     one_each = TextCondition(*(f.expand(rows, *f.shape[1:]) for f in fields))

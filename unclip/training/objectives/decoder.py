@@ -15,7 +15,7 @@ from ... import networks
 from ...data.examples import EmojiScenes, seeded_noise
 from ...data.layouts import PLACES
 from ...diffusion.predictions import target
-from ...diffusion.sampling import denoise
+from ...diffusion.sampling import DenoisingOptions, denoise
 from ...diffusion.schedules import ancestral, dpm_solver, levels, variational_bound
 from ...io.pixels import normalize
 from ...runtime.config import ConfigError
@@ -335,7 +335,7 @@ class DecoderObjective(ClipConditioned):
                 inputs = torch.cat([x, inpainting], 1)
                 return self.decoder(inputs, t, **conditions).sample.float()  # noqa: B023
 
-            rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, guidance=2.0))
+            rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, DenoisingOptions(guidance=2.0)))
         return grid(torch.cat(rows) / 2 + 0.5, SAMPLES)
 
     def components(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...data.examples import seeded_noise
 from ...diffusion.predictions import target
-from ...diffusion.sampling import Predict, denoise, shift_timesteps
+from ...diffusion.sampling import DenoisingOptions, Predict, denoise, shift_timesteps
 from ...diffusion.schedules import dpm_solver, levels
 from ...io.checkpoints import components_folder, resolve
 from ...pipelines.distilled import FILE, Distilled, fingerprint
@@ -200,7 +200,8 @@ class DecoderDistillObjective(Objective):
             return x
 
         teacher = dpm_solver(self.schedule.config)
-        denoise(predict, noise, teacher, self.teacher_steps, guidance=self.guidance, shift=self.shift, on_step=keep)
+        options = DenoisingOptions(guidance=self.guidance, shift=self.shift, on_step=keep)
+        denoise(predict, noise, teacher, self.teacher_steps, options)
         return latents
 
     def _run_teacher(self, predict: Predict, noise: Tensor) -> list[Tensor]:
@@ -263,7 +264,7 @@ class DecoderDistillObjective(Objective):
             return self.predict(x, t.expand(len(x)), trajectory.conditions, trajectory.inpainting)
 
         solver = dpm_solver(self.schedule.config, order=1)
-        return denoise(predict, trajectory.latents[0], solver, steps, shift=self.shift)
+        return denoise(predict, trajectory.latents[0], solver, steps, DenoisingOptions(shift=self.shift))
 
     def distilled(self) -> Distilled:
         """The adapter as a pipeline takes it."""

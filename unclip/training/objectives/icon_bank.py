@@ -16,7 +16,7 @@ from prior.cache import predictor
 
 from ...data.icon_packages import STYLES
 from ...data.scenes import IconSet, style_phrase
-from ...diffusion.sampling import denoise
+from ...diffusion.sampling import DenoisingOptions, denoise
 from ...io.checkpoints import components_folder, load_components, resolve, save_tensors, write_beside
 from ...runtime.config import ConfigError
 
@@ -132,7 +132,7 @@ class PriorSampler:
         predict = predictor(self.prior, text_embeds, both_encodings, both_masks, style=styles)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + seed) % 2**63)
         start = torch.randn(text.shape, generator=generator).to(text)
-        drawn = denoise(predict, start, self.scheduler, PRIOR_STEPS, guidance=PRIOR_GUIDANCE)
+        drawn = denoise(predict, start, self.scheduler, PRIOR_STEPS, DenoisingOptions(guidance=PRIOR_GUIDANCE))
         return self.prior.post_process_latents(drawn).cpu()
 
 

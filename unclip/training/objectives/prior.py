@@ -10,7 +10,7 @@ from prior import DiffusionPrior
 
 from ... import networks
 from ...data.examples import seeded_noise
-from ...diffusion.sampling import denoise
+from ...diffusion.sampling import DenoisingOptions, denoise
 from ...diffusion.schedules import ddim
 from .conditioned import ClipConditioned, NoiseLevels, check_counts, check_shares, cosines, new_weights
 from .random_columns import DROP_BOTH, DROP_STYLE
@@ -95,7 +95,7 @@ class PriorObjective(ClipConditioned):
             return prior(x, t, *both).predicted_image_embedding.float()
 
         start = seeded_noise(self.seed, few["index"], true)
-        sampled = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, guidance=2.0))
+        sampled = prior.post_process_latents(denoise(predict, start, ddim(self.schedule), 10, DenoisingOptions(guidance=2.0)))
         return metrics | cosines(sampled, true, text)
 
     def components(self) -> dict[str, Any]:
