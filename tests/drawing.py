@@ -52,7 +52,7 @@ def subjects(pipe: UnCLIPBase, count: int) -> list:
 
 
 def draw(pipe: UnCLIPBase, count: int = 1, numbers: list[int] | None = None, subject=None, **kwargs) -> torch.Tensor:
-    """Pictures [B, 3, H, W] of the smallest size, or what `kwargs` say."""
+    """Images [B, 3, H, W] of the smallest size, or what `kwargs` say."""
     subject = subjects(pipe, count) if subject is None else subject
     generator = seeds(*(numbers or range(len(subject) * kwargs.get("num_images_per_prompt", 1))))
     settings = {"size": pipe.sizes[1], "output_type": "pt", **STEPS}
@@ -61,17 +61,17 @@ def draw(pipe: UnCLIPBase, count: int = 1, numbers: list[int] | None = None, sub
 
 def answer(pipe: UnCLIPBase, seed: int = 0, **kwargs):
     """What any of the pipelines answers to its simplest call."""
-    picture = Image.new("RGB", (64, 64), (200, 90, 40))
+    image = Image.new("RGB", (64, 64), (200, 90, 40))
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 64, 24))
     arguments, settings = {
         UnCLIPPipeline: (("a star",), STEPS),
-        UnCLIPImageVariationPipeline: ((picture,), STEPS),
+        UnCLIPImageVariationPipeline: ((image,), STEPS),
         UnCLIPPriorPipeline: (("a star",), {}),
-        UnCLIPInterpolationPipeline: ((["a star", picture],), STEPS | {"steps": 2}),
-        UnCLIPTextDiffPipeline: ((picture, "a star"), STEPS),
-        UnCLIPPCAPipeline: ((picture, PrincipalAxes.of(torch.eye(32)), (0, 5, 31)), STEPS),
-        UnCLIPInpaintPipeline: (("a star", picture, mask), STEPS | {"resample": 1}),
+        UnCLIPInterpolationPipeline: ((["a star", image],), STEPS | {"steps": 2}),
+        UnCLIPTextDiffPipeline: ((image, "a star"), STEPS),
+        UnCLIPPCAPipeline: ((image, PrincipalAxes.of(torch.eye(32)), (0, 5, 31)), STEPS),
+        UnCLIPInpaintPipeline: (("a star", image, mask), STEPS | {"resample": 1}),
     }[type(pipe)]
     if pipe.sizes:
         settings = settings | {"size": pipe.sizes[1], "output_type": "pt"}
@@ -83,10 +83,10 @@ def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-9) -> None:
 
 
 def png(size=(64, 64), colour="red", hole=None, **kwargs) -> bytes:
-    """A picture file, PNG unless `format` says otherwise; the box `hole` of it is transparent."""
-    picture = Image.new("RGBA", size, colour)
+    """An image file, PNG unless `format` says otherwise; the box `hole` of it is transparent."""
+    image = Image.new("RGBA", size, colour)
     if hole is not None:
-        picture.paste((0, 0, 0, 0), hole)
+        image.paste((0, 0, 0, 0), hole)
     file = io.BytesIO()
-    picture.save(file, **({"format": "PNG"} | kwargs))
+    image.save(file, **({"format": "PNG"} | kwargs))
     return file.getvalue()

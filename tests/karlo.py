@@ -23,7 +23,7 @@ from unclip import UnCLIPScheduler, UnCLIPTextProjModel
 
 DIM, TOKENS = 32, 12
 GOLDEN = Path(__file__).parent / "golden" / "karlo.json"
-PIXELS = 24  # evenly spaced ones are kept of each golden picture
+PIXELS = 24  # evenly spaced ones are kept of each golden image
 
 
 def fill(network: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -150,7 +150,7 @@ def old(name: str, folder: Path):
 
 
 def cases() -> dict[str, tuple[str, dict]]:
-    """Name -> (pipeline, arguments) of the golden pictures."""
+    """Name -> (pipeline, arguments) of the golden images."""
     steps = {"decoder_num_inference_steps": 3, "super_res_num_inference_steps": 2}
     prior = {"prior_num_inference_steps": 3}
     embeddings = torch.randn(2, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

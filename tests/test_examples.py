@@ -7,7 +7,7 @@ from conftest import ROOT
 NOTEBOOKS = {
     "1_sample_and_explore": "MODEL = {model!r}\nSIZE = 64",
     "2_fine_tune": 'BASE = {model!r}\nCONFIGS = "tiny"\nCOUNT = 40\nPRIOR_STEPS, DECODER_STEPS = 3, 2',
-    "3_train_from_nothing": "STEPS = 30",
+    "3_train_from_nothing": "STEPS = 20",
 }
 
 

@@ -33,23 +33,23 @@ def load(tiny_folder):
     return loaded
 
 
-def pictures(pipe, prompts=PROMPTS, **settings):
+def images(pipe, prompts=PROMPTS, **settings):
     return pipe(prompts, generator=seeds(*range(len(prompts))), output_type="pt", **settings).images.cpu()
 
 
 def test_it_draws_what_the_cpu_draws(load, tiny):
-    close(pictures(load()), pictures(tiny), 2e-3)
+    close(images(load()), images(tiny), 2e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_draw_nearly_the_same(load, dtype):
-    wanted, drawn = pictures(load(), size=64), pictures(load(dtype), size=64)
+    wanted, drawn = images(load(), size=64), images(load(dtype), size=64)
     assert (wanted - drawn).abs().mean() < 0.02
 
 
 def test_it_takes_bfloat16_unless_it_is_told_otherwise(load):
     pipe = load(None)
-    pictures(pipe, size=64)
+    images(pipe, size=64)
     assert pipe.decoder.dtype == pipe.prior.dtype == torch.bfloat16
     assert pipe.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -58,11 +58,11 @@ def test_compiled_it_draws_the_same(load):
     """CUDA graphs write into the same memory at every step, and samplers keep what earlier steps said."""
     pipe = load()
     settings = {"decoder_num_inference_steps": 6, "size": 256}
-    wanted = [pictures(pipe, [prompt], **settings) for prompt in PROMPTS]
+    wanted = [images(pipe, [prompt], **settings) for prompt in PROMPTS]
     pipe.compile()
     for _ in range(3):  # warm-up, recording, replay
-        for prompt, picture in zip(PROMPTS, wanted, strict=True):
-            close(pictures(pipe, [prompt], **settings), picture, 2e-3)
+        for prompt, image in zip(PROMPTS, wanted, strict=True):
+            close(images(pipe, [prompt], **settings), image, 2e-3)
 
 
 def waits(work) -> int:
@@ -98,25 +98,25 @@ def test_low_memory_draws_the_same_in_less(load):
         torch.cuda.empty_cache()
         pipe = load(low_memory=frugal)
         with (profile := Profile("cuda")).watch(pipe):
-            found["picture"] = pictures(pipe, size=64)
+            found["image"] = images(pipe, size=64)
         found["bytes"] = profile.costs["text_encoder"].memory
         del pipe
-    close(drawn["picture"], wanted["picture"], 1e-5)
+    close(drawn["image"], wanted["image"], 1e-5)
     assert drawn["bytes"] < wanted["bytes"]
 
 
 def test_out_of_memory_is_one_line_and_the_pipeline_goes_on(load):
     pipe = load()
-    wanted = pictures(pipe)
+    wanted = images(pipe)
     whole = torch.cuda.mem_get_info()[1]
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**23) / whole)
     try:
         with pytest.raises(MemoryError, match="out of memory in the stage .*, which needed .* more: draw fewer"):
-            pictures(pipe, PROMPTS * 8)
+            images(pipe, PROMPTS * 8)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    close(pictures(pipe), wanted, 1e-5)
+    close(images(pipe), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("stage", ["prior", "decoder", "upsampler_256", "clip"])

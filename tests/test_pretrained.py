@@ -51,7 +51,7 @@ NAMES = ["pizza", "rocket", "rose", "banana", "octopus", "light bulb"]
 
 @pytest.fixture(scope="module")
 def drawing(pipe) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Pictures of six plain concepts, and what a callback was given in the middle of the decoder's steps."""
+    """Images of six plain concepts, and what a callback was given in the middle of the decoder's steps."""
     middle = {}
 
     def note(p, step, timestep, given):
@@ -65,13 +65,13 @@ def drawing(pipe) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 def test_it_draws_what_it_is_told(drawing):
-    """Each picture is nearer to its own name than to the others', at least five times of six."""
+    """Each image is nearer to its own name than to the others', at least five times of six."""
     clip = CLIP.from_pretrained("emoji")
     scores = clip.encode_image(drawing[0]) @ clip.encode_text(NAMES).T
     assert (scores.argmax(1) == torch.arange(6)).sum() >= 5
 
 
-def test_the_picture_is_expected_long_before_it_is_clean(drawing):
-    pictures, middle = drawing
-    off = {name: (tensor / 2 + 0.5 - pictures).square().mean().sqrt() for name, tensor in middle.items()}
+def test_the_image_is_expected_long_before_it_is_clean(drawing):
+    images, middle = drawing
+    off = {name: (tensor / 2 + 0.5 - images).square().mean().sqrt() for name, tensor in middle.items()}
     assert off["pred_original_sample"] < 0.15 and off["latents"] > 3 * off["pred_original_sample"], off

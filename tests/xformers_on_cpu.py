@@ -151,12 +151,12 @@ def stages(folder: Path) -> dict[str, tuple[list[nn.Module], Callable[[], list[T
         lengths = torch.tensor([[3], [tokens - 2]])
         return torch.randn(2, 32, generator=g), torch.randn(2, tokens, 32, generator=g), torch.arange(tokens)[None] < lengths
 
-    x, picture = torch.randn(2, 32, generator=g), torch.randn(2, 3, 64, 64, generator=g)
+    x, image = torch.randn(2, 32, generator=g), torch.randn(2, 3, 64, 64, generator=g)
     tokens, dot = torch.randint(0, 8, (2, 5), generator=g), torch.tensor([1, 3])
     (embeds, said, mask), (embeds_12, said_12, mask_12) = text(16), text(karlo.TOKENS)
 
     def drawn(network: nn.Module, condition: dict) -> list[Tensor]:
-        return [network(picture, 9, **condition).sample]
+        return [network(image, 9, **condition).sample]
 
     def of_decoder() -> list[Tensor]:
         context, added = project(image_embeddings=x, prompt_embeds=embeds, text_encoder_hidden_states=said)
