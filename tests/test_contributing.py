@@ -125,11 +125,6 @@ def test_versions_agree():
     version = config["metadata"]["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
-    tested = set(
-        yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]["strategy"]["matrix"]["python"]
-    )
-    classified = set(re.findall(r"Python :: (3\.\d+)", config["metadata"]["classifiers"]))
-    assert tested == classified == {"3.11", "3.12", "3.13", "3.14"}
 
 
 def test_the_packages_are_typed():
