@@ -167,7 +167,7 @@ def test_a_disk_that_is_full(tmp_path):
 @limits_sizes
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path):
-    limit = (2_000, resource.RLIM_INFINITY)
+    limit = (20_000, resource.RLIM_INFINITY)
     result = subprocess.run(
         [sys.executable, "train.py", "configs/tiny/upsampler_256.yaml", *QUIET, f"output_dir={tmp_path}", "max_steps=2"],
         capture_output=True,
