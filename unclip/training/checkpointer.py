@@ -34,10 +34,22 @@ class Checkpointer:
         self.folder, self.keep, self.distributed = folder, keep, distributed
         self.saved_step: int | None = None  # of the newest checkpoint
 
+    def is_finished(self, max_steps: int) -> bool:
+        """Whether `final/` is there and of `max_steps`, or cannot be trained further because its checkpoints are gone."""
+        if not (self.folder / "final").is_dir() or self._unfinished.is_file():
+            return False
+        newest = checkpoints(self.folder)[:1]
+        return not newest or int(newest[0].name.rpartition("-")[2]) >= max_steps
+
     @property
-    def finished(self) -> bool:
-        """Whether the run has been trained to its end."""
-        return (self.folder / "final").is_dir()
+    def _unfinished(self) -> Path:
+        """A file that is there while a finished run is trained further: `final/` is that of fewer steps then."""
+        return self.folder / ".unfinished"
+
+    def begin(self) -> None:
+        """Called with the folder locked: `final/`, if there is one, will be replaced."""
+        if self.distributed.is_main and (self.folder / "final").is_dir():
+            self._unfinished.touch()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,10 +128,11 @@ class Checkpointer:
 
         self.distributed.run_on_main(replace)
 
-    def remove_latest(self) -> None:
-        """Remove `latest/`, which `final/` replaces."""
+    def finish(self) -> None:
+        """Called when `final/` is written: remove `latest/`, which it replaces."""
         if self.distributed.is_main:
             shutil.rmtree(self.folder / "latest", ignore_errors=True)
+            self._unfinished.unlink(missing_ok=True)
 
     def set_aside_suspect(self, step: int) -> str | None:
         """Rename the checkpoint of `step`, if it is the newest, so that no run resumes from it; -> its new name."""

@@ -46,6 +46,7 @@ class TrainConfig:
     validate_every: int = 1000  # steps, and after the last one; 0 is never
     sample_every: int = 1000  # the same for sample images
     init_from: str | None = None
+    resume_changed: bool = False  # resume although dataset, CLIP, seed, objective or resolution are others now
     gradient_checkpointing: bool = False  # activations are computed again on the way back (arXiv 1604.06174)
     explosion: float = 100.0  # a loss this many times the median of the steps before it stops the run; 0 never does
     profile_steps: list[int] | None = None  # [first, last]: torch's profiler writes a trace of these steps to profile/

@@ -25,6 +25,7 @@ from .logger import RunLogger
 from .objectives import Objective, create
 from .objectives.base import to_device
 from .optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from .record import check_resumed, recorded_stage, run_record, write_record
 from .sharding import Shards, gather_full
 from .signals import StopSignals
 from .starting_weights import load_starting_weights
@@ -47,13 +48,17 @@ def train(config_path: str | Path, overrides: list[str]) -> None:
         raise ConfigError(f"output_dir {folder} is a file")
     distributed = Distributed(config)
     checkpointer = Checkpointer(folder, config.keep, distributed)
-    if checkpointer.finished:
+    if checkpointer.is_finished(config.max_steps):
+        stage = recorded_stage(folder)
+        if stage not in (None, config.stage):
+            raise ConfigError(f"output_dir {folder} holds a finished run of the stage {stage}, not {config.stage}")
         distributed.report(f"{folder / 'final'} is there already: this run is finished")
         return
     trainer: Trainer | None = None
     try:
         objective = create_objective(config, sections, distributed)
         with checkpointer.locked():
+            checkpointer.begin()
             trainer = Trainer(config, sections, objective, distributed, checkpointer)
             trainer.fit()
     except (OSError, SafetensorError) as error:
@@ -95,7 +100,10 @@ class Trainer:
         self.config, self.objective = config, objective
         self.distributed, self.checkpointer = distributed, checkpointer
         self.samples_per_step = distributed.samples_per_step(config)
+        self.record = run_record(config, sections, objective)
         checkpoint = checkpointer.load_newest()
+        if checkpoint is not None:
+            self._check_resumed(checkpoint)
         load_starting_weights(objective, config, checkpoint, distributed)
         flops = flops_per_sample(objective, config.batch_size)
         self.shards = self._place_networks()
@@ -113,6 +121,7 @@ class Trainer:
         self.wrapped, self.wrapped_optimizer = distributed.prepare(objective, self.optimizer)
         self.evaluator = Evaluator(objective, self.ema, self.shards, checkpointer, distributed)
         self.logger = RunLogger(config, {**vars(config), **sections}, distributed, self.step)
+        distributed.run_on_main(lambda: write_record(checkpointer.folder, self.record))
         self.signals = StopSignals()
         self.profiler = StepProfiler(config.profile_steps, checkpointer.folder, distributed.rank, distributed.device)
 
@@ -128,6 +137,14 @@ class Trainer:
             for network in objective.trained.children():
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
         return shards
+
+    def _check_resumed(self, checkpoint: Checkpoint) -> None:
+        """Report the settings that a resumed run changes. Raises ConfigError for those that make it another run."""
+        before = checkpoint.state.get("record")
+        if before is not None:  # version 0.1 recorded nothing
+            changed = check_resumed(before, self.record, checkpoint.origin, self.config.resume_changed)
+            if changed:
+                self.distributed.report(f"resumed with other settings: {'; '.join(changed)}")
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Restore the average, the optimizer and the step; the weights are restored already."""
@@ -183,7 +200,7 @@ class Trainer:
             self.distributed.report(f"stopped at step {self.step}; the same command goes on from here")
             return
         self.evaluator.write("final")
-        self.checkpointer.remove_latest()
+        self.checkpointer.finish()
         self.distributed.report(f"finished: {folder / 'final'}")
 
     def _is_due(self, every: int) -> bool:
@@ -275,6 +292,6 @@ class Trainer:
             "seconds": self.throughput.seconds,
             "samples": self.step * self.samples_per_step,
         }
-        state |= {"init_from": self.config.init_from, "recent": list(self.monitor.recent)}
+        state |= {"init_from": self.config.init_from, "recent": list(self.monitor.recent), "record": self.record}
         scaler = self.distributed.accelerator.scaler
         return state | ({"scaler": scaler.state_dict()} if scaler is not None else {})

@@ -367,7 +367,7 @@ def test_what_is_wholly_hidden_is_nowhere(clip):
 
 
 def test_missing_emoji_are_said_to_be_missing(clip, tmp_path):
-    """And not that a folder of pictures has no `kinds`."""
+    """And not that a folder of images has no `kinds`."""
     common = (f"objective.clip={clip}", "data.kinds=[single]", "max_steps=1")
     with pytest.raises(FileNotFoundError, match=r"none is not a folder; .*unclip data emoji --out"):
         run_here("text_proj", tmp_path / "run", *common, f"data.path={tmp_path / 'none'}")
@@ -391,12 +391,12 @@ def test_text_layers_cannot_be_taught_without_names(clip, tmp_path):
 def test_what_cannot_be_grounded_is_refused(clip, tmp_path):
     with pytest.raises(ConfigError, match=r"objective.grounding must be at least 0, got -1"):
         objective(clip, grounding=-1)
-    pictures = tmp_path / "own"
-    pictures.mkdir()
-    Image.new("RGB", (64, 64)).save(pictures / "a.png")
-    (pictures / "a.txt").write_text("a square")
+    images = tmp_path / "own"
+    images.mkdir()
+    Image.new("RGB", (64, 64)).save(images / "a.png")
+    (images / "a.txt").write_text("a square")
     with pytest.raises(ConfigError, match="objective.grounding needs emoji scenes"):
-        run_here("decoder", tmp_path / "run", f"objective.clip={clip}", "objective.grounding=1", f"data.path={pictures}")
+        run_here("decoder", tmp_path / "run", f"objective.clip={clip}", "objective.grounding=1", f"data.path={images}")
 
 
 def test_an_inpainting_decoder_sees_what_is_kept():
@@ -413,8 +413,8 @@ def test_an_inpainting_decoder_sees_what_is_kept():
     pipe.decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["sample"]), with_kwargs=True)
     steps = {"prior_num_inference_steps": 2, "decoder_num_inference_steps": 2}
     for colour in ("red", "blue"):
-        picture = Image.new("RGB", (64, 64), colour)
-        drawn = pipe("a star", picture, mask, size=64, generator=seeds(0), output_type="np", **steps).images[0]
+        image = Image.new("RGB", (64, 64), colour)
+        drawn = pipe("a star", image, mask, size=64, generator=seeds(0), output_type="np", **steps).images[0]
         assert abs(drawn[40:] - [colour == "red", 0, colour == "blue"]).max() < 1e-6
     first, last = seen[0][0], seen[-1][0]
     assert (first[6, :32] == 1).all() and (first[6, 32:] == 0).all()
@@ -584,7 +584,7 @@ def test_training_goes_on_from_karlos_networks(stock, tmp_path, stage):
 @pytest.mark.parametrize("degrade", ["blur", "bsr"])
 @pytest.mark.parametrize("kind", ["ours", "stock"])
 def test_an_upsampler_is_told_the_noise_that_it_is_given(tmp_path, degrade, kind):
-    """Noise conditioning: the label is the noise's standard deviation, of each picture its own."""
+    """Noise conditioning: the label is the noise's standard deviation, of each image its own."""
     model = (
         {"sample_size": 256, "channels": [8], "blocks": [1]}
         if kind == "ours"
@@ -660,7 +660,7 @@ def test_an_unknown_tracker_is_named(tmp_path):
         run_here("upsampler_256", tmp_path / "x", "report_to=tensorbord")
 
 
-def test_the_emoji_decoders_learn_from_text_from_pictures_and_from_both():
+def test_the_emoji_decoders_learn_from_text_from_images_and_from_both():
     """A tenth of the examples at least has one condition alone; with fewer, that way to draw was lost."""
     for name in ("decoder", "decoder_32"):
         found = load_config(ROOT / f"configs/emoji/{name}.yaml")["objective"]

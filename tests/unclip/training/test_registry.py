@@ -13,16 +13,10 @@ from unclip.training.objectives import STAGES, Objective, create, objective_clas
 
 SHARED = {"base", "random_columns"}
 CONDITIONED = {"conditioned", "frozen_clip"}
-GROUNDED = {"grounding", "icon_bank"}
 MODULES = {  # what a stage needs beside its own module
     "clip": {"contrastive"},
-    "judge": {"contrastive"},
-    "prior": CONDITIONED,
     "prior_autoregressive": CONDITIONED,
-    "draft": CONDITIONED | {"icon_bank"},
-    "text_proj": CONDITIONED | {"grounding"},
-    "decoder": CONDITIONED | GROUNDED,
-    "decoder_distill": CONDITIONED | GROUNDED | {"decoder"},  # it distils the decoder as it was trained
+    "decoder": CONDITIONED | {"grounding", "icon_bank"},
     "upsampler_256": set(),
 }
 

@@ -48,9 +48,9 @@ def test_killed_in_the_middle_of_a_save(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Ten pictures, of which one is held out: an epoch of nine examples."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Ten images, of which one is held out: an epoch of nine examples."""
+    folder = tmp_path_factory.mktemp("images")
     generator = torch.Generator().manual_seed(0)
     for number in range(10):
         pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8).numpy()
@@ -73,9 +73,9 @@ MOMENTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_at_any_moment(tmp_path, pictures, processes, moment):
+def test_killed_at_any_moment(tmp_path, images, processes, moment):
     settings, pattern, delay = MOMENTS[moment]
-    settings = (*settings, f"batch_size={2 // processes}", f"data.path={pictures}", "max_steps=20", "workers=1")
+    settings = (*settings, f"batch_size={2 // processes}", f"data.path={images}", "max_steps=20", "workers=1")
     finish(start("upsampler_256", tmp_path / "unbroken", *settings, processes=processes))
     broken = tmp_path / "broken"
     kill(start("upsampler_256", broken, *settings, processes=processes), lambda: any(broken.glob(pattern)), delay)
@@ -167,7 +167,7 @@ def test_a_disk_that_is_full(tmp_path):
 @limits_sizes
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_in_one_line(tmp_path):
-    limit = (2_000, resource.RLIM_INFINITY)
+    limit = (20_000, resource.RLIM_INFINITY)
     result = subprocess.run(
         [sys.executable, "train.py", "configs/tiny/upsampler_256.yaml", *QUIET, f"output_dir={tmp_path}", "max_steps=2"],
         capture_output=True,

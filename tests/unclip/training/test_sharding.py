@@ -52,8 +52,8 @@ def test_in_parts_is_whole(tmp_path, stage, sharding):
     metrics, others = (held_out(tmp_path / name) for name in ("whole", "parts"))
     assert metrics.keys() == others.keys() and metrics
     assert all(others[k] == pytest.approx(v, rel=1e-3, abs=1e-3) for k, v in metrics.items())
-    pictures = [sorted(p.name for p in (tmp_path / name).glob("samples/*")) for name in ("whole", "parts")]
-    assert pictures[0] == pictures[1]
+    images = [sorted(p.name for p in (tmp_path / name).glob("samples/*")) for name in ("whole", "parts")]
+    assert images[0] == images[1]
 
 
 def held_out(folder) -> dict[str, float]:

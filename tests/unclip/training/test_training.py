@@ -52,13 +52,13 @@ def runs(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_finished_run_leaves_weights_metrics_and_a_picture(runs, stage):
+def test_a_finished_run_leaves_weights_metrics_and_a_image(runs, stage):
     assert list((runs / stage / "final").rglob("*.safetensors"))
     rows = [json.loads(line) for line in (runs / stage / "log.jsonl").read_text().splitlines()]
     assert {r["kind"] for r in rows} == {"train", "validation"}
     assert all(torch.tensor([v for v in r.values() if isinstance(v, float)]).isfinite().all() for r in rows)
-    pictures = list((runs / stage).glob("samples/*.png"))
-    assert len(pictures) == (1 if stage.startswith(("decoder", "upsampler")) else 0)
+    images = list((runs / stage).glob("samples/*.png"))
+    assert len(images) == (1 if stage.startswith(("decoder", "upsampler")) else 0)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
