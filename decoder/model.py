@@ -72,12 +72,7 @@ class Decoder(Checkpointed, Int8Storage, ModelMixin, PeftAdapterMixin):
         position_maps: bool = False,
     ):
         super().__init__()
-        if not len(channels) == len(blocks) == len(attention):
-            lists = f"channels {list(channels)}, blocks {list(blocks)} and attention {list(attention)}"
-            raise ValueError(f"{lists} must be equally long")
-        self.stride = 2 ** len(channels)
-        if sample_size % self.stride:
-            raise ValueError(f"sample_size ({sample_size}) must be a multiple of {self.stride}")
+        self.stride = _checked_stride(sample_size, channels, blocks, attention)
         if draft_skip and (in_channels, out_channels, draft_channels) != (3, 3, 3):
             counts = f"{in_channels}, {out_channels} and {draft_channels}"
             raise ValueError(f"draft_skip needs 3 in_channels, out_channels and draft_channels, got {counts}")
@@ -216,6 +211,17 @@ def _position_maps(channels: Sequence[int], sample_size: int) -> list[Tensor]:
     """A map of zeros [1, C, H, H] for every level."""
     sides = [sample_size // 2 ** (level + 1) for level in range(len(channels))]
     return [torch.zeros(1, c, side, side) for c, side in zip(channels, sides, strict=True)]
+
+
+def _checked_stride(sample_size: int, channels: Sequence[int], blocks: Sequence[int], attention: Sequence[bool]) -> int:
+    """The factor by which the levels reduce height and width. Raises ValueError for sizes that do not fit each other."""
+    if not len(channels) == len(blocks) == len(attention):
+        lists = f"channels {list(channels)}, blocks {list(blocks)} and attention {list(attention)}"
+        raise ValueError(f"{lists} must be equally long")
+    stride: int = 2 ** len(channels)
+    if sample_size % stride:
+        raise ValueError(f"sample_size ({sample_size}) must be a multiple of {stride}")
+    return stride
 
 
 def _resized(image: Tensor, x: Tensor) -> Tensor:

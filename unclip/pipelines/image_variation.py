@@ -22,7 +22,10 @@ Images = Image.Image | list[Image.Image] | Tensor
 class UnCLIPImageVariationPipeline(UnCLIPBase):
     """Image -> image embedding -> 64 px -> 256 px -> 1024 px: samples that share the image's embedding (paper, section 3.1)."""
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->text_proj->decoder->super_res_first->super_res_last->upsampler_1024"
+    model_cpu_offload_seq = (
+        "text_encoder->image_encoder->text_proj->decoder->"  # type: ignore[assignment]  # DiffusionPipeline declares None
+        "super_res_first->super_res_last->upsampler_1024"
+    )
     _optional_components = [
         "image_encoder",
         "feature_extractor",

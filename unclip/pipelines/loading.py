@@ -35,7 +35,6 @@ class Shared:
 class Loading(LoRAMixin, DiffusionPipeline):
     """`from_pretrained`, `from_pipe`, `to`, saving and offloading."""
 
-    model_cpu_offload_seq: str | None = None  # type: ignore[assignment]  # DiffusionPipeline declares None
     _shared: Shared
     _all_hooks: list[Any]  # of accelerate's model offload, set by diffusers
     _progress_bar_config: dict[str, Any]  # set by diffusers

@@ -27,7 +27,7 @@ class UnCLIPPriorOutput(BaseOutput):
 class UnCLIPPriorPipeline(UnCLIPBase):
     """Prompt -> text embedding -> image embedding, for all priors: this package's, Karlo's and Kandinsky 2's."""
 
-    model_cpu_offload_seq = "text_encoder->prior"
+    model_cpu_offload_seq = "text_encoder->prior"  # type: ignore[assignment]  # DiffusionPipeline declares None
     _optional_components = ["prior_scheduler"]  # an autoregressive prior needs none
 
     def __init__(

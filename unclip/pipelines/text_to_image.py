@@ -31,7 +31,8 @@ class UnCLIPPipeline(UnCLIPBase):
     """
 
     model_cpu_offload_seq = (
-        "text_encoder->image_encoder->prior->text_proj->decoder->super_res_first->super_res_last->upsampler_1024"
+        "text_encoder->image_encoder->prior->text_proj->decoder->"  # type: ignore[assignment]  # DiffusionPipeline declares None
+        "super_res_first->super_res_last->upsampler_1024"
     )
     _optional_components = [
         "prior_scheduler",  # an autoregressive prior needs none

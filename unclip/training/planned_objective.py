@@ -68,7 +68,7 @@ class PlannedInputs:
     def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> Dataset[Any]:
         if self.vocabulary_of_data:
             with unset_fake_temporarily():
-                return super().load_examples(data, split, seed)  # type: ignore[misc]
+                return super().load_examples(data, split, seed)  # type: ignore[misc]  # of the objective that follows in the MRO
         return PlannedImages(data.get("size", SIDE))
 
     def load_clip(self, clip: str, embeddings: str | None) -> PlannedCLIP | PlannedCache | None:

@@ -87,7 +87,7 @@ class Objective(nn.Module):
     def compile_networks(self) -> None:
         """Compile the loss with the networks in it. Raises ConfigError for a stage that cannot be compiled."""
         forget_broken()
-        self.compute_loss = torch.compile(self.compute_loss, dynamic=False)  # type: ignore[method-assign]
+        self.compute_loss = torch.compile(self.compute_loss, dynamic=False)  # type: ignore[method-assign]  # of this objective only
         self.compiled = True
 
     @property
