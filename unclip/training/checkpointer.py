@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..io.checkpoints import checkpoints, load_checkpoint, remove_checkpoint, save_checkpoint, set_aside
 from ..runtime.config import ConfigError
+from .background import BackgroundWriter
 from .distributed import Distributed
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,15 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpointer:
-    """Writes, finds and prunes the checkpoints in `folder`, of which the newest `keep` stay."""
+    """Writes, finds and prunes the checkpoints in `folder`, of which the newest `keep` stay.
+
+    A checkpoint is copied to the host, and written and hashed in the background.
+    """
 
     def __init__(self, folder: Path, keep: int, distributed: Distributed):
         self.folder, self.keep, self.distributed = folder, keep, distributed
         self.saved_step: int | None = None  # of the newest checkpoint
+        self._writer = BackgroundWriter()
 
     def is_finished(self, max_steps: int) -> bool:
         """Whether `final/` is there and of `max_steps`, or cannot be trained further because its checkpoints are gone."""
@@ -85,6 +90,7 @@ class Checkpointer:
 
     def last(self) -> str:
         """The newest checkpoint's folder, or "none"."""
+        self._writer.join()
         found = checkpoints(self.folder)
         return str(found[0]) if found else "none"
 
@@ -106,15 +112,32 @@ class Checkpointer:
         return Checkpoint(tensors, state, f"the checkpoint of step {state['step']} in {self.folder}")
 
     def save(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `state["step"]` on the main process and prune. DiskFull ends every process."""
+        """Begin to write the checkpoint of `state["step"]` on the main process, and to prune; the one before is waited for.
 
-        def write() -> None:
-            save_checkpoint(self.path(state["step"]), tensors, state)
-            for old in checkpoints(self.folder)[self.keep :]:
-                remove_checkpoint(old)
+        The tensors may change as soon as this returns. DiskFull of the one before ends every process.
+        """
+        self.wait()
+        if self.distributed.is_main:
+            copies = {
+                kind: {name: v.detach().to("cpu", copy=True) for name, v in content.items()}
+                for kind, content in tensors.items()
+            }
 
-        self.distributed.run_on_main(write)
+            def write() -> None:
+                save_checkpoint(self.path(state["step"]), copies, state)
+                for old in checkpoints(self.folder)[self.keep :]:
+                    remove_checkpoint(old)
+
+            self._writer.start(write)
         self.saved_step = state["step"]
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written. DiskFull ends every process."""
+        self.distributed.run_on_main(self._writer.wait)
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written, on a way out that has an error of its own to tell."""
+        self._writer.join()
 
     def write_components(self, name: str, write: Callable[[Path], None]) -> None:
         """Replace the folder `name` ("latest" or "final") by what `write` writes into the folder that it is given."""
@@ -136,6 +159,7 @@ class Checkpointer:
 
     def set_aside_suspect(self, step: int) -> str | None:
         """Rename the checkpoint of `step`, if it is the newest, so that no run resumes from it; -> its new name."""
+        self._writer.join()
         if self.saved_step != step or not self.path(step).is_dir():
             return None
         return set_aside(self.path(step), "suspect").name

@@ -59,8 +59,11 @@ def train(config_path: str | Path, overrides: list[str]) -> None:
         objective = create_objective(config, sections, distributed)
         with checkpointer.locked():
             checkpointer.begin()
-            trainer = Trainer(config, sections, objective, distributed, checkpointer)
-            trainer.fit()
+            try:
+                trainer = Trainer(config, sections, objective, distributed, checkpointer)
+                trainer.fit()
+            finally:
+                checkpointer.close()
     except (OSError, SafetensorError) as error:
         reason = str(error) if isinstance(error, DiskFull) else no_space(error)
         if reason is None:
@@ -190,7 +193,9 @@ class Trainer:
                         if by_time or self._is_due(config.save_every):
                             self.save()
                             saved_at = time.monotonic()
+                            (stopping,) = distributed.any(stopping or self.signals.received)
             self.save()
+            self.checkpointer.wait()
             self._end()
 
     def _end(self) -> None:
@@ -263,7 +268,7 @@ class Trainer:
             self.evaluator.sample(self.step)
 
     def save(self) -> None:
-        """Write a checkpoint, unless this step has one, and `latest/`. DiskFull ends every process."""
+        """Begin to write a checkpoint, unless this step has one, and write `latest/`. DiskFull ends every process."""
         self.monitor.check()
         if self.checkpointer.saved_step == self.step:
             return

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from running import QUIET, finals, finish, kill, run_here, start, state
 from unclip.io.checkpoints import DiskFull, checkpoints, load_checkpoint, save_checkpoint
 from unclip.runtime.config import ConfigError
 from unclip.training.divergence import DivergenceMonitor
+from unclip.training.trainer import Trainer
 
 try:
     import resource
@@ -116,6 +118,43 @@ def test_a_checkpoint_of_another_configuration_is_one_line(tmp_path):
 
 
 @limits_sizes
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """And what is written is what was there when it was begun, however late that is."""
+    settings = ("max_steps=4", "save_every=2", "batch_size=1")
+    plain = run_here("upsampler_256", tmp_path / "plain", *settings)
+    reached, steps = threading.Event(), []
+    take = Trainer.train_step
+
+    def train_step(trainer, batches):
+        passes = take(trainer, batches)
+        if trainer.step == 4:
+            reached.set()
+        return passes
+
+    def save(folder, tensors, state):
+        steps.append((state["step"], reached.wait(60)))
+        save_checkpoint(folder, tensors, state)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr("unclip.training.checkpointer.save_checkpoint", save)
+    late = run_here("upsampler_256", tmp_path / "late", *settings)
+    assert steps == [(2, True), (4, True)] and finals(late) == finals(plain)
+    for name in ("checkpoint-00000002", "checkpoint-00000004"):
+        one, other = (load_checkpoint(run / name)[0] for run in (plain, late))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[kind][key], other[kind][key]) for kind in one for key in one[kind])
+
+
+def test_a_checkpoint_that_fails_in_the_background_ends_the_run_in_one_line(tmp_path, monkeypatch):
+    def save(folder, tensors, state):
+        raise DiskFull(f"{folder.name} needs more room")
+
+    monkeypatch.setattr("unclip.training.checkpointer.save_checkpoint", save)
+    with pytest.raises(DiskFull, match=r"^step 4: checkpoint-00000002 needs more room; last checkpoint: none$"):
+        run_here("upsampler_256", tmp_path, "max_steps=8", "save_every=2", "batch_size=1")
+    assert not (tmp_path / "final").exists()
+
+
 def test_where_there_is_no_room_the_checkpoint_before_survives(tmp_path):
     def save(step: int, size: int) -> None:
         tensors = {"weights": {"a": torch.full((size,), float(step))}, "ema": {"a": torch.ones(size)}}
