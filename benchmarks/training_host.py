@@ -24,7 +24,7 @@ from unclip.runtime.config import load_config
 from unclip.runtime.operations import Operations
 from unclip.training.ema import PowerEMA
 from unclip.training.muon import Muon, hidden_matrices
-from unclip.training.objectives import create
+from unclip.training.objectives import Objective, create
 
 LAUNCH = 6e-6  # seconds: on an H100's host 4,960 operations of Muon took 25 to 35 ms, and 2,200 of both passes 15 to 20
 DATA, TEXTS, NOISE = "batch from the data workers", "texts and icons", "noise"
@@ -46,10 +46,11 @@ class Step:
         self.optimizer = Muon([g for g in groups if g["params"]], torch.bfloat16, lr=1e-3, fused=True)
         self.average = PowerEMA(self.parameters, 0.1)
         self.noise: list[torch.Size] = []  # the shapes of the rows of what is drawn in a step
-        for kind in type(self.objective).__mro__:  # wherever the stage gets its noise from
-            module = sys.modules[kind.__module__]
-            if hasattr(module, "seeded_noise"):
-                module.seeded_noise = self._drawn
+        for part in self.objective.modules():  # the distillation's objective holds the decoder's
+            for kind in type(part).__mro__ if isinstance(part, Objective) else ():  # wherever the stage gets its noise from
+                module = sys.modules[kind.__module__]
+                if hasattr(module, "seeded_noise"):
+                    module.seeded_noise = self._drawn
 
     def _drawn(self, seed: int, indices: Tensor, like: Tensor) -> Tensor:
         self.noise.append(like.shape[1:])

@@ -7,11 +7,18 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Interrupted(BaseException):
+    """A signal that does not wait for the step under way. Not an Exception: the compiler turns those into its own."""
+
+
 class StopSignals:
-    """Within a `with`, SIGTERM and SIGINT set `received` in place of ending the process."""
+    """Within a `with`, SIGTERM and SIGINT set `received` in place of ending the process.
+
+    While `immediate` is true they raise Interrupted too: the first step of a compiled run may take minutes.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.immediate = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -24,3 +31,6 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        if self.immediate:
+            self.immediate = False
+            raise Interrupted

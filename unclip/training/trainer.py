@@ -27,7 +27,7 @@ from .objectives.base import to_device
 from .optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from .record import check_resumed, recorded_stage, run_record, write_record
 from .sharding import Shards, gather_full
-from .signals import StopSignals
+from .signals import Interrupted, StopSignals
 from .starting_weights import load_starting_weights
 from .step_profiler import StepProfiler
 from .throughput import Throughput, flops_per_sample
@@ -172,31 +172,41 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to `max_steps`, or until a signal says to stop. Raises FloatingPointError and DiskFull, as `train`."""
+        with self.signals:
+            try:
+                self.signals.immediate = self.config.compile
+                self._train()
+                self.save()
+                self.checkpointer.wait()
+            except Interrupted:  # no step was taken
+                self.checkpointer.close()
+            self._end()
+
+    def _train(self) -> None:
+        """Take steps until `max_steps` or a signal; log, validate, sample and save on the way."""
         config, distributed = self.config, self.distributed
         sampler = GlobalBatches(config, self.step, distributed.rank, distributed.processes)
         saved_at, stopping = time.monotonic(), False
         self.objective.train()
-        with self.signals:
-            with self.logger, self.profiler, TrainingBatches(self.objective.examples, sampler) as batches:
-                self.throughput.start()
-                while self.step < config.max_steps and not stopping:
-                    self.profiler.before(self.step + 1)
-                    self.logger.collect(self.train_step(batches))
-                    self.profiler.after(self.step)
-                    self.throughput.step()
-                    if self._is_due(config.log_every) or self.step == 1:
-                        self._log(batches.waited)
-                    with self.throughput.paused():
-                        self._evaluate()
-                        by_time = not config.save_every and 0 < 60 * config.save_minutes < time.monotonic() - saved_at
-                        stopping, by_time = distributed.any(self.signals.received, by_time)
-                        if by_time or self._is_due(config.save_every):
-                            self.save()
-                            saved_at = time.monotonic()
-                            (stopping,) = distributed.any(stopping or self.signals.received)
-            self.save()
-            self.checkpointer.wait()
-            self._end()
+        with self.logger, self.profiler, TrainingBatches(self.objective.examples, sampler) as batches:
+            self.throughput.start()
+            while self.step < config.max_steps and not stopping:
+                self.profiler.before(self.step + 1)
+                self.logger.collect(self.train_step(batches))
+                self.signals.immediate = False
+                self.profiler.after(self.step)
+                self.throughput.step()
+                if self._is_due(config.log_every) or self.step == 1:
+                    self._log(batches.waited)
+                with self.throughput.paused():
+                    self._evaluate()
+                    by_time = not config.save_every and 0 < 60 * config.save_minutes < time.monotonic() - saved_at
+                    stopping, by_time = distributed.any(self.signals.received, by_time)
+                    if by_time or self._is_due(config.save_every):
+                        self.save()
+                        saved_at = time.monotonic()
+                        (stopping,) = distributed.any(stopping or self.signals.received)
+        self.signals.immediate = False
 
     def _end(self) -> None:
         """Write `final/`, or say that the run can be resumed."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from running import QUIET, finals, finish, kill, run_here, start, state
+from running import QUIET, finals, finish, kill, launch, run_here, start, state
 
 from unclip.io.checkpoints import DiskFull, checkpoints, load_checkpoint, save_checkpoint
 from unclip.runtime.config import ConfigError
@@ -83,6 +83,43 @@ def test_killed_at_any_moment(tmp_path, images, processes, moment):
     kill(start("upsampler_256", broken, *settings, processes=processes), lambda: any(broken.glob(pattern)), delay)
     finish(start("upsampler_256", broken, *settings, processes=processes))
     assert_same_run(tmp_path / "unbroken", broken)
+
+
+SLOW_COMPILER = """
+import sys, time
+import torch
+from unclip.training import trainer
+
+def compile(function, **kwargs):
+    def first_call(*arguments):
+        print("compiling", file=sys.stderr, flush=True)
+        open(sys.argv[1], "w").close()
+        try:
+            time.sleep(600)
+        except Exception as error:
+            raise RuntimeError("the compiler failed") from error
+    return first_call
+
+torch.compile = compile
+trainer.why_not = lambda device: None
+trainer.train("configs/tiny/upsampler_256.yaml", sys.argv[2:])
+"""
+
+
+def test_a_signal_is_not_kept_waiting_by_the_first_compile(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_COMPILER)
+    command = [str(tmp_path / "slow.py"), str(tmp_path / "began"), *QUIET, f"output_dir={tmp_path / 'run'}", "compile=true"]
+    (process,) = launch(command, 1)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "began").exists():
+        assert time.monotonic() < deadline and process.returncode is None
+        time.sleep(0.01)
+    process.terminate()
+    said = process.said(60)
+    assert (
+        process.returncode == 0 and "stopped at step 0; the same command goes on from here" in said and "Traceback" not in said
+    )
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_dropout_is_the_same_after_a_resume(tmp_path):
