@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,9 @@ class Trainer:
         shards = Shards(objective, distributed.device, sharding, distributed.is_main) if sharding else None
         objective.to(distributed.device)
         if shards is None:  # FSDP2 takes no other layout than contiguous
-            for network in objective.trained.children():
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
+            networks: Iterable[Any] = objective.trained.children()
+            for network in networks:
+                network.to(memory_format=torch.channels_last)
         return shards
 
     def _check_resumed(self, checkpoint: Checkpoint) -> None:

@@ -84,7 +84,9 @@ class ClipObjective(Objective):
 
     @property
     def clip(self) -> CLIP:
-        return CLIP(self.trained["text_encoder"], self.tokenizer, self.trained["image_encoder"], self.feature_extractor)
+        text: Any = self.trained["text_encoder"]
+        image: Any = self.trained["image_encoder"]
+        return CLIP(text, self.tokenizer, image, self.feature_extractor)
 
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
         named = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}

@@ -44,7 +44,8 @@ class FrozenCLIP(nn.Module):
     def load(cls, model: str) -> "FrozenCLIP":
         """The CLIP of a training run or of a pipeline, in fp32 and channels_last."""
         clip = CLIP.from_pretrained(str(components_folder(model)), dtype=torch.float32)
-        clip.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
+        image_tower: Any = clip.image_encoder
+        image_tower.to(memory_format=torch.channels_last)
         return cls(clip)
 
     def train(self, mode: bool = True) -> "FrozenCLIP":
@@ -57,7 +58,7 @@ class FrozenCLIP(nn.Module):
         With `offsets` there are also the `offsets` [B, N, 2] of the first character that a token spells and of the one past
         the last; 0 and 0 of none.
         """
-        tokens = self.clip.tokenize(captions)
+        tokens: Any = self.clip.tokenize(captions)
         found = {"tokens": tokens.input_ids, "mask": tokens.attention_mask.bool()}
         if offsets:
             found["offsets"] = torch.tensor([encoding.offsets for encoding in tokens.encodings])

@@ -83,7 +83,9 @@ class JudgeObjective(Objective):
 
     @property
     def judge(self) -> Judge:
-        return Judge(self.trained["text_encoder"], self.tokenizer, self.trained["image_encoder"], self.feature_extractor)
+        text: Any = self.trained["text_encoder"]
+        image: Any = self.trained["image_encoder"]
+        return Judge(text, self.tokenizer, image, self.feature_extractor)
 
     def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         device, (texts, names) = batch["image"].device, self._texts(batch)
