@@ -44,7 +44,7 @@ class FrozenCLIP(nn.Module):
     def load(cls, model: str) -> "FrozenCLIP":
         """The CLIP of a training run or of a pipeline, in fp32 and channels_last."""
         clip = CLIP.from_pretrained(str(components_folder(model)), dtype=torch.float32)
-        clip.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
+        clip.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a wrapper without types
         return cls(clip)
 
     def train(self, mode: bool = True) -> "FrozenCLIP":
@@ -60,7 +60,7 @@ class FrozenCLIP(nn.Module):
         tokens = self.clip.tokenize(captions)
         found = {"tokens": tokens.input_ids, "mask": tokens.attention_mask.bool()}
         if offsets:
-            found["offsets"] = torch.tensor([encoding.offsets for encoding in tokens.encodings])
+            found["offsets"] = torch.tensor([encoding.offsets for encoding in tokens.encodings or ()])
         length = found["tokens"].shape[1] if fixed else unpadded_length(found["mask"])
         return {name: values[:, :length] for name, values in found.items()}
 
