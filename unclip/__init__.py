@@ -6,7 +6,7 @@ UnCLIPPipeline.from_pretrained("emoji")("a rocket").images[0].save("rocket.png")
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .io import moved
 
@@ -62,7 +62,7 @@ _HOMES = {
 moved.install()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

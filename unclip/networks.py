@@ -1,11 +1,15 @@
-"""The networks that a configuration's `model` section describes: this package's own, or the stock one that `class` names."""
+"""The networks of a configuration's `model` section: this package's, or those of other libraries that `class` names."""
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import diffusers
 import transformers
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.prior_transformer import PriorTransformer
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,80 +17,80 @@ from decoder import Decoder, UnCLIPTextProjModel
 from prior import AutoregressivePrior, DiffusionPrior
 from upsamplers import Upsampler
 
-from .clip.towers import ImageTower, TextTower
+from .clip.towers import ImageTower, TextTower, Tower
 from .io.moved import attribute
 from .runtime import attention
 from .runtime.config import ConfigError, construct, nearest
 
 Section = Mapping[str, Any] | None
+PriorT = TypeVar("PriorT", bound=ModelMixin)
 
 
-def prior(model: Section, dim: int | None = None, fingerprint: str | None = None) -> nn.Module:
+def prior(model: Section, dim: int | None = None, fingerprint: str | None = None) -> ModelMixin:
     """A diffusion prior, `DiffusionPrior` or diffusers' `PriorTransformer`, for CLIP embeddings of width `dim`, if known."""
     network = _of_width(_diffusers(DiffusionPrior, model, "PriorTransformer"), dim)
     if isinstance(network, DiffusionPrior):
         network.register_to_config(clip_fingerprint=fingerprint)
-    else:  # statistics, though parameters there; and its configuration has no place for a fingerprint
+    elif isinstance(network, PriorTransformer):  # its statistics are parameters, and it has no place for a fingerprint
         network.clip_mean.requires_grad_(False)
         network.clip_std.requires_grad_(False)
     return attention.install(network)
 
 
 def prior_autoregressive(model: Section, dim: int | None = None, fingerprint: str | None = None) -> AutoregressivePrior:
-    network = _of_width(construct(AutoregressivePrior, model, "model", clip_fingerprint=fingerprint), dim)
-    return attention.install(network)
+    network: AutoregressivePrior = construct(AutoregressivePrior, model, "model", clip_fingerprint=fingerprint)
+    return attention.install(_of_width(network, dim))
 
 
-def _of_width(prior: nn.Module, dim: int | None) -> nn.Module:
+def _of_width(prior: PriorT, dim: int | None) -> PriorT:
     """Raises ConfigError for a prior of embeddings of another width than `dim`."""
-    stated = prior.config.embedding_dim
+    stated = prior.config["embedding_dim"]
     if dim is not None and stated != dim:
         raise ConfigError(f"model.embedding_dim is {stated}, but the CLIP's embeddings have {dim} dimensions")
     return prior
 
 
 def decoder(model: Section, dim: int | None = None, fingerprint: str | None = None) -> nn.ModuleDict:
-    """`decoder`, a `Decoder` or diffusers' `UNet2DConditionModel`, and the `text_proj` that tells it of CLIP.
+    """`decoder`, a `Decoder` or diffusers' `UNet2DConditionModel`, and `text_proj`, its CLIP conditioning.
 
-    `dim` is the width of CLIP's embeddings; the subsection `text_proj` may state it, and fills what is left of
+    `dim` is the width of CLIP's embeddings; the subsection `text_proj` may state it, and has the other arguments of
     `UnCLIPTextProjModel`. Raises ConfigError where the two differ.
     """
     model = dict(model or {})
-    told = dict(model.pop("text_proj", None) or {})
-    stated = told.pop("clip_embeddings_dim", dim)
+    projection = dict(model.pop("text_proj", None) or {})
+    stated = projection.pop("clip_embeddings_dim", dim)
     if stated is None:
         raise ConfigError("missing key model.text_proj.clip_embeddings_dim")
     if dim is not None and stated != dim:
         raise ConfigError(f"model.text_proj.clip_embeddings_dim is {stated}, but the CLIP's embeddings have {dim} dimensions")
     network = _diffusers(Decoder, model, "UNet2DConditionModel")
-    stock = isinstance(network, diffusers.UNet2DConditionModel)  # its CLIPs' embeddings are longer than 1
-    told = {"embedding_scale": 1.0 if stock else stated**0.5} | told
-    project = construct(
+    is_stock = isinstance(network, UNet2DConditionModel)  # the embeddings of its CLIPs are not normalised
+    projection = {"embedding_scale": 1.0 if is_stock else stated**0.5} | projection
+    project: UnCLIPTextProjModel = construct(
         UnCLIPTextProjModel,
-        told,
+        projection,
         "model.text_proj",
         clip_embeddings_dim=stated,
         time_embed_dim=time_embed_dim(network),
-        cross_attention_dim=network.config.cross_attention_dim,
+        cross_attention_dim=network.config["cross_attention_dim"],
         clip_fingerprint=fingerprint,
     )
     return nn.ModuleDict({"decoder": attention.install(network), "text_proj": attention.install(project)})
 
 
-def upsampler(model: Section) -> nn.Module:
+def upsampler(model: Section) -> ModelMixin:
     """An `Upsampler` or diffusers' `UNet2DModel`."""
     network = _diffusers(Upsampler, model, "UNet2DModel")
-    if isinstance(network, diffusers.UNet2DModel) and (network.config.in_channels, network.config.out_channels) != (6, 3):
-        raise ConfigError(
-            f"model: an upsampler takes 6 channels and answers with 3, got {network.config.in_channels} and "
-            f"{network.config.out_channels}"
-        )
+    channels = network.config["in_channels"], network.config["out_channels"]
+    if isinstance(network, UNet2DModel) and channels != (6, 3):
+        raise ConfigError(f"model: an upsampler takes 6 channels and answers with 3, got {channels[0]} and {channels[1]}")
     return network
 
 
 def is_noise_conditioned(upsampler: nn.Module) -> bool:
     """Whether an upsampler, of either kind, takes the noise level of its low-resolution image as `class_labels`."""
-    return upsampler.config.get("class_embed_type") == "timestep"
+    config: Any = upsampler.config
+    return config.get("class_embed_type") == "timestep"
 
 
 def towers(model: Section) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -94,40 +98,43 @@ def towers(model: Section) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in model or {}:
         if key not in ("text", "image"):
             raise ConfigError(f"unknown key model.{key}{nearest(key, ('text', 'image'))}; valid keys: model.text, model.image")
-    return tuple(dict((model or {}).get(key) or {}) for key in ("text", "image"))
+    text, image = (dict((model or {}).get(key) or {}) for key in ("text", "image"))
+    return text, image
 
 
-def text_tower(model: Section) -> nn.Module:
+def text_tower(model: Section) -> Tower:
     """A `TextTower` or transformers' `CLIPTextModelWithProjection`."""
     return _transformers(TextTower, model, "model.text", "CLIPTextModelWithProjection", "CLIPTextConfig")
 
 
-def image_tower(model: Section) -> nn.Module:
+def image_tower(model: Section) -> Tower:
     """An `ImageTower` or transformers' `CLIPVisionModelWithProjection`."""
     return _transformers(ImageTower, model, "model.image", "CLIPVisionModelWithProjection", "CLIPVisionConfig")
 
 
 def time_embed_dim(network: nn.Module) -> int:
     """The width of a decoder's time embedding, to which CLIP's is added."""
-    stated = network.config.get("time_embed_dim")
-    return stated or network.time_embedding.linear_2.out_features
+    stated: int | None = cast(Any, network.config).get("time_embed_dim")
+    return stated or cast(Any, network.time_embedding).linear_2.out_features
 
 
 def embedding_dim(tower: nn.Module) -> int:
     """The width of a CLIP tower's embeddings."""
-    return getattr(tower.config, "embedding_dim", None) or tower.config.projection_dim
+    config: Any = tower.config
+    return getattr(config, "embedding_dim", None) or config.projection_dim
 
 
 def context_length(tower: nn.Module) -> int:
-    """The most tokens that a CLIP text tower takes."""
-    return getattr(tower.config, "context_length", None) or tower.config.max_position_embeddings
+    """The largest number of tokens of a CLIP text tower."""
+    config: Any = tower.config
+    return getattr(config, "context_length", None) or config.max_position_embeddings
 
 
 def freeze_below(tower: nn.Module, layers: int | None) -> None:
-    """Leave only the top `layers` layers of a text tower's Transformer to be trained; None leaves everything."""
+    """Freeze a text tower's Transformer below its top `layers` layers; None freezes nothing."""
     if layers is None:
         return
-    body = tower.bert if isinstance(tower, TextTower) else tower.text_model
+    body: Any = tower.bert if isinstance(tower, TextTower) else tower.text_model
     body.requires_grad_(False)
     found = list(body.encoder.layer if isinstance(tower, TextTower) else body.encoder.layers)
     for layer in found[len(found) - layers :]:
@@ -135,39 +142,41 @@ def freeze_below(tower: nn.Module, layers: int | None) -> None:
 
 
 def recompute_activations(network: nn.Module) -> bool:
-    """Have a network compute its blocks' activations again on the way back instead of keeping them; -> whether it can.
+    """Turn gradient checkpointing on for a network's blocks; -> whether it supports it.
 
-    This package's and diffusers' networks switch that by themselves, transformers' towers too, also inside another network;
-    diffusers' `PriorTransformer` cannot, and its blocks are wrapped here.
+    This package's and diffusers' networks have a method for it, transformers' towers too, also inside another network;
+    diffusers' `PriorTransformer` has none, and its blocks are wrapped here.
     """
-    if getattr(network, "_supports_gradient_checkpointing", False):
+    if isinstance(network, ModelMixin) and network._supports_gradient_checkpointing:
         network.enable_gradient_checkpointing()
         return True
-    if isinstance(network, diffusers.PriorTransformer):
+    if isinstance(network, PriorTransformer):
         for block in network.transformer_blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         return True
     towers = [m for m in network.modules() if isinstance(m, transformers.PreTrainedModel) and m.supports_gradient_checkpointing]
-    for tower in towers[:1]:  # those inside it follow
+    for tower in towers[:1]:  # also for towers inside it
         tower.activation_checkpointing_enable({"use_reentrant": False})
     return bool(towers)
 
 
-def _diffusers(own: type, model: Section, stock: str) -> nn.Module:
-    return construct(*_named(own, model, "model", stock, getattr(diffusers, stock)), "model")
+def _diffusers(default: type, model: Section, stock: str) -> ModelMixin:
+    """A `default`, or diffusers' class `stock` where the section's `class` names it."""
+    return construct(*_select(default, model, "model", stock, getattr(diffusers, stock)), "model")
 
 
-def _transformers(own: type, model: Section, where: str, stock: str, config: str) -> nn.Module:
-    chosen, rest = _named(own, model, where, stock, getattr(transformers, config))
-    made = construct(chosen, rest, where)
-    return made if chosen is own else getattr(transformers, stock)(made)
+def _transformers(default: type, model: Section, where: str, stock: str, config: str) -> Tower:
+    """A `default`, or transformers' class `stock`, made from its class `config`, where the section's `class` names it."""
+    selected, rest = _select(default, model, where, stock, getattr(transformers, config))
+    made = construct(selected, rest, where)
+    return made if selected is default else getattr(transformers, stock)(made)
 
 
-def _named(own: type, model: Section, where: str, stock: str, factory: type) -> tuple[type, dict[str, Any]]:
-    """`own`, or `factory` where the section's `class` is `stock`; and the rest of the section."""
+def _select(default: type, model: Section, where: str, stock: str, factory: type) -> tuple[type, dict[str, Any]]:
+    """`default`, or `factory` where the section's `class` is `stock`; and the rest of the section."""
     rest = dict(model or {})
-    name = rest.pop("class", own.__name__)
-    known = {own.__name__: own, stock: factory}
+    name = rest.pop("class", default.__name__)
+    known = {default.__name__: default, stock: factory}
     if name not in known:
         raise ConfigError(f"{where}.class is {name!r}{nearest(name, known)}; choose from {', '.join(known)}")
     return known[name], rest

@@ -5,6 +5,7 @@ import torch
 from conftest import randomise
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel as Deprecated
 
+import decoder as decoder_package
 from decoder import Decoder, UnCLIPTextProjModel, expand_to_context
 from decoder.blocks import SpatialAttention
 
@@ -24,6 +25,11 @@ def inputs(batch: int = 2, height: int = 16, width: int = 16) -> dict[str, torch
     }
     made = {k: torch.randn(s, generator=g, dtype=torch.float64) for k, s in shapes.items()}
     return made | {"timestep": torch.tensor(300), "attention_mask": torch.ones(batch, 6, dtype=torch.bool)}
+
+
+def test_the_old_name_of_expand_to_context_warns():
+    with pytest.warns(DeprecationWarning, match="decoder.of_context is now decoder.expand_to_context"):
+        assert decoder_package.of_context is expand_to_context
 
 
 def test_a_new_decoder_answers_zero():

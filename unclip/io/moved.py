@@ -80,8 +80,11 @@ CLASSES = {"UnCLIPTextProjModel": "decoder.conditioning", "UnCLIPScheduler": "un
 NAMES: dict[str, dict[str, str]] = {
     "unclip.data.pictures": {"PictureCrops": "ImageCrops", "Pictures": "CaptionedImages", "pixels": "to_uint8"},
     "unclip.data.reading": {"Captioned": "CaptionedFiles", "read_pictures": "read_captioned_images"},
+    "unclip.attention": {"of_context": "context_kv_cache", "described": "describe"},
+    "unclip.convert": {"unwoven": "split_heads"},
     "unclip.diffusion": {"shifted": "offset_x0"},
     "unclip.images": {"towards_square": "limit_aspect_ratio"},
+    "unclip.memory": {"at_hand": "onloaded"},
     "unclip.networks": {"told_of_noise": "is_noise_conditioned"},
     "unclip.pipelines.base": {"draws_itself": "is_autoregressive", "pictures_at_once": "images_at_once"},
     "unclip.scheduler": {"own": "replace_stock_unclip"},

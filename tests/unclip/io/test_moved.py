@@ -67,6 +67,11 @@ RENAMED = {
     ("unclip.diffusion", "shifted"): "unclip.diffusion.predictions.offset_x0",
     ("unclip.sharding", "whole"): "unclip.training.sharding.gather_full",
     ("unclip.training", "Run"): "unclip.training.config.TrainConfig",
+    ("unclip.attention", "of_context"): "unclip.runtime.attention.context_kv_cache",
+    ("unclip.convert", "unwoven"): "unclip.pipelines.convert.split_heads",
+    ("unclip.images", "towards_square"): "unclip.io.images.limit_aspect_ratio",
+    ("unclip.memory", "at_hand"): "unclip.runtime.memory.onloaded",
+    ("unclip.scheduler", "own"): "unclip.diffusion.scheduler.replace_stock_unclip",
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ... import networks
 from ...clip.model import CLIP
-from ...clip.towers import TextTower, tower_mask
+from ...clip.towers import TextTower, Tower, tower_mask
 from ...data.captioned_images import CaptionedImages
 from ...data.examples import captioned_examples
 from ...data.scenes import split_of_concept
@@ -84,8 +84,7 @@ class ClipObjective(Objective):
 
     @property
     def clip(self) -> CLIP:
-        text: Any = self.trained["text_encoder"]
-        image: Any = self.trained["image_encoder"]
+        text, image = (cast(Tower, self.trained[name]) for name in ("text_encoder", "image_encoder"))
         return CLIP(text, self.tokenizer, image, self.feature_extractor)
 
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:

@@ -61,7 +61,7 @@ class FrozenCLIP(nn.Module):
         tokens: Any = self.clip.tokenize(captions)
         found = {"tokens": tokens.input_ids, "mask": tokens.attention_mask.bool()}
         if offsets:
-            found["offsets"] = torch.tensor([encoding.offsets for encoding in tokens.encodings])
+            found["offsets"] = torch.tensor([encoding.offsets for encoding in tokens.encodings or ()])
         length = found["tokens"].shape[1] if fixed else unpadded_length(found["mask"])
         return {name: values[:, :length] for name, values in found.items()}
 

@@ -3,7 +3,7 @@
 # B images, T texts, D embedding dimension
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from ... import networks
 from ...clip.judge import Judge, JudgeImageTower, JudgeTextTower, word_tokenizer
+from ...clip.towers import Tower
 from ...data.distort import DISTORTIONS
 from ...data.icon_packages import STYLES
 from ...data.judged import FACTS, JudgedScenes, compare, distorted_icons, icon_rows
@@ -83,8 +84,7 @@ class JudgeObjective(Objective):
 
     @property
     def judge(self) -> Judge:
-        text: Any = self.trained["text_encoder"]
-        image: Any = self.trained["image_encoder"]
+        text, image = (cast(Tower, self.trained[name]) for name in ("text_encoder", "image_encoder"))
         return Judge(text, self.tokenizer, image, self.feature_extractor)
 
     def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
