@@ -11,11 +11,13 @@ layout for UNet2DConditionModel and UNet2DModel), sees pixels as they are, runs 
 import argparse
 import statistics
 import sys
+from typing import Any
 
 from turns import in_turn, machine, now, serve, spread
 
 STEPS = {"prior": 25, "decoder": 25, "upsampler_256": 27, "upsampler_1024": 15}
 PROMPT = "a hamburger"
+DIM, TOKENS, GUIDANCE = 384, 32, 3.0  # of the stock cascade
 
 
 def main() -> None:
@@ -59,17 +61,18 @@ def ours(device: str) -> tuple:
     return work, lambda: counts(networks)
 
 
-def stock(timed: int, device: str) -> tuple:
+def stock_networks(device: str) -> dict[str, Any]:
+    """diffusers' networks at about the parameters of ours, with random weights."""
     import torch
-    from diffusers import DDPMScheduler, PriorTransformer, UNet2DConditionModel, UNet2DModel
+    from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
     from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 
     torch.manual_seed(0)
-    dim, tokens, wide, guidance = 384, 32, (64, 160, 304), 3.0
+    dim, wide = DIM, (64, 160, 304)
     shared = {"layers_per_block": 1, "add_attention": False, "norm_num_groups": 8, "in_channels": 6, "out_channels": 3}
     shared |= {"down_block_types": ("ResnetDownsampleBlock2D",) * 4, "up_block_types": ("ResnetUpsampleBlock2D",) * 4}
     shared |= {"resnet_time_scale_shift": "scale_shift"}
-    prior = PriorTransformer(num_attention_heads=6, num_layers=5, embedding_dim=dim, num_embeddings=tokens)
+    prior = PriorTransformer(num_attention_heads=6, num_layers=5, embedding_dim=dim, num_embeddings=TOKENS)
     decoder = UNet2DConditionModel(
         sample_size=64,
         in_channels=3,
@@ -91,11 +94,20 @@ def stock(timed: int, device: str) -> tuple:
     networks = {"prior": prior, "decoder": decoder, "text_proj": project, "upsampler_256": first, "upsampler_1024": last}
     for network in networks.values():
         network.eval().requires_grad_(False).to(device)
+    return networks
+
+
+def stock(timed: int, device: str) -> tuple:
+    import torch
+    from diffusers import DDPMScheduler
+
+    networks = stock_networks(device)
+    prior, decoder, project = networks["prior"], networks["decoder"], networks["text_proj"]
 
     @torch.no_grad()
     def work() -> dict:
-        text, encodings = torch.randn(2, dim, device=device), torch.randn(2, tokens, dim, device=device)
-        mask = torch.ones(2, tokens, dtype=torch.bool, device=device)
+        text, encodings = torch.randn(2, DIM, device=device), torch.randn(2, TOKENS, DIM, device=device)
+        mask = torch.ones(2, TOKENS, dtype=torch.bool, device=device)
         stages: dict[str, float] = {}
 
         def loop(stage: str, x: torch.Tensor, predict) -> torch.Tensor:
@@ -111,12 +123,12 @@ def stock(timed: int, device: str) -> tuple:
 
         def guided(both: torch.Tensor) -> torch.Tensor:
             empty, full = both.chunk(2)
-            return empty + guidance * (full - empty)
+            return empty + GUIDANCE * (full - empty)
 
         def of_prior(x, t):
             return guided(prior(torch.cat([x, x]), t, text, encodings, mask).predicted_image_embedding)
 
-        embedding = loop("prior", torch.randn(1, dim, device=device), of_prior)
+        embedding = loop("prior", torch.randn(1, DIM, device=device), of_prior)
         context, added = project(
             image_embeddings=embedding,
             prompt_embeds=text,
@@ -128,10 +140,11 @@ def stock(timed: int, device: str) -> tuple:
         def of_decoder(x, t):
             return guided(decoder(torch.cat([x, x]), t, context, class_labels=added, attention_mask=seen).sample)
 
-        picture = loop("decoder", torch.randn(1, 3, 64, 64, device=device), of_decoder)
-        for stage, network, size in (("upsampler_256", first, 256), ("upsampler_1024", last, 1024)):
-            low = torch.nn.functional.interpolate(picture, (size, size), mode="bicubic", antialias=True)
-            picture = loop(stage, torch.randn_like(low), lambda x, t: network(torch.cat([x, low], 1), t).sample)  # noqa: B023
+        image = loop("decoder", torch.randn(1, 3, 64, 64, device=device), of_decoder)
+        for stage, size in (("upsampler_256", 256), ("upsampler_1024", 1024)):
+            network = networks[stage]
+            low = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
+            image = loop(stage, torch.randn_like(low), lambda x, t: network(torch.cat([x, low], 1), t).sample)  # noqa: B023
         return {"seconds": sum(stages.values()), "stages": stages}
 
     return work, lambda: counts(networks)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from turns import in_turn, machine, now, serve, spread
 
@@ -152,31 +153,14 @@ def by_hand(pipe) -> None:
 def write(folder: Path) -> None:
     """A checkpoint of random weights in Karlo's layout: depth as there, a quarter of the width."""
     import torch
-    from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+    from diffusers import PriorTransformer, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
 
     from unclip import UnCLIPPipeline, UnCLIPScheduler, UnCLIPTextProjModel
 
-    words = folder / "words"
-    words.mkdir()
-    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
-    vocabulary = ["!", *letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (words / "vocab.json").write_text(json.dumps({w: n for n, w in enumerate(vocabulary)}))
-    (words / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=77)
+    tokenizer = letter_tokenizer(folder / "words")
     dim, wide = 192, (80, 160, 240, 320)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=dim,
-        intermediate_size=4 * dim,
-        projection_dim=dim,
-        num_hidden_layers=12,
-        num_attention_heads=3,
-        max_position_embeddings=77,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = text_config(tokenizer, dim)
     torch.manual_seed(0)
     parts = {
         "prior": PriorTransformer(num_attention_heads=8, num_layers=20, embedding_dim=dim, num_embeddings=77),
@@ -203,19 +187,55 @@ def write(folder: Path) -> None:
         "super_res_scheduler": UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="epsilon"),
     }
     for name in ("super_res_first", "super_res_last"):
-        parts[name] = UNet2DModel(
-            sample_size=256,
-            layers_per_block=3,
-            block_out_channels=wide,
-            down_block_types=("ResnetDownsampleBlock2D",) * 4,
-            up_block_types=("ResnetUpsampleBlock2D",) * 4,
-            in_channels=6,
-            out_channels=3,
-            norm_num_groups=16,
-            add_attention=False,
-            resnet_time_scale_shift="scale_shift",
-        )
+        parts[name] = super_resolution(wide)
     UnCLIPPipeline(**parts).save_pretrained(folder)
+
+
+def letter_tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer of single letters, from files that are written to `folder`."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir()
+    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
+    vocabulary = ["!", *letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: n for n, w in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def text_config(tokenizer: Any, dim: int) -> Any:
+    """Of a text encoder of 12 layers and width `dim`."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=4 * dim,
+        projection_dim=dim,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def super_resolution(wide: tuple[int, ...]) -> Any:
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=256,
+        layers_per_block=3,
+        block_out_channels=wide,
+        down_block_types=("ResnetDownsampleBlock2D",) * 4,
+        up_block_types=("ResnetUpsampleBlock2D",) * 4,
+        in_channels=6,
+        out_channels=3,
+        norm_num_groups=16,
+        add_attention=False,
+        resnet_time_scale_shift="scale_shift",
+    )
 
 
 if __name__ == "__main__":

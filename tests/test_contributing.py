@@ -102,18 +102,34 @@ def test_what_the_guide_names_is_there():
         assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.M), f"CONTRIBUTING.md names make {name}"
 
 
+def is_valid(schema: str, *paths: Path) -> bool:
+    """Whether files fit a schema that check-jsonschema brings along."""
+    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", f"vendor.{schema}", *paths]
+    return subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "paths", "key"),
+    [
+        ("github-issue-forms", [".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/feature.yml"], "body:"),
+        ("github-issue-config", [".github/ISSUE_TEMPLATE/config.yml"], "blank_issues_enabled:"),
+        ("citation-file-format", ["CITATION.cff"], "cff-version:"),
+    ],
+)
+def test_templates_and_citation_are_valid(schema, paths, key, tmp_path):
+    assert is_valid(schema, *(ROOT / path for path in paths))
+    broken = tmp_path / "broken.yml"
+    broken.write_text((ROOT / paths[0]).read_text().replace(key, "misspelt:"))
+    assert not is_valid(schema, broken)
+
+
 def test_the_workflows_are_valid(tmp_path):
     files = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     assert {f.stem for f in files} == {"tests", "lint", "docs", "release"}
-
-    def check(*paths: Path) -> int:
-        command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *paths]
-        return subprocess.run(command, capture_output=True, text=True, check=False).returncode
-
-    assert check(*files) == 0
+    assert is_valid("github-workflows", *files)
     broken = tmp_path / "broken.yml"
     broken.write_text((ROOT / ".github/workflows/tests.yml").read_text().replace("runs-on:", "runs_on:"))
-    assert check(broken) != 0
+    assert not is_valid("github-workflows", broken)
     for file in files:
         for target in re.findall(r"run: make ([\w -]+?)(?: \w+=.*)?$", file.read_text(), re.M):
             assert all(re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.M) for name in target.split()), file

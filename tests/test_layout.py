@@ -1,5 +1,6 @@
 """The house: style, import directions, and the README's two commands."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -29,6 +30,44 @@ def test_the_pipelines_import_nothing_of_training_evaluation_studio_or_server(ru
     packages = {module.split(".")[1] for module in result.stdout.split()}
     assert packages >= {"pipelines", "clip", "diffusion"}, result.stderr
     assert not packages & {"cli", "studio", "server", "evaluation", "training"}
+
+
+def patches(source: str) -> list[str]:
+    """The statements that assign to an attribute or an item of what was imported from another package, or import a mock."""
+    tree = ast.parse(source)
+    imported = {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
+        for alias in node.names
+    }
+    found = []
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            name = target
+            while isinstance(name, ast.Attribute | ast.Subscript):
+                name = name.value
+            if name is not target and isinstance(name, ast.Name) and name.id in imported:
+                found.append(ast.unparse(node))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "unittest" in ast.unparse(node):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_nothing_of_other_libraries_is_replaced():
+    """Settings by environment variables aside, which is how libraries take them."""
+    found = {
+        f"{path.relative_to(ROOT)}: {statement}"
+        for package in ("prior", "decoder", "upsamplers", "unclip")
+        for path in (ROOT / package).rglob("*.py")
+        for statement in patches(path.read_text(encoding="utf-8"))
+        if not statement.startswith("os.environ[")
+    }
+    assert not found
+    for patch in ("import sys\nsys.modules['xformers'] = None", "import gradio as gr\ngr.Blocks.launch = print"):
+        assert patches(patch) == [patch.splitlines()[1]]
+    assert patches("from unittest import mock") == ["from unittest import mock"]
 
 
 @pytest.mark.parametrize(("heading", "word"), [("Quick start", "unclip generate"), ("Tests", "pytest")])

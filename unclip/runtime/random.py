@@ -54,7 +54,6 @@ class Stream(IntEnum):
     SCENE_SHRINK = 15
     NOISE = 16
     EMBEDDING_NOISE = 17
-    REDRAW_NOISE = 18
     SCENE_PLACE = 19
     SCENE_BACKGROUND = 20
 
