@@ -128,10 +128,10 @@ def stock(timed: int, device: str) -> tuple:
         def of_decoder(x, t):
             return guided(decoder(torch.cat([x, x]), t, context, class_labels=added, attention_mask=seen).sample)
 
-        picture = loop("decoder", torch.randn(1, 3, 64, 64, device=device), of_decoder)
+        image = loop("decoder", torch.randn(1, 3, 64, 64, device=device), of_decoder)
         for stage, network, size in (("upsampler_256", first, 256), ("upsampler_1024", last, 1024)):
-            low = torch.nn.functional.interpolate(picture, (size, size), mode="bicubic", antialias=True)
-            picture = loop(stage, torch.randn_like(low), lambda x, t: network(torch.cat([x, low], 1), t).sample)  # noqa: B023
+            low = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
+            image = loop(stage, torch.randn_like(low), lambda x, t: network(torch.cat([x, low], 1), t).sample)  # noqa: B023
         return {"seconds": sum(stages.values()), "stages": stages}
 
     return work, lambda: counts(networks)
