@@ -1,9 +1,9 @@
-"""DALL·E 1's abilities as a table, each with its score and pictures, from what `unclip evaluate` has written.
+"""DALL·E 1's abilities as a table, each with its score and images, from what `unclip evaluate` has written.
 
     unclip evaluate emoji --split test --out report --only composition --only rectangle
     python benchmarks/abilities.py report [--out docs/abilities.png]
 
-Prints the table as Markdown and draws the first pictures of each ability, nothing selected. An ability whose part the report
+Prints the table as Markdown and draws the first images of each ability, nothing selected. An ability whose part the report
 does not have is listed as not measured.
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/abilities.png"))
     options = parser.parse_args()
     facts = json.loads((options.report / "report.json").read_text())
-    print("| ability | what must be right | drawn | real renders | chance | pictures |\n|---|---|---|---|---|---|")
+    print("| ability | what must be right | drawn | real renders | chance | images |\n|---|---|---|---|---|---|")
     rows = []
     for ability, asked, part, kind, number in ABILITIES:
         group = facts["results"].get(part, {})
@@ -49,9 +49,7 @@ def main() -> None:
         print(f"| {ability} | {asked} | {said(found['right'])} | {real} | {chance} | row {len(rows)} |")
     if rows:
         sheet(rows).quantize(256, dither=Image.Dither.NONE).save(options.out, optimize=True)
-        print(
-            f"\n![Rows 1 to {len(rows)}: the first {COLUMNS} pictures of each]({options.out})\n\nMade by `{facts['command']}`."
-        )
+        print(f"\n![Rows 1 to {len(rows)}: the first {COLUMNS} images of each]({options.out})\n\nMade by `{facts['command']}`.")
 
 
 def share(value: float) -> str:
@@ -60,20 +58,20 @@ def share(value: float) -> str:
 
 def said(estimate: dict) -> str:
     low, high = (share(estimate[end]) for end in ("low", "high"))
-    return f"{share(estimate['value'])} ({low} to {high}, {estimate['n']} pictures)"
+    return f"{share(estimate['value'])} ({low} to {high}, {estimate['n']} images)"
 
 
 def sheet(rows: list[tuple[str, list[tuple[str, Path]]]]) -> Image.Image:
-    """For each ability its name and its first pictures with their sentences."""
+    """For each ability its name and its first images with their sentences."""
     height = NAME + CELL + 30
     page = Image.new("RGB", (COLUMNS * (CELL + 40), len(rows) * height), "white")
     draw, font, small = ImageDraw.Draw(page), ImageFont.load_default(13), ImageFont.load_default(10)
-    for n, (ability, pictures) in enumerate(rows):
+    for n, (ability, images) in enumerate(rows):
         draw.text((4, n * height + 3), f"{n + 1}. {ability}", fill="black", font=font)
-        for k, (prompt, path) in enumerate(pictures[:COLUMNS]):
+        for k, (prompt, path) in enumerate(images[:COLUMNS]):
             left, top = k * (CELL + 40) + 4, n * height + NAME
-            with Image.open(path) as picture:
-                page.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
+            with Image.open(path) as image:
+                page.paste(image.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
             for number, line in enumerate(broken(prompt, CELL + 34, draw, small)[:2]):
                 draw.text((left, top + CELL + 1 + 12 * number), line, fill="black", font=small)
     return page

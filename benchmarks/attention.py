@@ -14,7 +14,7 @@ from turns import machine
 
 from unclip.runtime.attention import _without_maximum, attention
 
-# pictures, queries, keys, heads, their width: the shipped decoder guided and at batch 16, Karlo's at a quarter of its width and
+# images, queries, keys, heads, their width: the shipped decoder guided and at batch 16, Karlo's at a quarter of its width and
 # whole, a prior's whole sequence and its three tokens
 SHAPES = [(2, 256, 276, 3, 64), (2, 64, 84, 5, 64), (16, 256, 276, 3, 64), (16, 64, 84, 5, 64), (2, 1024, 1044, 10, 16)]
 SHAPES += [(2, 256, 276, 15, 16), (2, 64, 84, 20, 16), (2, 1024, 1105, 10, 64), (2, 81, 81, 32, 64), (2, 3, 80, 32, 64)]
@@ -27,7 +27,7 @@ def main() -> None:
     print(f"{machine()}; {torch.get_num_threads()} threads\n")
     ways = {"products": ("math", False), "flash": ("sdpa", False), "one pass": ("one pass", False)}
     ways |= {"products, backward too": ("math", True), "flash, backward too": ("sdpa", True)}
-    print(f"| dtype | [pictures, queries, keys, heads, width] | {' | '.join(ways)} |\n|{'---|' * (2 + len(ways))}")
+    print(f"| dtype | [images, queries, keys, heads, width] | {' | '.join(ways)} |\n|{'---|' * (2 + len(ways))}")
     for dtype in (torch.bfloat16, torch.float32):
         for shape in SHAPES:
             found = []
@@ -38,9 +38,9 @@ def main() -> None:
 
 
 def fastest(dtype: torch.dtype, shape: tuple[int, ...], backend: str, learns: bool, times: int) -> float:
-    pictures, queries, keys, heads, width = shape
-    q, k, v = (torch.randn(pictures, n, heads, width, dtype=dtype, requires_grad=learns) for n in (queries, keys, keys))
-    mask = torch.ones(pictures, 1, 1, keys, dtype=torch.bool)
+    images, queries, keys, heads, width = shape
+    q, k, v = (torch.randn(images, n, heads, width, dtype=dtype, requires_grad=learns) for n in (queries, keys, keys))
+    mask = torch.ones(images, 1, 1, keys, dtype=torch.bool)
     mask[0, ..., :5] = False
     taken = []
     for _ in range(times + 1):

@@ -1,7 +1,7 @@
-"""Draw 100 pictures of 256 px on one sheet, and three of 1024 px in full: `python benchmarks/contact_sheet.py [--out DIR]`.
+"""Draw 100 images of 256 px on one sheet, and three of 1024 px in full: `python benchmarks/contact_sheet.py [--out DIR]`.
 
 The first hundred concepts that `unclip evaluate --split test` asks for by name (their order has no meaning), and the first
-three of them at 1024 px; picture n has the seed n. Nothing is selected. Needs what `unclip data emoji` built.
+three of them at 1024 px; image n has the seed n. Nothing is selected. Needs what `unclip data emoji` built.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py [--rounds 5] [--out growth.png]
 
-The shipped model. Images: one after another at 64 px; batch: that many at once at 64 px; size: one picture of 64, 256 and
+The shipped model. Images: one after another at 64 px; batch: that many at once at 64 px; size: one image of 64, 256 and
 1024 px. The dashed lines are linear in images and in pixels.
 """
 

@@ -1,10 +1,10 @@
-"""How the server bears clients, the tables of docs/server.md: latency, pictures a second, memory. On loopback only.
+"""How the server bears clients, the tables of docs/server.md: latency, images a second, memory. On loopback only.
 
 `python benchmarks/load.py [--model emoji] [--size 64] [--clients 1,4,16,64] [--requests 200] [--seconds 120]`
 `python benchmarks/load.py --memory [--steps 2] [--size 64] [--clients 16] [--requests 1000] [--seconds 600]`
 
 Starts `unclip serve` on a free port of 127.0.0.1 with a key for every client. For each number of clients, that many
-ask for one picture after another, without pause, until `--requests` are answered or `--seconds` have passed. One client
+ask for one image after another, without pause, until `--requests` are answered or `--seconds` have passed. One client
 is the one-at-a-time line that batches are compared with. With `--memory`, of ten requests one is an edit, two are
 variations and seven generations, half of them by URL, and a line tells the memory each time a tenth of them is answered.
 `--steps` replaces the checkpoint's own numbers of steps, of prior and decoder.
@@ -83,14 +83,14 @@ KINDS = 10
 
 
 class Asking:
-    """Requests for one picture of `size` each."""
+    """Requests for one image of `size` each."""
 
     def __init__(self, address: str, size: int):
         self.address, self.size = address, f"{size}x{size}"
-        picture, file = Image.new("RGBA", (256, 256), "red"), io.BytesIO()
-        picture.paste((0, 0, 0, 0), (0, 0, 128, 128))  # the hole of an edit
-        picture.save(file, "PNG")
-        self.picture = file.getvalue()
+        image, file = Image.new("RGBA", (256, 256), "red"), io.BytesIO()
+        image.paste((0, 0, 0, 0), (0, 0, 128, 128))  # the hole of an edit
+        image.save(file, "PNG")
+        self.image = file.getvalue()
 
     def ask(self, key: str, kind: int = 0) -> int:
         """-> the answer's status; of `KINDS` kinds the last is an edit, the two before it are variations."""
@@ -112,7 +112,7 @@ class Asking:
     def _form(self, fields: dict[str, str]) -> tuple[bytes, str]:
         start = '--limit\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
         parts = [(start.format(name, "") + value + "\r\n").encode() for name, value in fields.items()]
-        parts += [start.format("image", '; filename="x.png"').encode(), self.picture, b"\r\n--limit--\r\n"]
+        parts += [start.format("image", '; filename="x.png"').encode(), self.image, b"\r\n--limit--\r\n"]
         return b"".join(parts), "multipart/form-data; boundary=limit"
 
 

@@ -17,19 +17,19 @@ from openai import OpenAI
 ai = OpenAI(base_url="{address}/v1", api_key="{key}")
 [model.id for model in ai.models.list()]
 drawn = ai.images.generate(prompt="a red heart", n=2, size="256x256")
-[picture.url[:51] + "…" for picture in drawn.data]
+[image.url[:51] + "…" for image in drawn.data]
 import base64, io, urllib.request; from PIL import Image
 heart = urllib.request.urlopen(drawn.data[0].url).read()
 Image.open(io.BytesIO(heart)).text["prompt"]
 varied = ai.images.create_variation(image=heart, n=3, size="256x256", response_format="b64_json")
-[Image.open(io.BytesIO(base64.b64decode(picture.b64_json))).size for picture in varied.data]
-picture = Image.open(io.BytesIO(heart)).convert("RGBA")
-picture.paste((0, 0, 0, 0), (80, 80, 176, 176)); file = io.BytesIO(); picture.save(file, "PNG")
+[Image.open(io.BytesIO(base64.b64decode(image.b64_json))).size for image in varied.data]
+image = Image.open(io.BytesIO(heart)).convert("RGBA")
+image.paste((0, 0, 0, 0), (80, 80, 176, 176)); file = io.BytesIO(); image.save(file, "PNG")
 edited = ai.images.edit(image=file.getvalue(), prompt="a red heart with a yellow star", size="256x256")
 len(edited.data)
 ai.images.generate(prompt="a red heart", size="300x300")
 ai.images.generate(prompt="a red heart", n=11)
-ai.images.create_variation(image=b"no picture")
+ai.images.create_variation(image=b"no image")
 ai.images.edit(image=heart, prompt="a star")
 ai.models.retrieve("dall-e-3")
 OpenAI(base_url="{address}/v1", api_key="wrong").models.list()

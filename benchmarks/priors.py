@@ -3,8 +3,8 @@
     python benchmarks/priors.py MODEL [MODEL ...] [--data data/emoji] [--count 256]
 
 Each model is "emoji" or a folder, with a prior of either kind, over the same CLIP. For held-out scenes it prints the cosine of
-the drawn embedding to the true picture's; for names of training concepts, how often the right concept's picture is the
-nearest, or one of the five nearest, of all concepts' pictures (one each). The text embedding stands beside them.
+the drawn embedding to the true image's; for names of training concepts, how often the right concept's image is the
+nearest, or one of the five nearest, of all concepts' images (one each). The text embedding stands beside them.
 """
 
 import argparse
@@ -29,17 +29,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     options = parser.parse_args()
     icons, clip = IconSet.load(options.data), CLIP.from_pretrained(options.models[0])
-    shown = {c: pictured(icons, c) for c in icons.recognisable}
-    pictures = embedded(clip, icons.on_white(list(shown.values())))  # [T, D]
+    shown = {c: icon_of(icons, c) for c in icons.recognisable}
+    images = image_embeddings(clip, icons.on_white(list(shown.values())))  # [T, D]
     known = [c for c in shown if split_of_concept(c) == "train"]
     names = known[:: max(len(known) // options.count, 1)][: options.count]
     answer = torch.tensor([list(shown).index(name) for name in names])
     held_out = EmojiScenes(options.data, "validation")
     scenes = [held_out[n] for n in range(options.count)]
-    captions, true = [s["caption"] for s in scenes], embedded(clip, torch.stack([s["image"] for s in scenes]) / 255)
-    print(f"{len(captions)} held-out scenes; {len(names)} names among {len(pictures)} pictures")
+    captions, true = [s["caption"] for s in scenes], image_embeddings(clip, torch.stack([s["image"] for s in scenes]) / 255)
+    print(f"{len(captions)} held-out scenes; {len(names)} names among {len(images)} images")
     text = clip.encode_text(captions).cpu(), clip.encode_text(names).cpu()
-    report("text embedding", *text, true, pictures, answer)
+    print(report("text embedding", *text, true, images, answer))
     print(f"{'another scene':>40}: cosine {F.cosine_similarity(true.roll(1, 0), true).mean():.3f}")
     for model in options.models:
         pipe = UnCLIPPriorPipeline.from_pipe(UnCLIPPipeline.from_pretrained(model))
@@ -47,18 +47,19 @@ def main() -> None:
         began = time.perf_counter()
         found = drawn(pipe, captions), drawn(pipe, names)
         took = (time.perf_counter() - began) / (len(captions) + len(names))
-        report(f"{model} ({type(pipe.prior).__name__})", *found, true, pictures, answer, f"; {1000 * took:.0f} ms each")
+        line = report(f"{model} ({type(pipe.prior).__name__})", *found, true, images, answer)
+        print(f"{line}; {1000 * took:.0f} ms each", flush=True)
 
 
-def pictured(icons: IconSet, concept: str) -> int:
+def icon_of(icons: IconSet, concept: str) -> int:
     """The row of the icon that stands for a concept: one that was trained on, where there is one."""
     rows = [rows[0] for rows in icons.by_concept[concept].values()]
     return next((r for r in rows if split_of_icon(concept, icons.icons[r]["style"]) == "train"), rows[0])
 
 
-def embedded(clip: CLIP, pictures: Tensor) -> Tensor:
-    """Unit embeddings [N, D] of pictures [N, 3, H, W] in [0, 1]."""
-    return torch.cat([clip.encode_image(chunk).cpu() for chunk in pictures.split(BATCH)])
+def image_embeddings(clip: CLIP, images: Tensor) -> Tensor:
+    """Unit embeddings [N, D] of images [N, 3, H, W] in [0, 1]."""
+    return torch.cat([clip.encode_image(chunk).cpu() for chunk in images.split(BATCH)])
 
 
 def drawn(pipe: UnCLIPPriorPipeline, texts: list[str]) -> Tensor:
@@ -71,12 +72,13 @@ def drawn(pipe: UnCLIPPriorPipeline, texts: list[str]) -> Tensor:
     return torch.cat(found)
 
 
-def report(who: str, scenes: Tensor, names: Tensor, true: Tensor, pictures: Tensor, answer: Tensor, more: str = "") -> None:
-    scores = F.normalize(names, dim=-1) @ F.normalize(pictures, dim=-1).T
+def report(who: str, scenes: Tensor, names: Tensor, true: Tensor, images: Tensor, answer: Tensor) -> str:
+    """A line with the mean cosine of scenes, and the recall of names' images."""
+    scores = F.normalize(names, dim=-1) @ F.normalize(images, dim=-1).T
     place = (scores > scores.gather(1, answer[:, None])).sum(1)
     first, five = ((place < k).float().mean().item() for k in (1, 5))
     cosine = F.cosine_similarity(scenes, true).mean()
-    print(f"{who:>40}: cosine {cosine:.3f}; nearest {100 * first:.1f}%, among five {100 * five:.1f}%{more}", flush=True)
+    return f"{who:>40}: cosine {cosine:.3f}; nearest {100 * first:.1f}%, among five {100 * five:.1f}%"
 
 
 if __name__ == "__main__":

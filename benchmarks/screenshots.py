@@ -53,14 +53,14 @@ def keep(page: Page, file: Path) -> None:
     page.wait_for_function("() => [...document.images].every(e => e.complete)")
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)  # what fades has faded
-    picture = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    image = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
     print(f"{file}  {file.stat().st_size // 1024} KiB", flush=True)
 
 
 def draw(page: Page, prompt: str, number: int = 1, seed: int = 0) -> None:
     page.get_by_label("Prompt", exact=True).first.fill(prompt)
-    page.get_by_label("Number of pictures").first.fill(str(number))
+    page.get_by_label("Number of images").first.fill(str(number))
     page.get_by_label("Seed", exact=True).fill(str(seed))
     page.get_by_role("button", name="Draw", exact=True).click()
 
@@ -71,7 +71,7 @@ def wait(page: Page, text: str | re.Pattern) -> None:
 
 def create(page: Page) -> None:
     draw(page, "a hamburger", 4)
-    wait(page, "4 pictures are done")
+    wait(page, "4 images are done")
 
 
 def early(page: Page) -> None:
@@ -84,7 +84,7 @@ def blend(page: Page) -> None:
     page.get_by_label("First prompt").fill("a red heart")
     page.get_by_label("Second prompt").fill("a hamburger")
     page.get_by_role("button", name="Blend", exact=True).click()
-    wait(page, "6 pictures are done")
+    wait(page, "6 images are done")
     page.locator("#place input[type=number]").fill("4")
     page.locator("#place input[type=number]").press("Enter")
     page.locator("#play").scroll_into_view_if_needed()
@@ -95,7 +95,7 @@ def inpaint(page: Page) -> None:
     wait(page, "is done")
     page.get_by_role("button", name="Paint in it").click()
     page.locator("#editor canvas").first.wait_for()
-    page.get_by_label("What the whole picture should show").fill("a red heart with a yellow star")
+    page.get_by_label("What the whole image should show").fill("a red heart with a yellow star")
     page.wait_for_timeout(3000)
     page.locator("#editor").get_by_label("Brush", exact=True).first.click()
     box = page.locator("#editor canvas").first.bounding_box()

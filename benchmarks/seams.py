@@ -1,12 +1,12 @@
-"""What shows where a picture was put together: from tiles, and from a kept and a repainted part, with the shipped model.
+"""What shows where an image was put together: from tiles, and from a kept and a repainted part, with the shipped model.
 
     python benchmarks/seams.py [--prompt P] [--side 2048] [--device D]
     python benchmarks/seams.py --repaint N [--prompt P]
 
-The first draws one picture of twice its upsamplers' sides (the tiles are those sides) in tiles and whole, from the same noise,
-and prints the largest and the mean difference (pixels in [0, 1]), and how much steeper the tiled picture is over its seams
-than the whole one is there (1 = no seam shows). The second inpaints the middle of N pictures and outpaints N pictures at every
-size, and prints how much steeper they are over the mask's border than beside it, and than the unpainted pictures are over it.
+The first draws one image of twice its upsamplers' sides (the tiles are those sides) in tiles and whole, from the same noise,
+and prints the largest and the mean difference (pixels in [0, 1]), and how much steeper the tiled image is over its seams
+than the whole one is there (1 = no seam shows). The second inpaints the middle of N images and outpaints N images at every
+size, and prints how much steeper they are over the mask's border than beside it, and than the unpainted images are over it.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def in_tiles(pipe: UnCLIPPipeline, prompt: str, side: int) -> None:
     tile = pipe.sizes[-1]
     borders = [edge for span in spans(side, tile, int(tile * TILE_OVERLAP), 1) for edge in span]
     seams = sorted(b for b in borders if 0 < b < side)
-    steep = [picture.diff(dim=-1).abs().mean((0, 1))[[s - 1 for s in seams]].mean().item() for picture in (tiled, whole)]
+    steep = [image.diff(dim=-1).abs().mean((0, 1))[[s - 1 for s in seams]].mean().item() for image in (tiled, whole)]
     print(f"{side}x{side} from tiles of {tile}, float32, seed 0, {prompt!r}")
     print(f"largest difference {error.max():.2e}, mean {error.mean():.2e}")
     print(f"steepness over the seams at {seams}: {steep[0]:.2e} tiled, {steep[1]:.2e} whole, ratio {steep[0] / steep[1]:.3f}")
@@ -65,27 +65,27 @@ def repainted(pipe: UnCLIPPipeline, prompt: str, count: int) -> None:
         one.set_progress_bar_config(disable=True)
     for size in pipe.sizes:
         generators = [torch.Generator().manual_seed(n) for n in range(count)]
-        pictures = pipe([prompt] * count, generator=generators, size=size).images
+        images = pipe([prompt] * count, generator=generators, size=size).images
         for what in ("inpainted", "outpainted"):
             found = []
-            for seed, picture in enumerate(pictures):
+            for seed, image in enumerate(images):
                 if what == "inpainted":
-                    given, mask = picture, Image.new("L", picture.size)
+                    given, mask = image, Image.new("L", image.size)
                     mask.paste(255, (size // 4, size // 4, size * 3 // 4, size * 3 // 4))
                 else:
-                    small = picture.resize((size // 2, size // 2), Image.Resampling.BOX)
+                    small = image.resize((size // 2, size // 2), Image.Resampling.BOX)
                     given, mask = with_margins(small, *[size // 4] * 4)
                 after = repaint(prompt, given, mask, generator=[torch.Generator().manual_seed(seed)], size=size).images[0]
-                found.append([*steepness(after, size), steepness(picture, size)[0]])
+                found.append([*steepness(after, size), steepness(image, size)[0]])
             border, beside, before = np.mean(found, 0)
             said = f"{border:.4f} over the border, {beside:.4f} beside it (ratio {border / beside:.2f})"
-            more = f", {before:.4f} in the picture before (ratio {border / before:.2f})" if what == "inpainted" else ""
-            print(f"{what} at {size} px, {count} pictures of {prompt!r}: {said}{more}", flush=True)
+            more = f", {before:.4f} in the image before (ratio {border / before:.2f})" if what == "inpainted" else ""
+            print(f"{what} at {size} px, {count} images of {prompt!r}: {said}{more}", flush=True)
 
 
-def steepness(picture: Image.Image, size: int) -> tuple[float, float]:
+def steepness(image: Image.Image, size: int) -> tuple[float, float]:
     """Mean absolute step from pixel to pixel over the sides of the middle square, and beside them, of [0, 1]."""
-    pixels = np.asarray(picture).astype(np.float32) / 255  # [H, W, 3]
+    pixels = np.asarray(image).astype(np.float32) / 255  # [H, W, 3]
     low, high = size // 4, size * 3 // 4
     over, beside = [], []
     for turned in (pixels, pixels.transpose(1, 0, 2)):

@@ -1,7 +1,7 @@
-"""How fast a folder of pictures is indexed and searched: `python benchmarks/search.py [--built 2000] [--indexed 100000]`.
+"""How fast a folder of images is indexed and searched: `python benchmarks/search.py [--built 2000] [--indexed 100000]`.
 
-Draws `--built` pictures of 256 px, no two alike, indexes their folder, then fills the index up to `--indexed` rows and searches
-it by a sentence and by a picture; medians of nine queries, the tower's time included.
+Draws `--built` images of 256 px, no two alike, indexes their folder, then fills the index up to `--indexed` rows and searches
+it by a sentence and by an image; medians of nine queries, the tower's time included.
 """
 
 import argparse
@@ -31,23 +31,23 @@ def main() -> None:
             draw_one(number).save(folder / f"{number:06d}.png")
         index = Index(folder, clip, cache)
         took = seconds(index.update)
-        print(f"building: {options.built} pictures of 256 px in {took:.1f} s, {options.built / took:.0f} a second")
+        print(f"building: {options.built} images of 256 px in {took:.1f} s, {options.built / took:.0f} a second")
         print(f"nothing new: {seconds(index.update):.2f} s")
         rows = torch.arange(options.indexed) % options.built
         index.embeddings = index.embeddings[rows] + 0.01 * torch.randn(options.indexed, index.embeddings.shape[1])
         index.stamps = {f"{n:06d}.png": [0, 0] for n in range(options.indexed)}
-        for kind, query in (("a sentence", "a red circle"), ("a picture", draw_one(7))):
+        for kind, query in (("a sentence", "a red circle"), ("an image", draw_one(7))):
             times = [seconds(lambda query=query: index.search(query)) for _ in range(10)][1:]
-            print(f"searching {options.indexed} pictures by {kind}: {1000 * statistics.median(times):.1f} ms")
+            print(f"searching {options.indexed} images by {kind}: {1000 * statistics.median(times):.1f} ms")
 
 
 def draw_one(number: int) -> Image.Image:
     """A disc whose place, size and colour tell its number."""
-    picture = Image.new("RGB", (256, 256), "white")
+    image = Image.new("RGB", (256, 256), "white")
     x, y, size = number % 16 * 12, number // 16 % 16 * 12, 20 + number // 256 % 40
     colour = (number * 37 % 256, number * 91 % 256, number * 151 % 256)
-    ImageDraw.Draw(picture).ellipse((x, y, x + size, y + size), fill=colour)
-    return picture
+    ImageDraw.Draw(image).ellipse((x, y, x + size, y + size), fill=colour)
+    return image
 
 
 def seconds(work) -> float:

@@ -1,9 +1,9 @@
-"""How far a model's pictures are from those of many steps, by the decoder's steps and how they are shifted to high noise.
+"""How far a model's images are from those of many steps, by the decoder's steps and how they are shifted to high noise.
 
     python benchmarks/spacing.py emoji --data data/emoji [--steps 8 10 12 20] [--shifts 1 2 3 4] [--count 16]
 
 Captions of training scenes, image embeddings drawn once, the same noise throughout; the root mean square difference of the 64
-px pictures, of the range [0, 1], to those of `--reference` even steps.
+px images, of the range [0, 1], to those of `--reference` even steps.
 """
 
 import argparse

@@ -71,7 +71,7 @@ def compare(rounds: int, steps: list[int], device: str, compiled: bool) -> None:
 
 
 def work(way: str, folder: str, steps: list[int], device: str) -> None:
-    """Draw a picture at each turn, and say what that took; at the end, the peak of memory above the bare imports."""
+    """Draw an image at each turn, and say what that took; at the end, the peak of memory above the bare imports."""
     import torch
 
     package = "unclip" if way.startswith("ours") else "diffusers.pipelines.deprecated.unclip"

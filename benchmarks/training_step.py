@@ -4,7 +4,7 @@
     python benchmarks/training_step.py --host [--batch 512] [--rounds 5] [--config emoji/decoder_32] [KEY=VALUE ...]
 
 The peer is installed into a virtual environment of its own, once, at --peer (default: ~/.cache/unclip/dalle2-pytorch). Both run
-in processes of their own, in turn, on random pictures, embeddings and token encodings: loss, backward pass, clipped gradient
+in processes of their own, in turn, on random images, embeddings and token encodings: loss, backward pass, clipped gradient
 and AdamW, each as its library comes (the peer's Decoder in float32, ours through the precision of its training loop).
 `--compile` is our loop's setting `compile=true`. `--host` tells what a step of our own costs the host (`training_host.py`).
 """

@@ -1,4 +1,4 @@
-"""Sentences under pictures."""
+"""Sentences under images."""
 
 from PIL import ImageDraw
 

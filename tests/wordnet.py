@@ -7,12 +7,13 @@ from unclip.data.emoji import NAMES
 from unclip.data.words import KEYWORDS, WORDNET
 
 
-def write_words(npm, nouns, keywords, adjectives=(), verbs=(), codes=None, used=()):
+def write_words(npm, nouns, keywords, others=(), codes=None, used=()):
     """WordNet, keywords and short codes, and how often each sense is `used`, as "word%1 7".
 
-    A line of nouns, adjectives or verbs is a synset, "word word_two 05 >below_word &like_word | gloss".
+    `others` are adjectives and verbs, by part. A line of these and of nouns is a synset,
+    "word word_two 05 >below_word &like_word | gloss".
     """
-    for part, lines in (("noun", nouns), ("adj", adjectives), ("verb", verbs)):
+    for part, lines in ({"noun": nouns, "adj": (), "verb": ()} | dict(others)).items():
         offsets = {words[0]: f"{8 + n:08d}" for n, words in enumerate(line.split() for line in lines)}
         data, senses = ["  1 a licence"], {}
         for line in lines:

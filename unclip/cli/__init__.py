@@ -12,7 +12,7 @@ from .data import bank, emoji, phrases
 from .embed import embed
 from .evaluate import evaluate
 from .generate import generate, rerank
-from .images import how_it_comes
+from .images import install_hint
 from .latent import edit, inpaint, interpolate, outpaint, pca, variations
 from .plan import plan
 from .plot import plot
@@ -22,49 +22,56 @@ from .train import export, train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Build datasets.")
-convert_app = typer.Typer(no_args_is_help=True, help="Bring other systems' checkpoints into this package's layout.")
+convert_app = typer.Typer(no_args_is_help=True, help="Convert other systems' checkpoints to this package's layout.")
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 
-# The base of the parser's own complaints; typer carries a parser of its own or uses click's, depending on its version.
-UsageMistake = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+# The base class of the parser's errors; typer has its own parser or uses click's, depending on its version.
+UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def main() -> None:
-    """Run the command line; never shows a traceback for a user's mistake."""
+    """Run the command line; a user's mistake is reported without a traceback."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("xformers").setLevel(logging.ERROR)  # imported by diffusers, it warns on machines without a GPU
     try:
         sys.exit(app(standalone_mode=False))
-    except UsageMistake as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # no arguments at all: the help, as it is
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # without arguments: print the help
             print(error.format_message(), file=sys.stderr)
             sys.exit(2)
-        _fail(error.format_message() + _given(getattr(error, "param", None)))
+        _fail(error.format_message() + _value_of(getattr(error, "param", None)))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         _fail(str(error))
-    except (FloatingPointError, OSError, MemoryError) as error:  # no mistake in the command: a run that diverged, a full disk
+    except (FloatingPointError, OSError, MemoryError) as error:  # not a mistake of the command line, such as a full disk
         _fail(str(error) or "out of memory", code=1)
     except ModuleNotFoundError as error:
-        if (how := how_it_comes(error.name)) is None:
+        if (hint := install_hint(error.name)) is None:
             raise
-        _fail(how)
+        _fail(hint)
     except RuntimeError as error:
-        from ..runtime.memory import out_of_memory
-
-        if out_of_memory(error):
-            hint = "a smaller batch_size, or for training gradient_checkpointing=true, takes less"
-            _fail(f"{str(error).splitlines()[0]} ({hint})", code=1)
-        if type(error) is not RuntimeError or str(error).count("\n") > 2:
+        if not _report(error):
             raise
-        _fail(str(error))
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _given(parameter) -> str:
-    """The value that an option was given, for a complaint that does not say it."""
+def _report(error: RuntimeError) -> bool:
+    """Exit with a message for out of memory and for short errors; returns False for one that needs its traceback."""
+    from ..runtime.memory import out_of_memory
+
+    if out_of_memory(error):
+        hint = "a smaller batch_size, or for training gradient_checkpointing=true, takes less"
+        _fail(f"{str(error).splitlines()[0]} ({hint})", code=1)
+    if type(error) is not RuntimeError or str(error).count("\n") > 2:
+        return False
+    _fail(str(error))
+    return True
+
+
+def _value_of(parameter) -> str:
+    """The value of an option, for an error message that does not name it."""
     words = sys.argv[1:]
     for name in getattr(parameter, "opts", ()):
         if name in words[:-1]:
@@ -94,8 +101,8 @@ def _options(
     """Text to image with unCLIP (DALL·E 2's design)."""
 
 
-drawing = (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search)
-for command in (*drawing, embed, serve, evaluate, plan, train, plot, export):
+sampling = (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search)
+for command in (*sampling, embed, serve, evaluate, plan, train, plot, export):
     app.command()(command)
 app.command("app")(studio)
 convert_app.command()(karlo)

@@ -1,4 +1,4 @@
-"""`unclip generate --prompts`: a file of sentences, drawn by one process or many, that goes on where it was stopped."""
+"""`unclip generate --prompts`: samples a file of prompts with one or several processes, resumable."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ MANIFEST = "manifest.jsonl"
 
 
 def read_prompts(source: Path) -> list[str]:
-    """The lines of a text file that are not blank. Raises ValueError for a file that is missing, no text, or blank."""
+    """The lines of a text file that are not blank. Raises ValueError for a file that is missing, blank or not text."""
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -24,20 +24,29 @@ def read_prompts(source: Path) -> list[str]:
     return prompts
 
 
-def draw_all(
+def sample_all(
     jobs: list[tuple[str, int]],
     out: Path,
     facts: dict[str, str],
-    draw: Callable[[list[tuple[str, int]], object], list],
+    sample: Callable[[list[tuple[str, int]], object], list],
     prepare: Callable[[str | None], tuple[object, int]],
     force: bool,
 ) -> None:
-    """Draw the jobs (prompt, seed) that `out` does not hold yet, this process's share of them, and list all in a manifest.
+    """Sample the jobs (prompt, seed) whose images `out` lacks, and list all in a manifest.
 
-    An image is whole or not there, and says in its own metadata what it is of: one that is there already and is of the
-    same job is kept. `prepare(device)` makes the pipeline and says how many images it draws at once; `draw(jobs, pipe)`
-    draws them. Under `accelerate launch` or `torchrun` each process draws every n-th job. Raises ValueError, unless `force`
-    allows to replace it, for an image of another job in a job's place.
+    Images are written atomically with their job as metadata, by which existing ones are recognised. Under
+    `accelerate launch` or `torchrun` each process samples every n-th job.
+
+    Args:
+        jobs: All jobs.
+        out: The folder.
+        facts: Metadata of every image.
+        sample: `sample(jobs, pipe)` samples the images of some jobs.
+        prepare: `prepare(device)` loads the pipeline and gives its batch size.
+        force: Replace images of other jobs.
+
+    Raises:
+        ValueError: without `force`, for an image of another job in a job's place.
     """
     from accelerate.utils import gather_object
     from tqdm import tqdm
@@ -59,15 +68,15 @@ def draw_all(
         pipe, batch = prepare(own_device(state))
         bar = tqdm(total=len(mine), desc="images", file=sys.stderr, disable=not state.is_main_process)
         for chunk in (mine[n : n + batch] for n in range(0, len(mine), batch)):
-            for number, image in zip(chunk, draw([jobs[n] for n in chunk], pipe), strict=True):
+            for number, image in zip(chunk, sample([jobs[n] for n in chunk], pipe), strict=True):
                 save(image, out / rows[number]["file"], _metadata(rows[number] | facts))
                 bar.update()
         bar.close()
     state.wait_for_everyone()
     if state.is_main_process:
-        lost = [row["file"] for row in rows if not (out / row["file"]).is_file()]
-        if lost:
-            raise ValueError(f"{len(lost)} pictures are missing, {lost[0]} the first; the same command draws them")
+        missing = [row["file"] for row in rows if not (out / row["file"]).is_file()]
+        if missing:
+            raise ValueError(f"{len(missing)} images are missing, {missing[0]} the first; the same command draws them")
         lines = "".join(json.dumps(row | facts, ensure_ascii=False) + "\n" for row in rows)
         write(out / MANIFEST, lambda path: path.write_text(lines, encoding="utf-8"))
         for row in rows:
@@ -80,7 +89,7 @@ def _metadata(row: dict[str, str]) -> dict[str, str]:
 
 
 def _is_there(path: Path, row: dict[str, str], force: bool) -> bool:
-    """Whether a job's image is there and whole."""
+    """Whether a job's image exists, can be read and is of this job."""
     from PIL import Image
 
     if not path.exists():
@@ -92,7 +101,7 @@ def _is_there(path: Path, row: dict[str, str], force: bool) -> bool:
     except (OSError, SyntaxError, AttributeError) as error:
         if force:
             return False
-        raise ValueError(f"{path} is no whole picture ({error}); pass --force to replace it") from None
+        raise ValueError(f"{path} is no complete image ({error}); pass --force to replace it") from None
     wrong = [k for k, v in _metadata(row).items() if found.get(k) != v]
     if wrong and not force:
         raise ValueError(

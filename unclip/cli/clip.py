@@ -1,4 +1,4 @@
-"""`unclip classify` and `unclip search`: the two towers at work without the rest."""
+"""`unclip classify` and `unclip search`: zero-shot classification and search by CLIP."""
 
 import json
 import sys
@@ -22,8 +22,8 @@ def classify(
     from ..clip.search import classify as ranked
     from ..io.images import open_image
 
-    picture = open_image(image)
-    for score, label in ranked(CLIP.from_pretrained(model), picture, labels):
+    query = open_image(image)
+    for score, label in ranked(CLIP.from_pretrained(model), query, labels):
         print(_line(score, "label", label, as_json))
 
 
@@ -42,16 +42,16 @@ def search(
 
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
-    wanted = image_or_text(query)
-    if isinstance(wanted, str) and not wanted.strip():
+    content = image_or_text(query)
+    if isinstance(content, str) and not content.strip():
         raise ValueError(f"query is empty: {query!r}")
     index = Index(folder, CLIP.from_pretrained(model))
     unreadable = index.update(embedding_bar, rebuild=force)
     if unreadable:
         print(f"{len(unreadable)} files could not be read", file=sys.stderr)
     if not index.stamps:
-        print(f"{folder} holds no picture that can be read", file=sys.stderr)
-    for score, name in index.search(wanted, top):
+        print(f"{folder} holds no image that can be read", file=sys.stderr)
+    for score, name in index.search(content, top):
         print(_line(score, "path", str(folder / name), as_json))
 
 

@@ -10,7 +10,7 @@ from .options import Force
 Clip = Annotated[str | None, typer.Option(help="A transformers CLIP, as a folder or a Hub id; default: the original's.")]
 
 
-def karlo(
+def karlo(  # noqa: PLR0913 - the parameters of a command are its options
     prior: Annotated[Path, typer.Option(help="The prior's .ckpt.")],
     decoder: Annotated[Path, typer.Option(help="The decoder's .ckpt.")],
     sr: Annotated[Path, typer.Option(help="The super-resolution's .ckpt.")],

@@ -29,11 +29,11 @@ def emoji(
 
 
 def phrases(
-    model: Annotated[str, typer.Argument(help="A model, or the run of a CLIP: its text encoder is asked.")] = "emoji",
+    model: Annotated[str, typer.Argument(help="A model, or the run of a CLIP: its text encoder is used.")] = "emoji",
     data: Annotated[Path, typer.Option(help="Folder of the emoji dataset.")] = Path("data/emoji"),
     device: Device = None,
 ) -> None:
-    """Add to the emoji dataset the phrases of English that a model's text encoder hears as one of its concepts."""
+    """Add to the emoji dataset the English phrases that a model's text encoder assigns to one of its concepts."""
     import torch
     from tqdm import tqdm
 
@@ -46,11 +46,11 @@ def phrases(
     def progress(items, total):
         return tqdm(items, total=total, desc="phrases", file=sys.stderr)
 
-    heard, concepts = add_phrases(data, clip.encode_text, progress)
-    print(f"{heard} phrases are heard as {concepts} concepts")
+    count, concepts = add_phrases(data, clip.encode_text, progress)
+    print(f"{count} phrases are assigned to {concepts} concepts")
 
 
-def bank(
+def bank(  # noqa: PLR0913 - the parameters of a command are its options
     config: Annotated[Path, typer.Argument(help="A stage's configuration, whose data section says which scenes.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
@@ -59,12 +59,12 @@ def bank(
     plans: Annotated[int, typer.Option(help="How many scenes.")] = 1_000_000,
     model: Annotated[
         str | None,
-        typer.Option(help="A model, or the run of a CLIP: its tokenizer spells the captions. Default: objective.clip."),
+        typer.Option(help="A model, or the run of a CLIP: its tokenizer is used for the captions. Default: objective.clip."),
     ] = None,
-    processes: Annotated[int, typer.Option(help="That make plans side by side; the bank is the same.")] = 2,
+    processes: Annotated[int, typer.Option(help="Processes that make plans in parallel; the bank is the same.")] = 2,
     force: Force = False,
 ) -> None:
-    """Make the plans of emoji scenes ahead, so that training makes its batches on its device alone."""
+    """Precompute the plans of emoji scenes, so that training composes its batches on its device."""
     from tqdm import tqdm
 
     from ..data.bank_build import build_bank
@@ -79,7 +79,7 @@ def bank(
     settings = load_config(config, overrides or [])
     clip = model or (settings.get("objective") or {}).get("clip")
     if clip is None:
-        raise ValueError(f"{config} names no objective.clip, whose tokenizer spells the captions; give one with --model")
+        raise ValueError(f"{config} names no objective.clip, whose tokenizer the captions need; give one with --model")
     tokenizer = load_components(components_folder(clip), ["tokenizer"])["tokenizer"]
 
     def progress(chunks, total):

@@ -1,4 +1,4 @@
-"""`unclip embed`: what CLIP says of a folder of captioned images, computed once."""
+"""`unclip embed`: CLIP embeddings of captioned images, computed once."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from .options import Device, Force, Model
 
 
-def embed(
+def embed(  # noqa: PLR0913 - the parameters of a command are its options
     data: Annotated[str, typer.Argument(metavar="DATA", help="Captioned images, as data.path= takes them.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the embeddings.")],
     model: Model = "emoji",
@@ -24,7 +24,7 @@ def embed(
     device: Device = None,
     force: Force = False,
 ) -> None:
-    """Compute CLIP embeddings and token encodings once; `data.embeddings=OUT` trains from them. Goes on after a kill."""
+    """Compute CLIP embeddings and token encodings once; `data.embeddings=OUT` trains from them. Resumable."""
     from tqdm import tqdm
 
     from ..data.image_files import read_captioned_images

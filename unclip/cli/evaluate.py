@@ -1,4 +1,4 @@
-"""`unclip evaluate`: what a model can draw, in numbers and images."""
+"""`unclip evaluate`: measures a model by its samples."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ from .images import load, need
 from .options import Device, Dtype, Sampler, Steps
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - the parameters of a command are its options
     model: Annotated[str, typer.Argument(metavar="MODEL", help='"emoji", a folder, or a Hub id.')],
     out: Annotated[Path, typer.Option(help="Folder of the report; the same evaluation goes on in it.")] = Path("report"),
     split: Annotated[str, typer.Option(help="dev (to compare runs by) or test (to report).")] = "dev",

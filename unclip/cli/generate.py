@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .batch import draw_all, read_prompts
+from .batch import read_prompts, sample_all
 from .images import load, output_files, save, slug
 from .options import Device, Dtype, Force, LowMemory, Model, Sampler, Seed, Size, Steps, Transparent
 
@@ -34,7 +34,9 @@ TimestepShift = Annotated[
 ]
 Prior = Annotated[
     str | None,
-    typer.Option(help="diffusion or autoregressive: which the model must have; none: the decoder hears text alone."),
+    typer.Option(
+        help="diffusion or autoregressive: which the model must have; none: the decoder is conditioned on text alone."
+    ),
 ]
 PriorGuidance = Annotated[float | None, typer.Option(help="Guidance scale of the prior.")]
 ClipGuidance = Annotated[float, typer.Option(help="Pull the image to where CLIP sees the prompt: 0.1 is a little.")]
@@ -52,7 +54,7 @@ Compile = Annotated[
 Job = tuple[str, int]  # a prompt, and the seed of one image
 
 
-def generate(
+def generate(  # noqa: PLR0913 - the parameters of a command are its options
     prompts: Prompts = None,
     prompts_file: PromptsFile = None,
     out: Out = None,
@@ -105,7 +107,7 @@ def generate(
 
 
 def jobs_of(prompts: list[str], num_images: int, seed: int) -> list[Job]:
-    """`num_images` jobs of each prompt, whose seeds count up from `seed`. Raises ValueError for what is out of range."""
+    """`num_images` jobs of each prompt, whose seeds count up from `seed`. Raises ValueError for a value out of range."""
     from ..pipelines.settings import MAX_IMAGES
 
     if num_images < 1 or len(prompts) * num_images > MAX_IMAGES:
@@ -120,7 +122,7 @@ def jobs_of(prompts: list[str], num_images: int, seed: int) -> list[Job]:
 
 @dataclass(frozen=True)
 class Request:
-    """The jobs of one call of `unclip generate`, and how they are sampled; `settings` go to the pipeline."""
+    """The jobs of one call of `unclip generate`, and the options for sampling them; `settings` go to the pipeline."""
 
     jobs: list[Job]
     settings: dict[str, Any]
@@ -142,7 +144,7 @@ class Request:
         return [cut_out(image) for image in images] if self.transparent else images
 
     def load(self, default_device: str | None = None) -> tuple[Any, int]:
-        """The pipeline, compiled if that was asked for, and how many images it samples at once."""
+        """The pipeline, compiled if requested, and its batch size."""
         from ..pipelines.settings import images_at_once
 
         pipe = load(self.model, self.device or default_device, self.dtype, self.low_memory)
@@ -156,16 +158,16 @@ class Request:
         from ..runtime.profiling import Profile
 
         pipe.compile()
-        print("compiling, which takes minutes: a first image is drawn and thrown away", file=sys.stderr)
-        warming = Profile(pipe.device)
-        with warming.watch(pipe):
+        print("compiling, which takes minutes: a first image is drawn and discarded", file=sys.stderr)
+        warmup = Profile(pipe.device)
+        with warmup.watch(pipe):
             self.sample(self.jobs[:count], pipe)
-        taken = ", ".join(f"{cost.stage} {cost.seconds:.0f} s" for cost in warming.costs.values() if cost.seconds > 1)
+        taken = ", ".join(f"{cost.stage} {cost.seconds:.0f} s" for cost in warmup.costs.values() if cost.seconds > 1)
         print(f"compiled: {taken or 'already'}", file=sys.stderr)
 
 
 def _generate_file(request: Request, out: Path | None, force: bool) -> None:
-    """Sample the jobs of a file of prompts into a folder, those that it lacks."""
+    """Sample the jobs of a file of prompts whose images the folder lacks."""
     if out is None or (out.suffix and not out.is_dir()):
         raise ValueError(f"--prompts needs a folder to draw into: --out DIR, got {out}")
 
@@ -174,10 +176,10 @@ def _generate_file(request: Request, out: Path | None, force: bool) -> None:
         pipe.set_progress_bar_config(disable=True)
         return pipe, batch
 
-    given = request.settings | {"transparent": request.transparent or None}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = request.settings | {"transparent": request.transparent or None}
+    chosen = {name: value for name, value in settings.items() if value is not None}
     facts = {"model": request.model, "settings": json.dumps(chosen, sort_keys=True)}
-    draw_all(request.jobs, out, facts, request.sample, prepare, force)
+    sample_all(request.jobs, out, facts, request.sample, prepare, force)
 
 
 def _generate_prompts(request: Request, out: Path | None, profile: bool, force: bool) -> None:
@@ -205,7 +207,7 @@ def _generate_prompts(request: Request, out: Path | None, profile: bool, force: 
 
 
 def _print_profile(pipe: Any, timed: Any, counted: Any, batch: int) -> None:
-    """What each stage cost, beside the measured peak of the device."""
+    """Print the cost of each stage beside the measured peak of the device."""
     from ..runtime.profiling import measured_peak, table
 
     peak = measured_peak(pipe.device, pipe.decoder.dtype)
@@ -214,7 +216,7 @@ def _print_profile(pipe: Any, timed: Any, counted: Any, batch: int) -> None:
     print(f"peak: {what}, measured; images at once: {batch}", file=sys.stderr)
 
 
-def rerank(
+def rerank(  # noqa: PLR0913 - the parameters of a command are its options
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     out: Annotated[Path, typer.Option(help="Folder of the kept images, the best first.")],
     candidates: Annotated[int, typer.Option(help="Images to draw and rank.")] = 64,

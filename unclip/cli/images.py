@@ -1,4 +1,4 @@
-"""What every command that draws needs: a pipeline, names for its files, and images that remember how they were made."""
+"""Shared by the sampling commands: loading a pipeline, output files, and saving images with metadata."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def load(model: str, device: str | None, dtype: str, low_memory: bool = False):
-    """The pipeline of a model on a device. Raises ValueError for one that is not there."""
+    """The pipeline of a model on a device. Raises ValueError for an unknown model or device."""
     import diffusers
     import torch
 
@@ -27,7 +27,7 @@ def load(model: str, device: str | None, dtype: str, low_memory: bool = False):
 
 
 def usable(device: str | None):
-    """The device of that name, or the best one. Raises ValueError for one that is not there."""
+    """The device of that name, or the best one. Raises ValueError if it cannot be used."""
     import torch
 
     from ..runtime.precision import best_device
@@ -41,14 +41,14 @@ def usable(device: str | None):
 
 
 def need(*modules: str) -> None:
-    """Raises ValueError for modules that are not installed, saying how they come."""
+    """Raises ValueError, with how to install it, for a module that is not installed."""
     for module in modules:
         if find_spec(module) is None:
-            raise ValueError(how_it_comes(module) or f"this needs {module}, which is not installed")
+            raise ValueError(install_hint(module) or f"this needs {module}, which is not installed")
 
 
-def how_it_comes(module: str | None) -> str | None:
-    """What to say of a module that one of the package's extras brings; None of any other."""
+def install_hint(module: str | None) -> str | None:
+    """How to install a module of one of the package's extras; None for any other module."""
     for line in requires("unclip") or []:
         name, extra = re.match(r"[\w.-]+", line)[0], re.search(r"extra == ['\"](\w+)", line)
         if extra and module in (name.replace("-", "_"), name.removeprefix("python-")):
@@ -57,7 +57,7 @@ def how_it_comes(module: str | None) -> str | None:
 
 
 def output_files(out: Path | None, names: list[str], force: bool) -> list[Path]:
-    """Where images called `names` go: the one file `out`, or a folder; checked before anything is drawn."""
+    """The files for images called `names`: the file `out`, or files in a folder; checked before sampling."""
     if out is not None and out.suffix and not out.is_dir():
         if out.suffix.lower() != ".png":
             raise ValueError(f"--out {out} must end in .png or be a folder")
@@ -71,21 +71,21 @@ def output_files(out: Path | None, names: list[str], force: bool) -> list[Path]:
 
 
 def check_free(files: list[Path], force: bool) -> None:
-    """Raises ValueError for files that are there already, unless `force` allows it, or that cannot be written."""
+    """Raises ValueError for files that exist, unless `force` is set, or that cannot be written."""
     for path in files:
         if path.exists() and not force:
             raise ValueError(f"{path} exists; pass --force to overwrite it")
     folder = files[0].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):  # some folders that say they are writable are not
+        with TemporaryFile(dir=folder):  # permissions alone do not tell
             pass
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 def _unique(files: list[Path]) -> list[Path]:
-    """The same prompt given twice makes two files."""
+    """Number equal paths, so that a prompt given twice makes two files."""
     seen: dict[Path, int] = {}
     result = []
     for path in files:
@@ -99,7 +99,7 @@ def slug(prompt: str) -> str:
 
 
 def embedding_bar(batches: Iterable) -> Iterable:
-    """Progress of embedding images, where there is more than one batch of them."""
+    """A progress bar for embedding images, if there is more than one batch."""
     from tqdm import tqdm
 
     return tqdm(batches, desc="embedding", file=sys.stderr, disable=len(batches) < 2)
@@ -116,7 +116,7 @@ def row(images: list):
 
 
 def save(image, path: Path, facts: dict[str, str], transparent: bool = False) -> None:
-    """Write a PNG with its facts in text chunks, whole or not at all; `transparent` cuts its white background out."""
+    """Write a PNG atomically with `facts` as text chunks; `transparent` removes the white background."""
     from ..io.images import cut_out, png_facts
 
     image = cut_out(image) if transparent else image
@@ -124,7 +124,7 @@ def save(image, path: Path, facts: dict[str, str], transparent: bool = False) ->
 
 
 def write(path: Path, save_to: Callable[[Path], None]) -> None:
-    """Have a file written beside its place and moved there when it is whole. Raises ValueError where that fails."""
+    """Write a file atomically. Raises ValueError if that fails."""
     from ..io.checkpoints import write_beside
 
     try:

@@ -1,4 +1,4 @@
-"""What is done with an image's embedding and its noise: variations, paths, edits, repainting."""
+"""Commands that work on an image's embedding and inverted noise: variations, interpolation, edits, inpainting."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from .images import check_free, embedding_bar, load, output_files, row, save, wr
 from .options import DecoderSteps, Device, Dtype, Force, Model, Sampler, Seed, Size, Transparent
 
 
-def variations(
+def variations(  # noqa: PLR0913 - the parameters of a command are its options
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to vary.")],
     out: Annotated[Path, typer.Option(help="Folder of the variations.")],
     count: Annotated[int, typer.Option("-n", "--num-images", help="How many.")] = 4,
@@ -35,12 +35,12 @@ def variations(
 
     if not 1 <= count <= MAX_IMAGES:
         raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count}")
-    picture = open_image(image)
+    original = open_image(image)
     files = output_files(out, [f"{image.stem}-{seed + n}" for n in range(count)], force)
     pipe = UnCLIPImageVariationPipeline.from_pipe(load(model, device, dtype))
     for n, path in enumerate(files):
         drawn = pipe(
-            picture,
+            original,
             generator=[torch.Generator().manual_seed(seed + n)],
             prompt=prompt,
             eta=eta,
@@ -54,7 +54,7 @@ def variations(
         print(path)
 
 
-def interpolate(
+def interpolate(  # noqa: PLR0913 - the parameters of a command are its options
     a: Annotated[str, typer.Argument(metavar="A", help="An image file or a prompt.")],
     b: Annotated[str, typer.Argument(metavar="B", help="An image file or a prompt.")],
     out: Annotated[Path, typer.Option(help="Folder of the images, their grid and their animation.")],
@@ -88,8 +88,8 @@ def interpolate(
         decoder_num_inference_steps=decoder_steps,
     ).images
     facts = {"from": a, "to": b, "seed": str(seed), "model": model}
-    for n, (path, picture) in enumerate(zip(files, drawn, strict=False)):
-        save(picture, path, facts | {"share": f"{n / (steps - 1):.4f}"})
+    for n, (path, result) in enumerate(zip(files, drawn, strict=False)):
+        save(result, path, facts | {"share": f"{n / (steps - 1):.4f}"})
     save(row(drawn), files[-2], facts)
     there_and_back = drawn + drawn[-2:0:-1]
     animation = {"format": "WEBP", "save_all": True, "append_images": there_and_back[1:], "duration": 120, "loop": 0}
@@ -98,7 +98,7 @@ def interpolate(
         print(path)
 
 
-def pca(
+def pca(  # noqa: PLR0913 - the parameters of a command are its options
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to probe.")],
     out: Annotated[Path, typer.Option(help="Folder of the images and their grid.")],
     counts: Annotated[
@@ -125,7 +125,7 @@ def pca(
     from ..pipelines.axes import axes_of
     from ..pipelines.pca import COUNTS
 
-    picture = open_image(image)
+    original = open_image(image)
     check_free([out / "grid.png"] + ([save_axes] if save_axes else []), force)
     pipe = UnCLIPPCAPipeline.from_pipe(load(model, device, dtype))
     axes = axes_of(model, pipe.clip, of, embedding_bar)
@@ -133,7 +133,7 @@ def pca(
     files = [out / f"{k:03d}.png" for k in counts] + [out / "grid.png"] + ([save_axes] if save_axes else [])
     check_free(files, force)
     settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
-    drawn = pipe(picture, axes, counts, generator=torch.Generator().manual_seed(seed), **settings).images
+    drawn = pipe(original, axes, counts, generator=torch.Generator().manual_seed(seed), **settings).images
     facts = {"pca_of": image.name, "seed": str(seed), "model": model}
     for path, result, kept in zip(files, drawn, counts, strict=False):
         save(result, path, facts | {"components": str(kept)})
@@ -144,7 +144,7 @@ def pca(
         print(path)
 
 
-def edit(
+def edit(  # noqa: PLR0913 - the parameters of a command are its options
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to change.")],
     target: Annotated[str, typer.Option("--to", help="What it should become.")],
     out: Annotated[Path, typer.Option(help="A .png file; a folder where several strengths are given.")],
@@ -166,18 +166,18 @@ def edit(
     from ..pipelines import UnCLIPTextDiffPipeline
 
     strengths = strength or [0.35]
-    picture = open_image(image)
+    original = open_image(image)
     files = output_files(out, [f"{image.stem}-{s:g}" for s in strengths], force)
     pipe = UnCLIPTextDiffPipeline.from_pipe(load(model, device, dtype))
     steps = {} if decoder_steps is None else {"decoder_num_inference_steps": decoder_steps}
-    drawn = pipe(picture, target, source, strengths, generator=torch.Generator().manual_seed(seed), size=size, **steps).images
+    drawn = pipe(original, target, source, strengths, generator=torch.Generator().manual_seed(seed), size=size, **steps).images
     for path, result, share in zip(files, drawn, strengths, strict=True):
         facts = {"edit_of": image.name, "from": source, "to": target, "strength": f"{share:g}"}
         save(result, path, facts | {"seed": str(seed), "model": model}, transparent)
         print(path)
 
 
-def inpaint(
+def inpaint(  # noqa: PLR0913 - the parameters of a command are its options
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to repaint in part.")],
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="An image of the same size, white where to repaint.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image should show.")],
@@ -195,10 +195,13 @@ def inpaint(
 
     facts = {"inpaint_of": image.name, "mask": mask.name, "prompt": prompt, "seed": str(seed), "model": model}
     settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
-    _repaint(open_image(image), open_image(mask), prompt, out, seed, settings, (model, device, dtype), facts, force)
+    images = open_image(image), open_image(mask)
+    path = _single_file(out, force)
+    save(_inpainted((model, device, dtype), prompt, images, seed, settings), path, facts)
+    print(path)
 
 
-def outpaint(
+def outpaint(  # noqa: PLR0913 - the parameters of a command are its options
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to go on from.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image should show.")],
     out: Annotated[Path, typer.Option(help="A .png file.")],
@@ -217,35 +220,39 @@ def outpaint(
     """Draw what lies beyond an image's edges."""
     from ..io.images import open_image, with_margins
 
-    picture = open_image(image)
+    original = open_image(image)
     sides = (left, right, top, bottom)
     if all(side is None for side in sides):
-        margins = (picture.width // 4, picture.width // 4, picture.height // 4, picture.height // 4)
+        margins = (original.width // 4, original.width // 4, original.height // 4, original.height // 4)
     else:
         margins = tuple(side or 0 for side in sides)
-    canvas, mask = with_margins(picture, *margins)
+    canvas, mask = with_margins(original, *margins)
     facts = {"outpaint_of": image.name, "margins": str(margins), "prompt": prompt, "seed": str(seed), "model": model}
     settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
-    _repaint(canvas, mask, prompt, out, seed, settings, (model, device, dtype), facts, force)
+    path = _single_file(out, force)
+    save(_inpainted((model, device, dtype), prompt, (canvas, mask), seed, settings), path, facts)
+    print(path)
 
 
-def _repaint(picture, mask, prompt: str, out: Path, seed: int, settings: dict, source: tuple, facts: dict, force: bool) -> None:
+def _single_file(out: Path, force: bool) -> Path:
+    return output_files(out, [out.name or "repainted"], force)[0]
+
+
+def _inpainted(source: tuple, prompt: str, images: tuple, seed: int, settings: dict):
+    """The inpainted image of `images`, an image and its mask; `source` is a model, a device and a dtype."""
     import torch
 
     from ..pipelines import UnCLIPInpaintPipeline
 
-    path = output_files(out, [out.name or "repainted"], force)[0]
     pipe = UnCLIPInpaintPipeline.from_pipe(load(*source))
-    drawn = pipe(prompt, picture, mask, generator=[torch.Generator().manual_seed(seed)], **settings).images[0]
-    save(drawn, path, facts)
-    print(path)
+    return pipe(prompt, *images, generator=[torch.Generator().manual_seed(seed)], **settings).images[0]
 
 
 def image_or_text(word: str):
-    """An image, where `word` is an image file, else the sentence."""
+    """The image, if `word` is an image file, else the prompt."""
     from ..io.images import SUFFIXES, open_image
 
-    path = Path(os.path.expanduser(word))  # which, unlike Path's own, takes a sentence that begins with ~
+    path = Path(os.path.expanduser(word))  # unlike Path.expanduser, it accepts a prompt that begins with ~
     if os.path.isfile(path) or path.suffix.lower() in SUFFIXES:
         return open_image(path)
     return word

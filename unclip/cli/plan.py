@@ -1,4 +1,4 @@
-"""`unclip plan`: what a training run will take."""
+"""`unclip plan`: the memory, work and time of a training run."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from .options import Json
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def plan(
+def plan(  # noqa: PLR0913 - the parameters of a command are its options
     config: Annotated[Path, typer.Argument(help="A stage's configuration: a file, or a shipped one, as dalle2/decoder.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")

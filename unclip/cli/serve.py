@@ -14,7 +14,7 @@ KeyFile = Annotated[
 ]
 
 
-def serve(
+def serve(  # noqa: PLR0913 - the parameters of a command are its options
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
     api_key_file: KeyFile = None,
@@ -75,16 +75,16 @@ def serve(
 
 
 def _plugin(name: str):
-    """What `package.module:function` names. Raises ValueError where there is no such function."""
+    """The function that `package.module:function` names. Raises ValueError if there is none."""
     import sys
     from importlib import import_module
 
     module, _, function = name.partition(":")
-    sys.path.insert(0, "")  # a deployer's module lies beside what they call us from
+    sys.path.insert(0, "")  # to find modules in the current folder
     try:
         found = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--content-filter {name} cannot be had: {error}") from None
+        raise ValueError(f"--content-filter {name} cannot be imported: {error}") from None
     finally:
         sys.path.remove("")
     if not callable(found):

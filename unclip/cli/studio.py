@@ -30,7 +30,7 @@ def app(
 
 
 def page(pipe, model: str, search: Path | None, worker=None, content_filter=None, rate=None):
-    """The page over a loaded pipeline, and over a folder's index, brought up to date."""
+    """The page for a loaded pipeline, and for the updated index of a folder."""
     from ..clip.search import Index
     from ..studio.generation import Studio
     from ..studio.layout import build
@@ -38,7 +38,7 @@ def page(pipe, model: str, search: Path | None, worker=None, content_filter=None
     studio, index = Studio(pipe, model, worker, content_filter, rate), None
     if search is not None:
         if not studio.has_image_tower:
-            raise ValueError(f"the model {model} has no image tower: it cannot search pictures")
+            raise ValueError(f"the model {model} has no image tower: it cannot search images")
         index = Index(search, pipe.clip)
         index.update(embedding_bar)
     return build(studio, index)

@@ -1,4 +1,4 @@
-"""Measuring a model by what it draws: prompts, judges, metrics, and the report. See docs/evaluation.md."""
+"""Evaluation of a model by its samples: prompts, judges, metrics, and the report. See docs/evaluation.md."""
 
 from .run import PARTS, Settings, evaluate
 

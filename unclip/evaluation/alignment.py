@@ -17,9 +17,12 @@ SHIFT = 4  # pixels, in each direction
 
 @dataclass
 class Match:
-    """For each of N images the real render that is most similar: its PSNR in dB [N], icons' rows [N], and itself.
+    """The most similar real render of each of N images.
 
-    `renders` is uint8 [N, 3, 64, 64].
+    Attributes:
+        psnr: In dB, [N].
+        rows: Rows of the icons, [N].
+        renders: uint8 [N, 3, 64, 64].
     """
 
     psnr: Tensor
@@ -53,12 +56,12 @@ def nearest_icon(images: Tensor, icons: IconSet, rows: Sequence[Sequence[int]]) 
 def shifted_errors(image: Tensor, candidates: Tensor, ground: Tensor | None = None, inside: Tensor | None = None) -> Tensor:
     """Mean squared errors of candidates shifted by -`SHIFT` to `SHIFT` rows and columns against an image.
 
-    By products of spectra: sum m (a - b)^2 = sum m a^2 + sum m b^2 - 2 sum m a b, the last two correlations. Exact to 1e-6.
+    Computed by FFT: sum m (a - b)^2 = sum m a^2 + sum m b^2 - 2 sum m a b, the last two correlations. Exact to 1e-6.
 
     Args:
         image: uint8 [3, S, S].
         candidates: uint8 [K, 3, S, S].
-        ground: the colour [3] in [0, 1] that a shift brings in; default: white.
+        ground: the background colour [3] in [0, 1], which fills what a shift uncovers; default: white.
         inside: bool [S, S], the pixels m that are compared; default: all.
 
     Returns:
@@ -78,7 +81,7 @@ def shifted_errors(image: Tensor, candidates: Tensor, ground: Tensor | None = No
 
 
 def shift(render: Tensor, down: int, across: int, ground: Tensor | None = None) -> Tensor:
-    """An image uint8 [3, S, S] moved by whole pixels; the ground [3] in [0, 1] comes in, white by default."""
+    """An image uint8 [3, S, S] moved by whole pixels; the background [3] in [0, 1], default white, fills the rest."""
     ground = torch.ones(3) if ground is None else ground
     moved = (ground * 255).round().byte()[:, None, None].expand_as(render).clone()
     rows, columns = (slice(max(by, 0), render.shape[-1] + min(by, 0)) for by in (down, across))

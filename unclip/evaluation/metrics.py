@@ -1,6 +1,6 @@
-"""Numbers from scores, features and pixels, each with an interval. Own short code, tested against closed forms."""
+"""Metrics of scores, features and pixels, with intervals; tested against closed forms."""
 
-# N pictures, M others, T texts, D feature dimension, H height, W width
+# N images, M others, T texts, D feature dimension, H height, W width
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ GROUPS = 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% interval, from `n` pictures."""
+    """A number with its 95% interval, from `n` images."""
 
     value: float
     low: float
@@ -60,8 +60,8 @@ def _resampled(count: int, seed: int) -> np.ndarray:
 def jackknife(statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, units: Tensor | None = None) -> Estimate:
     """`statistic` of two sets [N, D], [M, D], with 1.96 standard errors of the delete-a-group jackknife about it.
 
-    A bootstrap repeats rows, which a distance between sets takes for a lack of diversity; leaving rows out does not. Rows of
-    one of `units` [N], numbered from 0, are of one prompt, in both sets, and leave together: prompts are what was sampled.
+    A bootstrap repeats rows, which a distance between sets sees as a lack of diversity; leaving rows out does not. Rows with
+    the same number in `units` [N] (from 0) belong to one prompt, in both sets, and are left out together.
     """
     of_x, of_y = (torch.arange(len(rows)) if units is None else units for rows in (x, y))
     value, groups = statistic(x, y), min(GROUPS, int(of_x.max()) + 1, int(of_y.max()) + 1)
@@ -114,26 +114,26 @@ def precision_recall(drawn: Tensor, real: Tensor, neighbours: int = 3) -> tuple[
 # ---------------------------------------------------------------------------------------------- ranks
 
 
-def recalled(scores: Tensor, right: Tensor, k: int) -> Tensor:
-    """Whether one of the k highest of `scores` [N, T] is `right` (bool [N, T]); float [N]."""
+def recall_at(scores: Tensor, right: Tensor, k: int) -> Tensor:
+    """Recall at k: whether one of the k highest of `scores` [N, T] is `right` (bool [N, T]); float [N]."""
     best = scores.topk(min(k, scores.shape[1]), 1).indices
     return right.gather(1, best).any(1).float()
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
-def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture; [N, 3, H, W] in [0, 1] -> [N]."""
-    return -10 * (pictures - truth).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each image; [N, 3, H, W] in [0, 1] -> [N]."""
+    return -10 * (images - truth).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
 
 
-def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each picture, Gaussian window of 11 pixels and sigma 1.5 (Wang et al. 2004, equation 13).
+def ssim(images: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity of each image, Gaussian window of 11 pixels and sigma 1.5 (Wang et al. 2004, equation 13).
 
     [N, 3, H, W] in [0, 1] -> [N].
     """
-    taps = torch.exp(-0.5 * ((torch.arange(11, dtype=pictures.dtype) - 5) / 1.5) ** 2)
+    taps = torch.exp(-0.5 * ((torch.arange(11, dtype=images.dtype) - 5) / 1.5) ** 2)
     taps = taps / taps.sum()
 
     def blurred(x: Tensor) -> Tensor:
@@ -142,17 +142,17 @@ def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
             flat = F.conv2d(flat, window.expand(flat.shape[1], -1, -1, -1), groups=flat.shape[1])
         return flat[0].unflatten(0, x.shape[:2])
 
-    mean_x, mean_y = blurred(pictures), blurred(truth)
-    var_x, var_y = blurred(pictures**2) - mean_x**2, blurred(truth**2) - mean_y**2
-    cov = blurred(pictures * truth) - mean_x * mean_y
+    mean_x, mean_y = blurred(images), blurred(truth)
+    var_x, var_y = blurred(images**2) - mean_x**2, blurred(truth**2) - mean_y**2
+    cov = blurred(images * truth) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     index = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return index.mean((1, 2, 3))
 
 
-def sharpness(pictures: Tensor, share: float = 0.05) -> Tensor:
-    """Mean step from pixel to pixel over the steepest `share` of each picture; [N, 3, H, W] in [0, 1] -> [N]."""
-    grey = pictures.mean(1)
+def sharpness(images: Tensor, share: float = 0.05) -> Tensor:
+    """Mean gradient magnitude over the steepest `share` of each image; [N, 3, H, W] in [0, 1] -> [N]."""
+    grey = images.mean(1)
     across, down = grey[:, :-1, 1:] - grey[:, :-1, :-1], grey[:, 1:, :-1] - grey[:, :-1, :-1]
     steps = (across**2 + down**2).sqrt().flatten(1)
     return steps.topk(max(int(share * steps.shape[1]), 1), 1).values.mean(1)
@@ -160,18 +160,18 @@ def sharpness(pictures: Tensor, share: float = 0.05) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- objects on white
 
-WHITE = 0.97  # a pixel whose darkest channel is below is the object's
-FLAT = 0.02  # a step to the next pixels below is no edge
-LEVELS = 15  # of a channel, to which colours are rounded before they are counted
+WHITE = 0.97  # pixels whose darkest channel is below belong to the object
+FLAT = 0.02  # gradient magnitude below which a pixel counts as flat
+LEVELS = 15  # colours are rounded to multiples of 1/15 before they are counted
 COVERED = 0.9
 
 
-def objects(images: Tensor) -> Tensor:
-    """Which pixels of images [N, 3, H, W] in [0, 1] are not the white ground: bool [N, H, W]."""
+def object_mask(images: Tensor) -> Tensor:
+    """The pixels of images [N, 3, H, W] in [0, 1] that are not the white background: bool [N, H, W]."""
     return images.amin(1) < WHITE
 
 
-def steps(images: Tensor) -> Tensor:
+def gradient_magnitude(images: Tensor) -> Tensor:
     """Root of the squared forward differences, summed over both axes and all channels; 0 past the last pixel.
 
     [N, 3, H, W] -> [N, H, W].
@@ -182,18 +182,18 @@ def steps(images: Tensor) -> Tensor:
 
 
 def flat_share(images: Tensor) -> Tensor:
-    """Share of each object's pixels that are flat; [N, 3, H, W] in [0, 1] -> [N], 0 where there is no object."""
-    inside = objects(images)
-    flat = (steps(images) < FLAT) & inside
+    """Share of each object's pixels that are flat; [N, 3, H, W] in [0, 1] -> [N], 0 without an object."""
+    inside = object_mask(images)
+    flat = (gradient_magnitude(images) < FLAT) & inside
     return flat.flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1)
 
 
-def colours(images: Tensor) -> Tensor:
+def colour_count(images: Tensor) -> Tensor:
     """Fewest colours, of 16 levels a channel, that cover 90% of each object; [N, 3, H, W] in [0, 1] -> float [N]."""
     levels = (images * LEVELS).round().long()
     codes = (levels[:, 0] * 16 + levels[:, 1]) * 16 + levels[:, 2]  # [N, H, W]
     found = []
-    for code, inside in zip(codes, objects(images), strict=True):
+    for code, inside in zip(codes, object_mask(images), strict=True):
         counts = code[inside].unique(return_counts=True)[1].sort(descending=True).values
         found.append(int((counts.cumsum(0) < COVERED * counts.sum()).sum()) + 1 if len(counts) else 0)
     return torch.tensor(found, dtype=torch.float32)

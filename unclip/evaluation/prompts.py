@@ -1,4 +1,4 @@
-"""What a model is asked to draw, and what its judge is asked of the picture. dev and test share no prompt."""
+"""The prompts of the evaluation, and the questions that the judge answers. The splits dev and test share no prompt."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,27 +11,34 @@ from ..data.icon_packages import STYLES
 from ..data.judged import KINDS, attribute_changes, caption
 from ..data.scenes import IconSet, Plan, Scene, SceneSampler, everyday_prompts, split_of_concept, split_of_icon
 
-SPLITS = {"dev": "validation", "test": "test"}  # of the evaluation: the data's split that its combinations are held out in
+SPLITS = {
+    "dev": "validation",
+    "test": "test",
+}  # of the evaluation -> of the data
 SEED = 20_261
 PER_KIND = 100
 DISTRACTORS = 99
-COMMON = (  # what people ask for first: looked at by eye, an earlier model beside a later one
+COMMON = (  # common concepts, to compare two models by eye
     *("cat face", "dog face", "rabbit face", "bear", "fox", "lion", "pig face", "elephant", "horse", "penguin", "owl"),
     *("butterfly", "fish", "octopus", "turtle", "honeybee", "unicorn", "frog", "red heart", "star", "grinning face"),
     *("smiling face with sunglasses", "robot", "ghost", "pizza", "hamburger", "birthday cake", "ice cream", "red apple"),
     *("banana", "strawberry", "hot beverage", "automobile", "airplane", "rocket", "bicycle", "sailboat", "house"),
     *("evergreen tree", "sunflower", "sun", "rainbow", "snowman", "umbrella", "guitar", "soccer ball", "crown", "light bulb"),
 )
-TRIES = 40  # scenes looked through for each prompt that is wanted
+TRIES = 40  # scenes sampled for each prompt that is wanted, at most
 ATTRIBUTE = {"colour": "colour", "count": "number", "relation": "place", "background": "ground", "style": "style"}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sentence to draw, a scene that shows it truly, and what it asks for.
+    """A prompt with its ground truth.
 
-    `right` are the concepts that answer it, `plan` what a composition shows; `known` is False for a concept that CLIP is
-    not trained on, nor are decoder and prior without `data.all_concepts`.
+    Attributes:
+        text: The prompt.
+        truth: A scene of which the text is true.
+        right: The concepts that count as right.
+        plan: Of a composition or an attachment.
+        known: False for a concept that CLIP was not trained on, nor decoder and prior without `data.all_concepts`.
     """
 
     text: str
@@ -43,7 +50,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """Which of `options` does the picture show? The first is right, chance is 1 / len(options)."""
+    """Which of `options` does the image show? The first is right, chance is 1 / len(options)."""
 
     about: str
     options: tuple[Plan, ...]
@@ -60,9 +67,9 @@ def check_split(split: str) -> None:
 
 
 def recognition(icons: IconSet, split: str, turn: int = 0) -> list[Prompt]:
-    """Single concepts by their names, half of all in each split, in an order of no meaning.
+    """Single concepts by their names, half of all in each split, in a random but fixed order.
 
-    Each later `turn` shows the same names by other renders, while there are styles.
+    Each `turn` has the same names with other real renders, as long as there are styles.
     """
     check_split(split)
     sampler = SceneSampler(icons, "all", SEED, tones=0.0)
@@ -75,7 +82,7 @@ def recognition(icons: IconSet, split: str, turn: int = 0) -> list[Prompt]:
 
 
 def everyday(icons: IconSet, split: str) -> list[Prompt]:
-    """Everyday English: every other prompt of unclip/data/everyday.yaml, as far as these icons can answer."""
+    """Everyday English: every other prompt of unclip/data/everyday.yaml, as far as these icons have its concepts."""
     check_split(split)
     sampler = SceneSampler(icons, "all", SEED, tones=0.0)
     found = []
@@ -87,19 +94,19 @@ def everyday(icons: IconSet, split: str) -> list[Prompt]:
 
 
 def common(icons: IconSet) -> list[Prompt]:
-    """The `COMMON` names that these icons have, the same in both splits: to look at, not to report."""
+    """The `COMMON` names that these icons have, the same in both splits: for comparison by eye only."""
     sampler = SceneSampler(icons, "all", SEED, tones=0.0)
     return [Prompt(concept, _single(sampler, concept), (concept,)) for concept in COMMON if concept in icons.by_concept]
 
 
 def composition(icons: IconSet, split: str, per_kind: int = PER_KIND) -> dict[str, list[Prompt]]:
-    """For each kind, prompts whose combination was held out of training while each part of it was in it."""
+    """For each kind, prompts whose combination was held out of training while its parts were not."""
     check_split(split)
     return {kind: list(_held_out(icons, split, kind, per_kind)) for kind in (*KINDS, "style")}
 
 
 def attachments(icons: IconSet, split: str, count: int = PER_KIND) -> list[Prompt]:
-    """One thing attached to another in ways that were held out of training, as people say it."""
+    """Prompts of one thing attached to another, with combinations that were held out of training."""
     check_split(split)
     sampler = SceneSampler(icons, SPLITS[split], SEED, kinds=("attachment",), tones=0.0)
     known, found = set(icons.recognisable), {}
@@ -118,7 +125,7 @@ def attachments(icons: IconSet, split: str, count: int = PER_KIND) -> list[Promp
 
 
 def scenes(icons: IconSet, split: str, count: int, first: int = 0) -> list[Prompt]:
-    """Scenes of every kind as they come that are held out of any training, for distances between sets."""
+    """Scenes of every kind, in their usual shares, that are held out of any training, for distances between sets."""
     check_split(split)
     sampler = SceneSampler(icons, SPLITS[split], SEED + 1, all_concepts=True)
     drawn = [sampler.scene(n) for n in range(first, first + count)]
@@ -126,9 +133,9 @@ def scenes(icons: IconSet, split: str, count: int, first: int = 0) -> list[Promp
 
 
 def questions(prompt: Prompt, icons: IconSet) -> list[Question]:
-    """What is asked of a composition: each object among 100, and what the prompt says of it among all that it could say."""
+    """The questions for a composition: each object among 100, and its attribute among all values."""
     plan, styled = prompt.plan, prompt.plan.kind == "single"
-    shown = replace(plan, kind="pair", relation=None) if len(plan.concepts) == 2 else plan  # where they stand is asked apart
+    shown = replace(plan, kind="pair", relation=None) if len(plan.concepts) == 2 else plan  # places are a question of their own
     rng = np.random.default_rng(_digest("distractors", prompt.text) % 2**63)
     known = set(icons.recognisable)
     pool = [c for c in icons.objects if c in known and c not in plan.concepts]

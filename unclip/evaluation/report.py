@@ -1,4 +1,4 @@
-"""The report: one JSON with every number, and one HTML page that needs nothing beside it."""
+"""The report: one JSON with every number, and one self-contained HTML page."""
 
 import base64
 import html
@@ -17,7 +17,7 @@ from .metrics import Estimate
 
 @dataclass
 class Table:
-    """Rows of cells; an `Estimate` is shown with its interval, as percent where `percent` says so."""
+    """Rows of cells; an `Estimate` is shown with its interval, in percent with `percent`."""
 
     title: str
     columns: Sequence[str]
@@ -28,10 +28,10 @@ class Table:
 
 @dataclass
 class Sheet:
-    """Pictures uint8 [N, 3, H, W] with a caption each; `marks` says of each whether the judge found it right."""
+    """Images uint8 [N, 3, H, W] with a caption each; `marks` says whether the judge found each right."""
 
     title: str
-    pictures: Tensor
+    images: Tensor
     captions: Sequence[str]
     marks: Sequence[bool | None] | None = None
     side: int = 96
@@ -42,14 +42,14 @@ class Plot:
     """Lines with their intervals: `series` maps a name to (x, Estimate) pairs."""
 
     title: str
-    across: str
-    up: str
+    x_label: str
+    y_label: str
     series: dict[str, list[tuple[float, Estimate]]]
 
 
 @dataclass
 class Part:
-    """What one part of the evaluation found: numbers for the JSON, and what the page shows of it."""
+    """The results of one part of the evaluation: numbers for the JSON, and items for the page."""
 
     name: str
     results: dict[str, Any]
@@ -130,18 +130,18 @@ def _number(value: float, percent: bool) -> str:
 def _sheet(sheet: Sheet) -> str:
     marks = sheet.marks or [None] * len(sheet.captions)
     cells = []
-    for picture, caption, mark in zip(sheet.pictures, sheet.captions, marks, strict=True):
+    for image, caption, mark in zip(sheet.images, sheet.captions, marks, strict=True):
         kind = "" if mark is None else " class=yes" if mark else " class=no"
-        image = f'<img width={sheet.side} height={sheet.side} src="{_data(picture)}" alt="{html.escape(caption, quote=True)}">'
+        tag = f'<img width={sheet.side} height={sheet.side} src="{_data_url(image)}" alt="{html.escape(caption, quote=True)}">'
         cells.append(
-            f'<figure style="width:{sheet.side}px"{kind}>{image}<figcaption>{html.escape(caption)}</figcaption></figure>'
+            f'<figure style="width:{sheet.side}px"{kind}>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>'
         )
     return f"<h3>{html.escape(sheet.title)}</h3><div class=sheet>{''.join(cells)}</div>"
 
 
-def _data(picture: Tensor) -> str:
+def _data_url(image: Tensor) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -176,6 +176,6 @@ def _plot(plot: Plot) -> str:
         name = html.escape(name)
         parts.append(f'<text x="{width - 100}" y="{top + 14 + 16 * number}" style="fill:{colour}">{name}</text>')
     middle = (left + width - 110) / 2
-    parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle">{html.escape(plot.across)}</text>')
-    parts.append(f'<text x="4" y="{top - 3}">{html.escape(plot.up)}</text>')
+    parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle">{html.escape(plot.x_label)}</text>')
+    parts.append(f'<text x="4" y="{top - 3}">{html.escape(plot.y_label)}</text>')
     return f'<h3>{html.escape(plot.title)}</h3><svg width="{width}" height="{height}" role="img">{"".join(parts)}</svg>'

@@ -1,4 +1,4 @@
-"""One evaluation from beginning to end; interrupted, it goes on where it was."""
+"""Runs an evaluation; an interrupted one is resumed."""
 
 import hashlib
 import json
@@ -17,28 +17,28 @@ from ..io.checkpoints import resolve
 from ..pipelines import UnCLIPPipeline
 from ..pipelines.distilled import FILE as DISTILLED
 from ..runtime.config import nearest
-from .bench import SCENES, TURN, Bench, Impossible
-from .drawing import BATCH, GPU_BATCH, Gallery
+from .context import SCENES, TURN, EvaluationContext, UnsupportedPart
 from .parts import PARTS
-from .parts.prior import led_by_prior
+from .parts.prior import depends_on_prior
 from .prompts import check_split
 from .report import Part, Table, write
+from .sample_store import BATCH, GPU_BATCH, SampleStore
 from .summary import summary
 
 DRAWN_WITH = "drawn_with.json"
 
 
 class Dependence(NamedTuple):
-    """Components that not every picture depends on, whether those of a name do, and what is said where they are others."""
+    """Components that only some images depend on: `affects` says by their name which, `message` is printed if they changed."""
 
     components: tuple[str, ...]
-    of: Callable[[str], bool]
-    told: str
+    affects: Callable[[str], bool]
+    message: str
 
 
 DEPENDENCES = {
     "prior": Dependence(
-        ("prior", "prior_scheduler"), led_by_prior, "another prior than before: what it leads to is drawn anew"
+        ("prior", "prior_scheduler"), depends_on_prior, "another prior than before: what it leads to is drawn anew"
     ),
     "upsamplers": Dependence(
         ("super_res_first", "super_res_last", "super_res_scheduler", "upsampler_1024", "upsampler_1024_scheduler"),
@@ -50,7 +50,7 @@ DEPENDENCES = {
 
 @dataclass
 class Settings:
-    """What is evaluated and how. `sampling` replaces the model's own settings; `limit` and `scenes` are `Bench`'s."""
+    """The settings of an evaluation; `sampling` replaces the model's own, `limit` and `scenes` as in `EvaluationContext`."""
 
     model: str = "emoji"
     split: str = "dev"
@@ -79,12 +79,23 @@ class Settings:
 
 
 def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command: str) -> tuple[Path, ...]:
-    """Run the parts asked for and write the report; -> its JSON and its page.
+    """Run the selected parts and write the report.
 
-    Pictures are kept in `out/pictures`: run again, also with other parts, another judge or a larger limit, only what is missing
-    is drawn, and with another prior or other upsamplers only what depends on them. Processes that were started together share
-    the drawing, and the main one writes the report (of the others it is ()). Raises ValueError where `out` holds something
-    else, FileNotFoundError without the data.
+    Images are kept in `out/pictures`: another run, also with other parts, another judge or a larger limit, samples only what
+    is missing, and with another prior or other upsamplers what depends on them. Processes that were started together share
+    the sampling, and the main one writes the report.
+
+    Args:
+        settings: The settings.
+        load: Loads a pipeline by the name of a model.
+        command: The command line, for the report.
+
+    Returns:
+        The paths of the JSON and of the page; () in other processes than the main one.
+
+    Raises:
+        ValueError: if `out` holds something else than this evaluation.
+        FileNotFoundError: without the data.
     """
     began = time.monotonic()
     _check_folder(settings)
@@ -95,23 +106,25 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
     pipe._prepare()
     device = pipe._execution_device
     judge.to(device)
-    drawn = _drawn_with(settings, pipe)
-    gallery = _open(settings, drawn, GPU_BATCH if device.type == "cuda" else BATCH)
-    bench = Bench(pipe, judge, icons, gallery, settings.split, settings.limit, settings.sampling, settings.scenes)
-    say = gallery.state.on_main_process(partial(print, file=sys.stderr, flush=True))
+    drawn = _protocol_of_images(settings, pipe)
+    sample_store = _open(settings, drawn, GPU_BATCH if device.type == "cuda" else BATCH)
+    context = EvaluationContext(
+        pipe, judge, icons, sample_store, settings.split, settings.limit, settings.sampling, settings.scenes
+    )
+    say = sample_store.state.on_main_process(partial(print, file=sys.stderr, flush=True))
     chosen = [name for name in PARTS if name in settings.only or not settings.only]
     found: list[Part] = []
     left_out: dict[str, str] = {}
     for number, name in enumerate(chosen, 1):
         say(f"part {number} of {len(chosen)}: {name}")
         try:
-            found.append(PARTS[name](bench))
-        except Impossible as reason:
+            found.append(PARTS[name](context))
+        except UnsupportedPart as reason:
             if name in settings.only:
                 raise
             left_out[name] = str(reason)
             say(f"left out: {reason}")
-    if not gallery.state.is_main_process:
+    if not sample_store.state.is_main_process:
         return ()
     protocol = drawn | {
         "model": settings.model,
@@ -119,19 +132,19 @@ def evaluate(settings: Settings, load: Callable[[str], UnCLIPPipeline], command:
         "limit": settings.limit,
         "scenes": settings.scenes,
         "left_out": left_out,
-        "seeds": f"picture n of each kind has the seed {settings.seed} + n, in its later turns {TURN} more each time",
-        "resize": "the judge sees 64 px pictures as drawn, in 8 bits; low-resolution renders are area means of larger ones",
+        "seeds": f"image n of each kind has the seed {settings.seed} + n, in its later turns {TURN} more each time",
+        "resize": "the judge sees 64 px images as drawn, in 8 bits; low-resolution renders are area means of larger ones",
         "names": len(icons.recognisable),
         "intervals": "95%: percentile bootstrap over prompts, 1000 resamples; distances between sets: delete-a-group jackknife",
     }
     return write(settings.out, command, protocol, _summary(settings, found), found, time.monotonic() - began)
 
 
-def _drawn_with(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
-    """All that decides what the pictures look like: another one of these is another evaluation."""
+def _protocol_of_images(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, Any]:
+    """Everything that determines the images: if one of these changes, it is another evaluation."""
     folder, data = resolve(settings.model), Path(settings.data) / "icons.json.gz"
     distilled = settings.sampling.get("sampler") == "distilled"
-    left_out = {"model_index.json"} if distilled else {"model_index.json", DISTILLED}  # what matters of the first is below
+    left_out = {"model_index.json"} if distilled else {"model_index.json", DISTILLED}  # `sampling` below covers the first
     files: dict[str, list[Path]] = {"weights": [], **{key: [] for key in DEPENDENCES}}
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name not in left_out):
         component = path.relative_to(folder).parts[0]
@@ -158,44 +171,44 @@ def _hash(files: list[Path]) -> str:
 
 
 def _check_folder(settings: Settings) -> None:
-    """Raises ValueError, before anything is loaded, where `out` holds something that is no evaluation."""
+    """Raises ValueError, before anything is loaded, if `out` holds something that is no evaluation."""
     out = settings.out
     if out.exists() and not (out.is_dir() and (settings.force or (out / DRAWN_WITH).is_file() or not any(out.iterdir()))):
         hint = ", or pass --force to write into it" if out.is_dir() else ""
         raise ValueError(f"{out} exists and is no evaluation; choose another folder{hint}")
 
 
-def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> Gallery:
-    """The report's folder, new or of the same evaluation. Raises ValueError, saying how it differs, for another one."""
-    out, gallery = settings.out, Gallery(settings.out / "pictures", settings.seed, batch)
-    noted, state = out / DRAWN_WITH, gallery.state
-    anew = settings.force and noted.is_file()  # an evaluation's own pictures, and nobody else's
-    before = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() and not anew else drawn
+def _open(settings: Settings, drawn: dict[str, Any], batch: int = BATCH) -> SampleStore:
+    """The image store of a new or the same evaluation. Raises ValueError, naming the difference, for another one."""
+    out, sample_store = settings.out, SampleStore(settings.out / "pictures", settings.seed, batch)
+    recorded, state = out / DRAWN_WITH, sample_store.state
+    restart = settings.force and recorded.is_file()  # only an evaluation's own images may be deleted
+    before = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() and not restart else drawn
     changed = [key for key, value in drawn.items() if before.get(key) != value]
     for key in changed:
         if key not in DEPENDENCES:
             found = f"{out} holds an evaluation with another {key} ({before.get(key)}, now {drawn[key]})"
             raise ValueError(f"{found}; choose another folder, or pass --force to draw anew")
-    state.wait_for_everyone()  # until all have looked
+    state.wait_for_everyone()  # until all processes have read the file
     if state.is_main_process:
-        if anew:
-            gallery.forget()
+        if restart:
+            sample_store.delete()
         for key in changed:
-            gallery.forget(DEPENDENCES[key].of)
-            print(DEPENDENCES[key].told, file=sys.stderr)
+            sample_store.delete(DEPENDENCES[key].affects)
+            print(DEPENDENCES[key].message, file=sys.stderr)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            noted.write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
+            recorded.write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise ValueError(f"cannot write to {out}: {error.strerror}") from None
     state.wait_for_everyone()
-    return gallery
+    return sample_store
 
 
 def _summary(settings: Settings, found: list[Part]) -> Table:
     """The project's targets and where this model stands."""
     weights = sum(p.stat().st_size for p in resolve(settings.model).rglob("*.safetensors")) / 1e6
     note = f"split {settings.split}" + (
-        f"; a quick look: at most {settings.limit} pictures of each kind" if settings.limit else ""
+        f"; a quick look: at most {settings.limit} images of each kind" if settings.limit else ""
     )
     return summary({part.name: part.results for part in found}, settings.model, note, weights)

@@ -1,7 +1,7 @@
-"""Which style an image is drawn in, by its colours and gradients: a classifier that sees nothing of what is shown.
+"""A classifier of an icon's style by histograms of its colours and gradients.
 
-The judge of `unclip.judge` was taught names and cannot tell styles: asked by captions that name them it reads 63% of real
-renders. Each style has colours of its own, so that a histogram of them says more than a network at a low resolution does.
+The judge of `unclip.clip.judge` was trained on names: by captions that name a style it classifies 63% of real renders
+correctly. Each style has its own colours, so a histogram of them is a better feature than a network's at a low resolution.
 """
 
 # N images, F features, T styles
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ..clip.judge import SHIPPED
 from ..data.icon_packages import STYLES
-from .metrics import objects, steps
+from .metrics import gradient_magnitude, object_mask
 
 FILE = SHIPPED / "style.safetensors"
-BINS = (16, 8)  # along each axis of the cubes that colours are counted in
-STEPS = (0.0, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0)  # upper bounds of classes of steps between pixels
+BINS = (16, 8)  # along each axis of the colour histograms
+GRADIENT_BINS = (0.0, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0)  # upper bounds
 HIDDEN = 64
 BATCH = 256
 
@@ -29,7 +29,7 @@ class StyleJudge(nn.Module):
 
     def __init__(self):
         super().__init__()
-        width = sum(bins**3 for bins in BINS) + len(STEPS) + 1
+        width = sum(bins**3 for bins in BINS) + len(GRADIENT_BINS) + 1
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
         layers = nn.Linear(width, HIDDEN), nn.ReLU(), nn.Dropout(0.5), nn.Linear(HIDDEN, len(STYLES))
@@ -43,7 +43,7 @@ class StyleJudge(nn.Module):
         return judge.eval()
 
     def save(self, path: Path) -> None:
-        """Write the weights in float16, which changes no reading."""
+        """Write the weights in float16, which changes no prediction."""
         save_file({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}, path)
 
     def forward(self, found: Tensor) -> Tensor:
@@ -57,15 +57,15 @@ class StyleJudge(nn.Module):
 
 
 def features(images: Tensor) -> Tensor:
-    """Shares of the object's pixels that have each colour (their roots) and each step to the next pixels: [N, F].
+    """Histograms [N, F] of the object's pixels: colours (roots of their shares) and gradient magnitudes.
 
     `images` [N, 3, S, S] in [0, 1], on white.
     """
-    object_ = objects(images)
-    classes = torch.bucketize(steps(images), torch.tensor(STEPS))
-    shares = [((classes == n) & object_).flatten(1).sum(1) for n in range(len(STEPS) + 1)]
-    of_steps = torch.stack(shares, 1) / object_.flatten(1).sum(1, keepdim=True).clamp_min(1)
-    return torch.cat([*(_histogram(images, object_, bins) for bins in BINS), of_steps], 1)
+    object_ = object_mask(images)
+    classes = torch.bucketize(gradient_magnitude(images), torch.tensor(GRADIENT_BINS))
+    shares = [((classes == n) & object_).flatten(1).sum(1) for n in range(len(GRADIENT_BINS) + 1)]
+    of_gradients = torch.stack(shares, 1) / object_.flatten(1).sum(1, keepdim=True).clamp_min(1)
+    return torch.cat([*(_histogram(images, object_, bins) for bins in BINS), of_gradients], 1)
 
 
 def _histogram(images: Tensor, object_: Tensor, bins: int) -> Tensor:
@@ -85,8 +85,8 @@ def _histogram(images: Tensor, object_: Tensor, bins: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- training
 
 
-def damaged(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [N, 3, S, S] in [0, 1] as a model could sample them: some blurred, noised, and all a little off in colour."""
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images [N, 3, S, S] in [0, 1] with the flaws of samples: some blurred or noised, all with a small colour shift."""
     found = []
     for chunk in images.split(BATCH):
         rows = (len(chunk), 1, 1, 1)
@@ -95,13 +95,13 @@ def damaged(images: Tensor, generator: torch.Generator) -> Tensor:
             small = F.interpolate(chunk, scale_factor=share, mode="area", recompute_scale_factor=True)
             chunk = F.interpolate(small, chunk.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
         grain = 0.04 * torch.rand(rows, generator=generator) * (torch.rand(rows, generator=generator) < 0.6)
-        tint = 0.03 * (2 * torch.rand(len(chunk), 3, 1, 1, generator=generator) - 1) * objects(chunk)[:, None]
+        tint = 0.03 * (2 * torch.rand(len(chunk), 3, 1, 1, generator=generator) - 1) * object_mask(chunk)[:, None]
         found.append((chunk + grain * torch.randn(chunk.shape, generator=generator) + tint).clamp(0, 1))
     return torch.cat(found)
 
 
 def train(images: Tensor, styles: Tensor, views: int = 4, updates: int = 1500, seed: int = 0) -> StyleJudge:
-    """A classifier of real renders: as they are, and in `views` damaged versions of each.
+    """A classifier of real renders: as they are, and in `views` augmented versions of each.
 
     Args:
         images: uint8 [N, 3, S, S], on white.
@@ -110,7 +110,7 @@ def train(images: Tensor, styles: Tensor, views: int = 4, updates: int = 1500, s
     generator = torch.Generator().manual_seed(seed)
     clean = images.float() / 255
     found = torch.cat(
-        [features(chunk) for n in range(views + 1) for chunk in (damaged(clean, generator) if n else clean).split(BATCH)]
+        [features(chunk) for n in range(views + 1) for chunk in (augmented(clean, generator) if n else clean).split(BATCH)]
     )
     wanted = styles.repeat(views + 1)
     with torch.random.fork_rng(devices=[]):

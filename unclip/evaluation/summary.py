@@ -1,4 +1,4 @@
-"""Where a model stands beside the project's targets, which are for the emoji model, split test."""
+"""A model's results beside the project's targets, which are for the emoji model, split test."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from .metrics import Estimate
 from .report import Table
 
 Row = list[Any]  # what, the number found, its target, whether it is met
-# What is measured, where the results have it, and the least that it should be.
+# Name, keys in the results, and the least value that is the target.
 AT_LEAST: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     ("judge's R@1 on damaged renders", ("judge", "damaged"), 0.85),
     ("recognition R@1, of real renders'", ("recognition", "all", "share_of_real"), 0.97),
@@ -76,7 +76,7 @@ def _distance(results: dict[str, Any]) -> Iterator[Row]:
 
 
 def _prior(results: dict[str, Any]) -> Iterator[Row]:
-    """Whether the prior is ahead of the text embedding in its place, intervals apart."""
+    """Whether the prior is better than the text embedding in its place, with disjoint intervals."""
     prior, text = _at(results, "prior", "prior"), _at(results, "prior", "text embedding")
     if prior is None:
         return

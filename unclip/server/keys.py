@@ -1,4 +1,4 @@
-"""Who may ask, and how much: API keys from a file, and a rate for each of them."""
+"""API keys from a file, and rate limits."""
 
 import hashlib
 import hmac
@@ -9,12 +9,12 @@ import threading
 import time
 from pathlib import Path
 
-SHORTEST = 16  # characters: what is shorter can be guessed
-FORGET = 10_000  # clients whose rate is remembered
+MIN_KEY = 16  # characters
+MAX_CLIENTS = 10_000  # whose rate is kept
 
 
 class Keys:
-    """The keys of a file: one a line, a name before it if it shall have one; `#` begins a comment.
+    """The keys of a file: one a line, optionally after a name; `#` begins a comment.
 
     Only their SHA-256 digests are kept. Raises ValueError, naming the line but never the key, for a file without keys
     and for keys that are too short, written twice or readable by everyone.
@@ -36,15 +36,15 @@ class Keys:
             name, key = words if len(words) == 2 else (f"key-{number}", words[0])
             if not re.fullmatch(r"[\w.-]{1,64}", name):
                 raise ValueError(f"{file}, line {number}: a name has up to 64 letters, digits, dots and dashes")
-            if len(key) < SHORTEST or not key.isascii():
-                raise ValueError(f"{file}, line {number}: a key has at least {SHORTEST} ASCII characters, got {len(key)}")
+            if len(key) < MIN_KEY or not key.isascii():
+                raise ValueError(f"{file}, line {number}: a key has at least {MIN_KEY} ASCII characters, got {len(key)}")
             if name in self._digests or _digest(key) in self._digests.values():
                 raise ValueError(f"{file}, line {number}: this key, or its name, is there twice")
             self._digests[name] = _digest(key)
         if not self._digests:
             raise ValueError(f"the key file {file} holds no key")
 
-    def opens(self, name: str, key: str) -> bool:
+    def matches(self, name: str, key: str) -> bool:
         """Whether `key` is the one of this name."""
         return self.owner(key) == name
 
@@ -62,7 +62,7 @@ def _digest(key: str) -> bytes:
 
 
 class Rate:
-    """At most `per_minute` images a minute for each client, which may come all at once."""
+    """At most `per_minute` images a minute for each client, also all at once."""
 
     def __init__(self, per_minute: int, clock=time.monotonic):
         if per_minute < 1:
@@ -72,13 +72,13 @@ class Rate:
         self._left: dict[str, tuple[float, float]] = {}  # client: images left, as of when
 
     def message(self, wait: int, images: int) -> str:
-        """What to tell a client that has to wait, or that asks for more at once than it will ever get."""
+        """The error message for a client that has to wait, or that requests more than the rate allows at once."""
         if images > self.per_minute:
             return f"{images} images are more than the {self.per_minute} a minute that you may ask for: ask for fewer at once."
         return f"Rate limit reached: {self.per_minute} images a minute. Try again in {wait} s."
 
     def take(self, client: str, images: int) -> int:
-        """Count `images`; -> 0, or the seconds to wait when they were too many and nothing was counted."""
+        """Count `images` and return 0, or return the seconds to wait and count nothing."""
         with self._lock:
             now = self._clock()
             left, then = self._left.get(client, (self.per_minute, now))
@@ -86,13 +86,13 @@ class Rate:
             if images > left:
                 return max(math.ceil((min(images, self.per_minute) - left) * 60 / self.per_minute), 1)
             self._left[client] = (left - images, now)
-            if len(self._left) > FORGET:
+            if len(self._left) > MAX_CLIENTS:
                 full = 60 * (1 - 1 / self.per_minute)
                 self._left = {c: v for c, v in self._left.items() if now - v[1] < full}
             return 0
 
-    def give_back(self, client: str, images: int) -> None:
-        """Count `images` no more, of which `take` said 0 and which were refused then."""
+    def refund(self, client: str, images: int) -> None:
+        """Undo `take` of images that were refused later."""
         with self._lock:
             if client in self._left:
                 left, then = self._left[client]

@@ -1,4 +1,4 @@
-"""What `/metrics` counts, as Prometheus text."""
+"""The metrics of `/metrics`, in Prometheus' text format."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -8,7 +8,7 @@ METHODS = {"GET", "POST", "HEAD", "OPTIONS"}
 
 
 class Metrics:
-    """Counters of one server; a registry of its own, so that two servers in a process stay apart."""
+    """Counters of one server; each has its own registry, so that several servers can run in one process."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
@@ -26,12 +26,12 @@ class Metrics:
         self._waiting.set_function(lambda: worker.waiting)
         self._running.set_function(lambda: worker.running)
 
-    def drawn(self, work: Work, jobs: int, seconds: float) -> None:
+    def record_batch(self, work: Work, jobs: int, seconds: float) -> None:
         self._images.labels(work.name).inc(jobs)
         self._batches.observe(jobs)
         self._model.labels(work.name).inc(seconds)
 
-    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+    def record_request(self, method: str, path: str, status: int, seconds: float) -> None:
         method = method if method in METHODS else "other"
         self._requests.labels(method, path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)

@@ -1,4 +1,4 @@
-"""Running the server: patience with slow clients, logs, and SIGTERM, which lets what waits be drawn."""
+"""Running the server: timeouts for slow clients, logs, and a shutdown that finishes queued jobs."""
 
 import asyncio
 import ipaddress
@@ -11,45 +11,45 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .guard import JSONLines
+from .middleware import JSONLines
 
 HEADER_SECONDS = 10  # for a request's headers to arrive
-WRITE_SECONDS = 60  # for a client to take what was sent before more is
+WRITE_SECONDS = 60  # for a client to read what was sent
 CONNECTIONS = 1000
 HEADER_BYTES = 32 * 1024
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, which alone waits for ever: for headers to be finished, and for an answer to be taken."""
+    """uvicorn's connection with timeouts for receiving headers and for sending a response."""
 
-    _request = _taking = None
+    _header_timer = _write_timer = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._watch()
+        self._limit_header_time()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._limit_header_time()
 
-    def _watch(self) -> None:
-        """Wait for a request no longer than `HEADER_SECONDS` from its first byte."""
+    def _limit_header_time(self) -> None:
+        """Abort the connection if a request's headers take longer than `HEADER_SECONDS`."""
         idle = self.cycle is None or self.cycle.response_complete
         if not idle:
-            self._request = _cancelled(self._request)
-        elif self._request is None:
-            self._request = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+            self._header_timer = _cancelled(self._header_timer)
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._taking = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._taking = _cancelled(self._taking)
+        self._write_timer = _cancelled(self._write_timer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._request, self._taking = _cancelled(self._request), _cancelled(self._taking)
+        self._header_timer, self._write_timer = _cancelled(self._header_timer), _cancelled(self._write_timer)
         super().connection_lost(exc)
 
 
@@ -59,7 +59,7 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """Tells the application when it begins to shut down, so that pages which only listen let go."""
+    """Sets the application's `stopping` event when it begins to shut down, which ends pages' heartbeat streams."""
 
     def handle_exit(self, sig: int, frame) -> None:
         self.config.app.state.stopping.set()
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
 
 
 def check_binding(host: str, keys: bool, insecure: bool) -> None:
-    """Raises ValueError for an address that others can reach, where there are no keys."""
+    """Raises ValueError for an address that others can reach, unless there are keys."""
     if not keys and not insecure and not is_loopback(host):
         raise ValueError(
             f"--host {host} lets others in without a key: give --api-key-file, or --insecure if that is what you want"
@@ -82,7 +82,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 is any free one. Raises ValueError where it cannot be had."""
+    """A listening socket; port 0 is any free one. Raises ValueError if the port is not available."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
@@ -91,14 +91,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def server(app: FastAPI, drain: float) -> Server:
-    """The server of an application, which finishes what was asked before it stops, for up to `drain` seconds."""
+    """A server for an application; on shutdown it finishes requests for up to `drain` seconds."""
     config = uvicorn.Config(
         app,
         http=Connection,
         ws="none",
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # who asks is who connects
+        proxy_headers=False,  # the client's address is the connection's
         server_header=False,
         limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=HEADER_BYTES,

@@ -12,7 +12,7 @@ MAX_PROMPT = 1000  # characters
 MAX_IMAGES = 10
 SIDES = {"64x64": 64, "256x256": 256, "512x512": 512, "1024x1024": 1024}
 MAX_SEED = 2**63 - 1 - MAX_IMAGES
-# What OpenAI's own servers say the kind of trouble is, by status.
+# The error types of OpenAI's servers, by status.
 TYPES = {401: "invalid_request_error", 429: "requests", 500: "server_error", 503: "server_error", 504: "server_error"}
 
 MAX_KEYS = 50
@@ -20,16 +20,16 @@ MAX_KEYS = 50
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S")]
 
 
-class _Asked(BaseModel):
+class _ImageRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
-    def _few_keys(cls, asked: Any) -> Any:
-        """Every unknown key would be an error of its own, and a body has room for a million of them."""
-        if isinstance(asked, dict) and len(asked) > MAX_KEYS:
-            raise ValueError(f"at most {MAX_KEYS} fields, got {len(asked)}")
-        return asked
+    def _limit_keys(cls, body: Any) -> Any:
+        """Bounds the number of keys, because each unknown one would be an error and a body can hold a million."""
+        if isinstance(body, dict) and len(body) > MAX_KEYS:
+            raise ValueError(f"at most {MAX_KEYS} fields, got {len(body)}")
+        return body
 
     model: Annotated[str, Field(max_length=200)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
@@ -40,7 +40,7 @@ class _Asked(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the first image; the next ones count up.")] | None = None
 
 
-class Generation(_Asked):
+class Generation(_ImageRequest):
     """`POST /v1/images/generations`; `seed` is this server's own."""
 
     model_config = ConfigDict(strict=True)
@@ -48,15 +48,15 @@ class Generation(_Asked):
     prompt: Prompt
 
 
-class Edit(_Asked):
-    """`POST /v1/images/edits`: the image's transparent pixels, or the mask's, are drawn anew."""
+class Edit(_ImageRequest):
+    """`POST /v1/images/edits`: the image's transparent pixels, or the mask's, are inpainted."""
 
     image: UploadFile
     prompt: Prompt
     mask: UploadFile | None = None
 
 
-class Variation(_Asked):
+class Variation(_ImageRequest):
     """`POST /v1/images/variations`."""
 
     image: UploadFile
@@ -97,8 +97,8 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
-class Refused(HTTPException):
-    """An answer in OpenAI's error shape."""
+class APIError(HTTPException):
+    """An error response in OpenAI's format."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, headers=None):
         super().__init__(status, message, headers)

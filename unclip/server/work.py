@@ -1,4 +1,4 @@
-"""The endpoints' work: images of sentences, of images, and of parts of images, as many at once as fit together."""
+"""The endpoints' work for the model: generations, variations and edits, in batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from torch import Tensor
 from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
 from ..pipelines.settings import images_at_once
 
-Wanted = Callable[[], bool]
+IsWanted = Callable[[], bool]  # whether a client still waits for the answer
 
 
 @dataclass(frozen=True)
 class GenerationWork:
-    """Images of sentences; a job is (prompt, seed)."""
+    """Images of prompts; a job is (prompt, seed)."""
 
     pipe: UnCLIPPipeline = field(repr=False)
     size: int
@@ -25,15 +25,15 @@ class GenerationWork:
     def batch(self) -> int:
         return images_at_once(self.size)
 
-    def draw(self, jobs: list[tuple[str, int]], wanted: Wanted) -> list[Image.Image]:
+    def run(self, jobs: list[tuple[str, int]], is_wanted: IsWanted) -> list[Image.Image]:
         prompts = [prompt for prompt, _ in jobs]
         settings = {"generator": generators(seed for _, seed in jobs), "size": self.size}
-        return self.pipe(prompts, **settings, callback_on_step_end=stop_unless(wanted)).images
+        return self.pipe(prompts, **settings, callback_on_step_end=stop_unless(is_wanted)).images
 
 
 @dataclass(frozen=True)
 class VariationWork:
-    """Variations of images; a job is (image as the image tower takes it [1, 3, S, S], seed)."""
+    """Variations of images; a job is (preprocessed image [1, 3, S, S], seed)."""
 
     pipe: UnCLIPImageVariationPipeline = field(repr=False)
     size: int
@@ -43,15 +43,15 @@ class VariationWork:
     def batch(self) -> int:
         return images_at_once(self.size)
 
-    def draw(self, jobs: list[tuple[Tensor, int]], wanted: Wanted) -> list[Image.Image]:
+    def run(self, jobs: list[tuple[Tensor, int]], is_wanted: IsWanted) -> list[Image.Image]:
         pixels = torch.cat([pixels for pixels, _ in jobs])
         settings = {"generator": generators(seed for _, seed in jobs), "size": self.size}
-        return self.pipe(pixels, **settings, callback_on_step_end=stop_unless(wanted)).images
+        return self.pipe(pixels, **settings, callback_on_step_end=stop_unless(is_wanted)).images
 
 
 @dataclass(frozen=True, eq=False)
 class EditWork:
-    """One image's masked part, drawn anew; a job is a seed. Equals only itself: a batch has one image and one mask."""
+    """Inpainting of an image's masked part; a job is a seed. Equals only itself, as a batch has one image and one mask."""
 
     pipe: UnCLIPInpaintPipeline = field(repr=False)
     size: int
@@ -64,7 +64,7 @@ class EditWork:
     def batch(self) -> int:
         return images_at_once(self.size)
 
-    def draw(self, jobs: list[int], wanted: Wanted) -> list[Image.Image]:
+    def run(self, jobs: list[int], is_wanted: IsWanted) -> list[Image.Image]:
         return self.pipe(
             self.prompt,
             self.image,
@@ -72,25 +72,25 @@ class EditWork:
             num_images_per_prompt=len(jobs),
             generator=generators(jobs),
             size=self.size,
-            callback_on_step_end=stop_unless(wanted),
+            callback_on_step_end=stop_unless(is_wanted),
         ).images
 
 
-def reduced(image: Image.Image, size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
-    """A square image no larger than what is drawn: the inpainting pipeline reduces it so itself, and then finds it done."""
+def shrink(image: Image.Image, size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """A square image of at most `size` pixels a side, as the inpainting pipeline would resize it itself."""
     return image.resize((size, size), how) if image.width > size else image
 
 
 def generators(seeds) -> list[torch.Generator]:
-    """One stream for each image: a seed draws the same image alone and in company."""
+    """One generator for each image, so that a seed gives the same image alone and in a batch."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def stop_unless(wanted: Wanted) -> Callable:
-    """A step's callback that ends the call once nobody waits for it."""
+def stop_unless(is_wanted: IsWanted) -> Callable:
+    """A step callback that interrupts the pipeline once no client waits for the answer."""
 
-    def look(pipe, i, t, tensors: dict) -> dict:
-        pipe._interrupt = not wanted()
+    def check(pipe, i, t, tensors: dict) -> dict:
+        pipe._interrupt = not is_wanted()
         return {}
 
-    return look
+    return check

@@ -1,4 +1,4 @@
-"""One model, many who ask: a bounded queue, fair between clients, whose jobs are drawn together where they can be."""
+"""Runs one model for many clients: a bounded queue, fair between clients, that batches jobs of equal work."""
 
 import logging
 import math
@@ -12,20 +12,20 @@ from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
-LINGER = 0.02  # seconds that an idle model waits after the first job, for those that come with it
+BATCH_WAIT = 0.02  # seconds that an idle model waits after the first job, to batch it with others
 
 
 class Work(Protocol):
-    """How jobs are drawn; jobs of equal works may be drawn together, up to `batch` of them."""
+    """How jobs are run; up to `batch` jobs of equal works may be run together."""
 
     batch: int
 
-    def draw(self, jobs: list[Any], wanted: Callable[[], bool]) -> list[Any]:
-        """One answer for each job, in order; may stop early once nobody waits any more (`wanted()` is false)."""
+    def run(self, jobs: list[Any], is_wanted: Callable[[], bool]) -> list[Any]:
+        """One answer for each job, in order; may stop early once `is_wanted()` is false."""
 
 
 class Busy(Exception):
-    """There is no room in the queue; `retry_after` says in how many seconds there may be."""
+    """The queue is full; `retry_after` estimates in how many seconds it is not."""
 
     def __init__(self, message: str, retry_after: int):
         super().__init__(message)
@@ -33,18 +33,18 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Calling:
-    """Work of no fixed kind, never drawn together: a job is a function of `wanted`."""
+class FunctionWork:
+    """Work that is never batched: a job is a function of `is_wanted`."""
 
     name: str
     batch: int = 1
 
-    def draw(self, jobs: list[Callable[[Callable[[], bool]], Any]], wanted: Callable[[], bool]) -> list[Any]:
-        return [job(wanted) for job in jobs]
+    def run(self, jobs: list[Callable[[Callable[[], bool]], Any]], is_wanted: Callable[[], bool]) -> list[Any]:
+        return [job(is_wanted) for job in jobs]
 
 
 @dataclass(eq=False)
-class _Place:
+class _QueuedJob:
     client: str
     work: Work
     job: Any
@@ -52,44 +52,44 @@ class _Place:
 
 
 class Worker:
-    """The one thread that runs a model.
+    """The thread that runs a model.
 
-    Clients take turns, job by job; a batch begins with the job whose turn it is and takes in, turn by turn, what equals
-    its work; who has nothing of that kind is passed over and has the next turn. At most `limit` jobs wait, and at most half
-    of them one client's. To drop a job, cancel its future: it leaves the queue at once, and a batch that nobody waits for
-    any more stops after its step. `on_batch(work, jobs, seconds)` hears of every batch.
+    Clients take turns, job by job. A batch begins with the job whose turn it is and adds jobs of equal work, turn by turn;
+    clients without such a job are skipped and come first in the next batch. At most `limit` jobs wait, at most half of them
+    of one client. Cancelling a job's future removes it from the queue, and stops a batch after its current step if no other
+    job of it is wanted. `on_batch(work, jobs, seconds)` is called after every batch.
     """
 
     def __init__(self, limit: int = 64, on_batch: Callable[[Work, int, float], None] | None = None):
         if limit < 2:
             raise ValueError(f"the queue must have room for at least 2 jobs, got {limit}")
         self.limit, self.on_batch = limit, on_batch
-        self._clients: OrderedDict[str, deque[_Place]] = OrderedDict()  # the one whose turn it is first
+        self._clients: OrderedDict[str, deque[_QueuedJob]] = OrderedDict()  # the next client first
         self._changed = threading.Condition()
         self._running = 0
         self._closed = False
-        self._pace = 1.0  # seconds a job, lately
+        self._pace = 1.0  # moving average of seconds a job
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue, those that are being drawn not among them."""
+        """Jobs in the queue, without those that are running."""
         with self._changed:
             return self._count()
 
     @property
     def running(self) -> int:
-        """Jobs in the batch that is being drawn."""
+        """Jobs in the batch that is running."""
         return self._running
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken."""
+        """Whether jobs are accepted."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, client: str, work: Work, jobs: list[Any]) -> list[Future]:
-        """Queue all of `jobs`, or none. Raises Busy where the queue, or this client's half of it, has no room."""
+        """Queue all of `jobs`, or none. Raises Busy if the queue, or this client's half of it, is full."""
         with self._changed:
             if self._closed:
                 raise Busy("shutting down", 5)
@@ -98,21 +98,21 @@ class Worker:
                 whose = "the queue is full" if waiting + len(jobs) > self.limit else "too many of your images are waiting"
                 seconds = (waiting + self._running) * self._pace
                 raise Busy(f"{whose} ({waiting} of {self.limit} places are taken)", min(max(math.ceil(seconds), 1), 600))
-            places = [_Place(client, work, job) for job in jobs]
+            places = [_QueuedJob(client, work, job) for job in jobs]
             self._clients.setdefault(client, deque()).extend(places)
             self._changed.notify()
         answers = [place.answer for place in places]
-        for answer in answers:  # what it calls must not hold it: images in a cycle stay until Python looks for cycles
-            answer.add_done_callback(lambda answer: self._forget(client, answer))
+        for answer in answers:  # the callback must not hold the future: a reference cycle would keep its images in memory
+            answer.add_done_callback(lambda answer: self._remove(client, answer))
         return answers
 
-    def still_wait(self, answers: list[Future]) -> int:
-        """How many of these are still in the queue."""
+    def count_waiting(self, answers: list[Future]) -> int:
+        """The number of these that are still in the queue."""
         with self._changed:
             return sum(place.answer is answer for places in self._clients.values() for place in places for answer in answers)
 
     def close(self, timeout: float | None = None) -> None:
-        """Take nothing more, draw what waits, and end; what is not done after `timeout` seconds is dropped."""
+        """Accept no more jobs, finish the queue, and end; after `timeout` seconds the remaining jobs are cancelled."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -125,8 +125,8 @@ class Worker:
     def _count(self) -> int:
         return sum(map(len, self._clients.values()))
 
-    def _forget(self, client: str, answer: Future) -> None:
-        """Give a dropped job's place free."""
+    def _remove(self, client: str, answer: Future) -> None:
+        """Remove a cancelled job from the queue."""
         with self._changed:
             places = self._clients.get(client, ())
             dropped = next((place for place in places if place.answer is answer), None)
@@ -135,24 +135,24 @@ class Worker:
                 if not places:
                     del self._clients[client]
 
-    def _take(self) -> list[_Place]:
+    def _next_batch(self) -> list[_QueuedJob]:
         """The next batch; empty once the worker is closed and nothing waits."""
         with self._changed:
             if not self._clients and not self._closed:
                 self._changed.wait_for(lambda: self._clients or self._closed)
-                self._changed.wait_for(lambda: self._closed, timeout=LINGER)
-            batch: list[_Place] = []
+                self._changed.wait_for(lambda: self._closed, timeout=BATCH_WAIT)
+            batch: list[_QueuedJob] = []
             work = None
-            passed: dict[str, None] = {}  # clients in a row that had nothing to add
-            owed: dict[str, None] = {}  # all those
-            while self._clients and len(passed) < len(self._clients):
+            skipped: dict[str, None] = {}  # since the last job that was added
+            all_skipped: dict[str, None] = {}
+            while self._clients and len(skipped) < len(self._clients):
                 client, places = next(iter(self._clients.items()))
                 work = places[0].work if work is None else work
                 place = next((p for p in places if p.work == work), None)
                 if place is None:
-                    passed[client] = owed[client] = None
+                    skipped[client] = all_skipped[client] = None
                 else:
-                    passed.clear()
+                    skipped.clear()
                     places.remove(place)
                     batch.append(place)
                 self._clients.move_to_end(client)  # the next one's turn
@@ -160,30 +160,30 @@ class Worker:
                     del self._clients[client]
                 if len(batch) >= work.batch:
                     break
-            for client in reversed(owed):
+            for client in reversed(all_skipped):
                 self._clients.move_to_end(client, last=False)
             self._running = len(batch)
             return batch
 
     def _run(self) -> None:
         while True:
-            batch = self._take()
+            batch = self._next_batch()
             if batch:
-                self._draw(batch)
+                self._run_batch(batch)
                 self._running = 0
-                del batch  # not held while there is nothing to do
+                del batch  # frees its images while idle
             elif self._closed:
                 return
 
-    def _draw(self, batch: list[_Place]) -> None:
+    def _run_batch(self, batch: list[_QueuedJob]) -> None:
         started = time.monotonic()
         try:
-            answers = batch[0].work.draw([p.job for p in batch], lambda: any(not p.answer.cancelled() for p in batch))
+            answers = batch[0].work.run([p.job for p in batch], lambda: any(not p.answer.cancelled() for p in batch))
         except Exception as error:
-            if len(batch) > 1:  # one client's trouble is not its neighbours'
+            if len(batch) > 1:  # so that one job's error does not fail the others
                 for place in batch:
                     if not place.answer.cancelled():
-                        self._draw([place])
+                        self._run_batch([place])
                 return
             _settle(batch[0].answer.set_exception, error)
             return
@@ -199,4 +199,4 @@ def _settle(settle: Callable[[Any], None], value: Any) -> None:
     try:
         settle(value)
     except InvalidStateError:
-        logger.debug("nobody waits for this answer any more")
+        logger.debug("this job was cancelled")

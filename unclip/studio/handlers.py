@@ -1,4 +1,4 @@
-"""The handlers of the page's events. Each checks what it is given: browsers can be bypassed."""
+"""The handlers of the page's events. Each checks its arguments, because browsers can be bypassed."""
 
 import random
 import re
@@ -14,10 +14,10 @@ from ..pipelines.samplers import SAMPLERS
 from .generation import OWN, Studio
 from .session import Sessions, status
 from .validation import (
+    MAX_BLEND_IMAGES,
     MAX_IMAGES,
     MAX_PROMPT,
     MAX_SEED,
-    MOST,
     RESTORED,
     inpainting_inputs,
     number_between,
@@ -28,19 +28,19 @@ from .validation import (
     whole_number,
 )
 
-FOUND = 12  # images that a search shows
+SEARCH_RESULTS = 12  # images that a search shows
 
 
 class Handlers:
-    """What the page's buttons and fields do, over a studio and the index of the folder that can be searched."""
+    """The handlers of the page's buttons and fields, for a studio and the index of the folder of the Search tab."""
 
     def __init__(self, studio: Studio, index: Index | None = None):
         self.studio, self.index, self.sessions = studio, index, Sessions(studio)
 
-    def on_draw(
+    def on_draw(  # noqa: PLR0913 - one parameter for each input component
         self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, request: gr.Request
     ) -> Iterator:
-        """Images of a sentence; then, unless the seed is kept, the next one's seed."""
+        """Sample images of a prompt; then, unless the seed is kept, set the seed for the next ones."""
         seed = whole_number("seed", seed, 0, MAX_SEED)
         seeds = [seed + n for n in range(whole_number("number of images", number, 1, MAX_IMAGES))]
         facts = {"prompt": self._text("prompt", prompt), "negative_prompt": self._text("negative prompt", negative, empty=True)}
@@ -53,9 +53,9 @@ class Handlers:
         facts |= {"transparent": "yes" if transparent else "no"}
         settings = {"size": size, "decoder_guidance_scale": guidance, "decoder_num_inference_steps": steps}
         with user_errors():
-            draw = self.studio.create(facts["prompt"], facts["negative_prompt"], seeds, sampler, **settings)
+            sample = self.studio.create(facts["prompt"], facts["negative_prompt"], seeds, sampler, **settings)
         each = [facts | {"seed": str(s)} for s in seeds]
-        for shown in self.sessions.run(draw, each, request, bool(transparent)):
+        for shown in self.sessions.run(sample, each, request, bool(transparent)):
             yield *shown, gr.skip()
         yield *[gr.skip()] * 4, gr.skip() if lock else random.randrange(MAX_SEED)
 
@@ -68,11 +68,15 @@ class Handlers:
         each = [{"variation_of": "an upload", "seed": str(s), "size": str(size)} for s in seeds]
         yield from self.sessions.run(self.studio.vary(image, seeds, **settings), each, request)
 
-    def on_blend(self, first, first_text, second, second_text, steps, size, request: gr.Request) -> Iterator:
+    def on_blend(self, first, first_text, second, second_text, steps, size, request: gr.Request) -> Iterator:  # noqa: PLR0913 - one parameter for each input component
         ends = []
         for name, file, text in (("first", first, first_text), ("second", second, second_text)):
             ends.append(self._image(name, file) if file else self._text(f"{name} prompt", text))
-        steps, seed, size = whole_number("images on the way", steps, 2, MOST), random.randrange(MAX_SEED), self._size(size)
+        steps, seed, size = (
+            whole_number("images on the way", steps, 2, MAX_BLEND_IMAGES),
+            random.randrange(MAX_SEED),
+            self._size(size),
+        )
         names = [e if isinstance(e, str) else "an upload" for e in ends]
         facts = {"from": names[0], "to": names[1], "seed": str(seed), "size": str(size)}
         each = [facts | {"share": f"{n / (steps - 1):.4f}"} for n in range(steps)]
@@ -88,10 +92,10 @@ class Handlers:
         source, target = self._text("from", source, empty=True), self._text("to", target)
         seed, size = random.randrange(MAX_SEED), self._size(size)
         facts = {"edit_of": "an upload", "from": source, "to": target, "strength": f"{strength:g}", "size": str(size)}
-        draw = self.studio.edit(image, target, source, [strength], seed, size=size)
-        yield from self.sessions.run(draw, [facts], request)
+        sample = self.studio.edit(image, target, source, [strength], seed, size=size)
+        yield from self.sessions.run(sample, [facts], request)
 
-    def on_paint(
+    def on_paint(  # noqa: PLR0913 - one parameter for each input component
         self, editor, prompt, left, top, width, height, west, east, north, south, size, request: gr.Request
     ) -> Iterator:
         image, layers = self._editor(editor)
@@ -102,25 +106,25 @@ class Handlers:
         with user_errors():
             image, mask = inpainting_inputs(image, layers, rectangle, margins)
         facts = {"inpaint_of": "an upload", "prompt": prompt, "seed": str(seed), "size": str(size)}
-        draw = self.studio.inpaint(prompt, image, mask, [seed], size=size)
-        yield from self.sessions.run(draw, [facts], request)
+        sample = self.studio.inpaint(prompt, image, mask, [seed], size=size)
+        yield from self.sessions.run(sample, [facts], request)
 
     def on_explore(self, prompt, request: gr.Request) -> Iterator:
         size, seed = self.studio.pipe.sizes[-1], random.randrange(MAX_SEED)
         facts = {"prompt": self._text("prompt", prompt), "seed": str(seed), "size": str(size)}
         explore, found = self.studio.explore(facts["prompt"], seed, size), []
 
-        def draw(watch) -> list[Image.Image]:
-            found[:] = [explore(watch)]
+        def sample(progress) -> list[Image.Image]:
+            found[:] = [explore(progress)]
             return found[0].images
 
-        for shown in self.sessions.run(draw, [facts], request):
+        for shown in self.sessions.run(sample, [facts], request):
             yield *shown, *[gr.skip()] * 4
         if found and found[0].images:
             self.sessions.check_content(*(image for _, image in found[0].candidates), *found[0].stages)
             candidates = [(image, f"cosine {score:.3f}") for score, image in found[0].candidates]
             stages = [(image, f"{image.width} px") for image in found[0].stages]
-            yield *[gr.skip()] * 4, gr.Column(visible=True), candidates, found[0].film, stages
+            yield *[gr.skip()] * 4, gr.Column(visible=True), candidates, found[0].trajectory, stages
 
     def on_find(self, text, file) -> tuple:
         query = self._image("the image", file) if file else self._text("query", text)
@@ -130,20 +134,20 @@ class Handlers:
         for score, name in found:
             try:
                 image = open_image(self.index.folder / name)
-            except ValueError:  # since it was indexed it was deleted, or is being written
+            except ValueError:  # deleted since it was indexed, or being written
                 continue
             image.thumbnail((512, 512))
             images.append((image, f"{name} ({score:.3f})"))
-            if len(images) == FOUND:
+            if len(images) == SEARCH_RESULTS:
                 break
         return images, status(f"{len(images)} images, the nearest first.")
 
     def on_cancel(self, request: gr.Request) -> tuple:
-        dropped = self.studio.cancel(request.session_hash)
-        return status("Cancelled." if dropped else "There was nothing to cancel."), gr.Button(interactive=False)
+        cancelled = self.studio.cancel(request.session_hash)
+        return status("Cancelled." if cancelled else "There was nothing to cancel."), gr.Button(interactive=False)
 
     def on_open(self, session, request: gr.Request) -> list:
-        """The history of the browser session of this number, which is a key's own where there are keys."""
+        """The history of the browser session with this id; with API keys, of this id and key."""
         if not isinstance(session, str) or not re.fullmatch("[0-9a-f]{32}", session):
             return self.sessions.histories.of(request.session_hash)
         return self.sessions.histories.open(request.session_hash, (getattr(request, "username", None), session))
@@ -163,20 +167,20 @@ class Handlers:
         return [*fields, status(restored_message(facts, list(back), self.studio.model)), True if "seed" in back else gr.skip()]
 
     def on_select(self, event: gr.SelectData) -> int:
-        return whole_number("place in the gallery", event.index, 0, MOST)
+        return whole_number("place in the gallery", event.index, 0, MAX_BLEND_IMAGES)
 
     def on_recall(self, history, event: gr.SelectData) -> tuple:
-        """An image of the history, back where it can be sent on from."""
+        """Show an image of the history in the gallery, from where it can be sent to a tab."""
         return [history[whole_number("place in the history", event.index, 0, len(history) - 1)]] if history else gr.skip(), 0
 
     def on_place(self, path: list[str], place) -> Any:
-        return path[min(whole_number("place on the way", place, 1, MOST), len(path)) - 1] if path else gr.skip()
+        return path[min(whole_number("place on the way", place, 1, MAX_BLEND_IMAGES), len(path)) - 1] if path else gr.skip()
 
     def on_play(self, playing: bool) -> tuple:
         return not playing, gr.Timer(active=not playing), "Play" if playing else "Stop"
 
     def on_tick(self, path: list[str], place) -> int:
-        return whole_number("place on the way", place, 1, MOST) % max(len(path), 1) + 1
+        return whole_number("place on the way", place, 1, MAX_BLEND_IMAGES) % max(len(path), 1) + 1
 
     def sender(self, tab: str) -> Callable:
         def send(images, chosen) -> tuple:
@@ -204,7 +208,7 @@ class Handlers:
         return int(size)
 
     def _editor(self, editor: Any) -> tuple[Image.Image, list[Image.Image]]:
-        """The editor's image and its layer of paint, as files of uploads."""
+        """The editor's image and its layer of paint, from uploaded files."""
         editor = editor if isinstance(editor, dict) else {}
         files = editor.get("layers") or []
         if editor.get("id") is not None or not isinstance(files, list) or len(files) > 1:

@@ -1,4 +1,4 @@
-"""What was drawn in each browser session, so that a page that is loaded again shows it again."""
+"""The images of each browser session, so that a reloaded page shows them again."""
 
 import threading
 from collections import OrderedDict
@@ -6,29 +6,29 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 IMAGES = 48  # of one session
-SESSIONS = 256  # that are remembered; beyond it, those that drew longest ago are forgotten
+SESSIONS = 256  # that are kept; the least recently used are dropped
 
-Drawn = tuple[str, str]  # an image's file, and its caption
+HistoryItem = tuple[str, str]  # an image's file, and its caption
 
 
-class Histories:
-    """Files and captions by browser session, newest first, for as long as the files are there.
+class SessionHistories:
+    """Files and captions by browser session, newest first, as long as the files exist.
 
-    A session has one open page after another (the same tab, loaded again); a page of no known session is one of its own.
+    A session has one page after another (reloads of a tab); a page of no known session is a session of its own.
     """
 
     def __init__(self, images: int = IMAGES, sessions: int = SESSIONS):
         self.images, self.sessions = images, sessions
-        self._drawn: OrderedDict[Hashable, list[Drawn]] = OrderedDict()
+        self._items: OrderedDict[Hashable, list[HistoryItem]] = OrderedDict()
         self._session_of: OrderedDict[str, Hashable] = OrderedDict()  # by page
         self._lock = threading.Lock()
 
-    def open(self, page: str, session: Hashable) -> list[Drawn]:
-        """Take a page as one of `session`, with what it has drawn already; -> the session's history."""
+    def open(self, page: str, session: Hashable) -> list[HistoryItem]:
+        """Assign a page, with its images so far, to `session`. Returns the session's history."""
         with self._lock:
             self._session_of[page] = session
-            _bound(self._session_of, self.sessions)
-            before = self._drawn.pop(page, [])
+            _trim(self._session_of, self.sessions)
+            before = self._items.pop(page, [])
             if before:
                 self._put(session, before)
         return self.of(page)
@@ -37,23 +37,23 @@ class Histories:
         with self._lock:
             self._session_of.pop(page, None)
 
-    def of(self, page: str) -> list[Drawn]:
+    def of(self, page: str) -> list[HistoryItem]:
         with self._lock:
-            found = self._drawn.get(self._session_of.get(page, page), ())
+            found = self._items.get(self._session_of.get(page, page), ())
             return [(file, caption) for file, caption in found if Path(file).is_file()]
 
-    def add(self, page: str, drawn: Sequence[Drawn]) -> list[Drawn]:
-        """-> the history of the page's session with `drawn`, the last of them first."""
+    def add(self, page: str, items: Sequence[HistoryItem]) -> list[HistoryItem]:
+        """Add `items`, the newest last. Returns the history of the page's session."""
         with self._lock:
-            self._put(self._session_of.get(page, page), drawn[::-1])
+            self._put(self._session_of.get(page, page), items[::-1])
         return self.of(page)
 
-    def _put(self, session: Hashable, newest: Sequence[Drawn]) -> None:
-        self._drawn[session] = [*newest, *self._drawn.get(session, ())][: self.images]
-        self._drawn.move_to_end(session)
-        _bound(self._drawn, self.sessions)
+    def _put(self, session: Hashable, newest: Sequence[HistoryItem]) -> None:
+        self._items[session] = [*newest, *self._items.get(session, ())][: self.images]
+        self._items.move_to_end(session)
+        _trim(self._items, self.sessions)
 
 
-def _bound(kept: OrderedDict, count: int) -> None:
-    while len(kept) > count:
-        kept.popitem(last=False)
+def _trim(items: OrderedDict, count: int) -> None:
+    while len(items) > count:
+        items.popitem(last=False)

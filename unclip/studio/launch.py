@@ -1,4 +1,4 @@
-"""Opening the page: alone with Gradio's own server, or mounted beside ours; nothing leaves the machine either way."""
+"""Serving the page with Gradio's own server, or mounted into this package's; it makes no outside connections."""
 
 import atexit
 import os
@@ -13,7 +13,7 @@ from ..io.images import UPLOAD_BYTES
 
 
 def prepare() -> None:
-    """Before Gradio is imported: no analytics, a folder for its files that is deleted at the end."""
+    """To be called before Gradio is imported: turns analytics off, and sets a folder for its files, deleted at exit."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     if "GRADIO_TEMP_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="unclip-studio-")
@@ -22,7 +22,7 @@ def prepare() -> None:
 
 
 def settings() -> dict[str, Any]:
-    """What both ways of opening the page are given."""
+    """Gradio's settings, the same for both ways of serving the page."""
     from .layout import CSS, HEAD, theme
 
     return {
@@ -41,8 +41,8 @@ def settings() -> dict[str, Any]:
     }
 
 
-class NoServerFunctions:
-    """Answers 404 to calls of components' server functions: the page uses none, and the editor's keeps all that it is sent."""
+class BlockServerFunctions:
+    """Answer 404 to calls of components' server functions: the page needs none, and the editor's stores all uploads."""
 
     def __init__(self, app):
         self.app = app
@@ -57,23 +57,23 @@ class NoServerFunctions:
 
 
 def open_page(page, port: int | None, share: bool) -> None:
-    """Serve the page on loopback until interrupted; with `share`, through Gradio's tunnel too, behind a password."""
+    """Serve the page on loopback until interrupted; with `share` also through Gradio's tunnel, with a password."""
     from starlette.middleware import Middleware
 
-    from ..server.guard import LOOPBACK, OwnPages
+    from ..server.middleware import LOOPBACK, OriginCheck
 
     auth = None
     if share:
         auth = ("unclip", secrets.token_urlsafe(12))
         print("others can open the shared address with the name {} and the password {}".format(*auth), file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # its files are deleted at an orderly end only
-    where = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
-    middleware = [Middleware(NoServerFunctions)]
-    if not share:  # the tunnel's name is its own, and behind the password
-        middleware.append(Middleware(OwnPages, hosts=LOOPBACK))
-    where["app_kwargs"] = {"middleware": middleware}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that atexit deletes the files
+    options = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
+    middleware = [Middleware(BlockServerFunctions)]
+    if not share:  # the tunnel has another host name, and the password protects it
+        middleware.append(Middleware(OriginCheck, hosts=LOOPBACK))
+    options["app_kwargs"] = {"middleware": middleware}
     try:
-        page.launch(**where, strict_cors=True, quiet=True, prevent_thread_lock=True, **settings())
+        page.launch(**options, strict_cors=True, quiet=True, prevent_thread_lock=True, **settings())
     except OSError as error:
         raise ValueError(str(error)) from None
     print(page.local_url, flush=True)
@@ -81,12 +81,12 @@ def open_page(page, port: int | None, share: bool) -> None:
 
 
 def mount(app, page, path: str, keys=None) -> None:
-    """Put the page beside the server's endpoints; with `keys`, it asks for one of them and its name at login."""
+    """Mount the page into the server's application; with `keys`, it asks for a key and its name at login."""
     import gradio as gr
 
-    app.add_middleware(NoServerFunctions)
-    page.has_launched = True  # only then does Gradio check that a path it is sent is one that was uploaded
-    auth = None if keys is None else keys.opens
+    app.add_middleware(BlockServerFunctions)
+    page.has_launched = True  # Gradio's own attribute: only if set does it check that paths are of uploaded files
+    auth = None if keys is None else keys.matches
     message = "Your key's name (key-1 for a nameless one in line 1), and the key as the password." if keys is not None else None
-    # without `root_path`, what handlers outside its queue answer has images' addresses that lack `path`
+    # without `root_path`, image URLs in the responses of unqueued handlers lack `path`
     gr.mount_gradio_app(app, page, path, server_name="127.0.0.1", root_path=path, auth=auth, auth_message=message, **settings())

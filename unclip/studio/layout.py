@@ -1,4 +1,4 @@
-"""The page's layout: tabs that say what to draw on the left, what was drawn on the right."""
+"""The page's layout: tabs with the inputs on the left, images on the right."""
 
 import random
 from pathlib import Path
@@ -12,18 +12,18 @@ from ..pipelines.samplers import SAMPLERS
 from .generation import OWN, Studio
 from .handlers import Handlers
 from .session import status
-from .validation import MAX_IMAGES, MAX_PROMPT, MAX_SEED, MOST, RESTORED, check_uploaded
+from .validation import MAX_BLEND_IMAGES, MAX_IMAGES, MAX_PROMPT, MAX_SEED, RESTORED, check_uploaded
 
-KEPT = 3600  # seconds that Gradio keeps an image's file
-SESSIONS = 16  # of which drawings wait for the model; beyond it, Gradio's queue
-# Where the images are below what says what to draw, as on a phone, they come into view.
-INTO_VIEW = "() => document.getElementById('pictures').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
-# A number that nobody can guess and that says nothing of what was drawn; a browser keeps it for one tab, through reloads.
+FILE_SECONDS = 3600  # that Gradio keeps an image's file
+SESSIONS = 16  # whose calls are in the worker's queue; others wait in Gradio's
+# On a phone, where the images are below the inputs, scroll to them.
+SCROLL_TO_IMAGES = "() => document.getElementById('images').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+# A random session id, which the browser keeps for one tab, through reloads.
 SESSION = """() => {
     try {
         const bytes = crypto.getRandomValues(new Uint8Array(16));
         return [sessionStorage.unclip ??= Array.from(bytes, n => n.toString(16).padStart(2, "0")).join("")];
-    } catch { return [""]; }  // where storage is forbidden the history ends with the page
+    } catch { return [""]; }  // without storage the history ends with the page
 }"""
 SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 EXAMPLES = ["a red apple", "a rocket", "two yellow stars", "a cat with a crown", "a blue fish next to a green leaf"]
@@ -39,7 +39,7 @@ CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's default in the machine's own fonts, with a button dark enough for white letters."""
+    """Gradio's default theme with system fonts and a button dark enough for white text."""
     made = gr.themes.Default(primary_hue="indigo", font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"])
     return made.set(
         button_primary_background_fill="*primary_700",
@@ -54,10 +54,10 @@ def theme() -> gr.themes.Base:
 
 
 class StudioBlocks(gr.Blocks):
-    """Blocks that take uploads alone.
+    """Blocks that accept uploaded files only.
 
-    Gradio would fetch what a client names by URL, in any field, and take any path on this machine for an image's where the
-    mark of a file is missing.
+    Gradio would fetch any URL that a client sends in a field, and would accept any path on this machine as an image if the
+    file's metadata is missing.
     """
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
@@ -66,7 +66,7 @@ class StudioBlocks(gr.Blocks):
 
 
 def build(studio: Studio, index: Index | None = None) -> gr.Blocks:
-    """The page over a studio; `index` is of the folder that its Search tab looks through."""
+    """The page for a studio; `index` is of the folder of the Search tab."""
     return Page(studio, index).blocks
 
 
@@ -76,7 +76,7 @@ class Page:
     def __init__(self, studio: Studio, index: Index | None = None):
         self.studio, self.index, self.handlers = studio, index, Handlers(studio, index)
         with StudioBlocks(
-            title="unCLIP studio", delete_cache=(300, KEPT), analytics_enabled=False, fill_width=True
+            title="unCLIP studio", delete_cache=(300, FILE_SECONDS), analytics_enabled=False, fill_width=True
         ) as self.blocks:
             gr.Markdown("# unCLIP studio\nA sentence in, an image out. Nothing leaves this machine.", elem_id="title")
             with gr.Row(elem_id="now"):
@@ -87,7 +87,7 @@ class Page:
                     self._tabs()
                 with gr.Column(min_width=300):
                     self._results()
-            self._wire()
+            self._connect_events()
         self.blocks.queue(max_size=32, api_open=False)
 
     def _tabs(self) -> None:
@@ -153,7 +153,7 @@ class Page:
                 with gr.Column(min_width=140):
                     self.second = self._upload("Second image", "second")
                     self.second_text = gr.Textbox(label="Second prompt", **instead, elem_id="second-text")
-            self.blend_steps = gr.Slider(2, MOST, 6, step=1, label="Images on the way")
+            self.blend_steps = gr.Slider(2, MAX_BLEND_IMAGES, 6, step=1, label="Images on the way")
             self.blend_size = self._sizes(self.studio.pipe.sizes[:2][-1])
             self.blend = gr.Button("Blend", variant="primary", elem_id="blend")
             self.path = gr.State([])
@@ -204,7 +204,7 @@ class Page:
     def _search_tab(self) -> None:
         with gr.Tab("Search", id="search"):
             self.query = gr.Textbox(label="What to find", max_length=MAX_PROMPT, elem_id="query")
-            self.query_image = self._upload("or an image like it", "query-picture")
+            self.query_image = self._upload("or an image like it", "query-image")
             self.find = gr.Button("Find", variant="primary", elem_id="find")
 
     def _explore_tab(self) -> None:
@@ -216,13 +216,13 @@ class Page:
             self.explore = gr.Button("Explore", variant="primary", elem_id="explore-button")
             kwargs = {"interactive": False, "object_fit": "contain", "buttons": [], "show_label": False, "height": "auto"}
             kwargs["elem_classes"] = "strip"
-            with gr.Column(visible=False) as self.formed:
+            with gr.Column(visible=False) as self.exploration:
                 say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
                 gr.Markdown(say)
                 self.candidates = gr.Gallery(label=say, columns=4, **kwargs)
                 say = "The 64 px image as it forms: what each step expects of it"
                 gr.Markdown(say)
-                self.film = gr.Gallery(label=say, columns=6, **kwargs)
+                self.trajectory = gr.Gallery(label=say, columns=6, **kwargs)
                 say = " and ".join(filter(None, [", ".join(map(str, smaller)), f"{largest} px"]))
                 gr.Markdown(say)
                 self.stages = gr.Gallery(label=say, columns=len(sizes), **kwargs)
@@ -245,7 +245,7 @@ class Page:
         with gr.Row():
             targets = [("variations", "Vary it"), ("blend", "Blend it"), ("edit", "Change it"), ("inpaint", "Paint in it")]
             self.send = {tab: gr.Button(name, size="sm", min_width=90, elem_id=f"send-{tab}") for tab, name in targets}
-        self.session = gr.Textbox(visible=False)  # what `SESSION` answers
+        self.session = gr.Textbox(visible=False)  # the result of `SESSION`
         with gr.Accordion("History of this session", open=False):
             self.history = gr.Gallery(
                 label="History",
@@ -259,28 +259,28 @@ class Page:
                 elem_id="history",
             )
 
-    def _wire(self) -> None:
-        model = {"concurrency_limit": SESSIONS, "concurrency_id": "model"}  # the worker lets them in one by one
+    def _connect_events(self) -> None:
+        model = {"concurrency_limit": SESSIONS, "concurrency_id": "model"}  # the worker runs them one by one
         model |= {"api_visibility": "private", "show_progress": "hidden"}
-        uploads = model | {"preprocess": False}  # handlers open files themselves, in bounds, and say what is wrong with them
+        uploads = model | {"preprocess": False}  # handlers open files themselves, with limits and error messages
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         shown = [self.images, self.status, self.cancel, self.history]
-        given = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
-        given += [self.sampler, self.transparent]
-        gr.on([self.draw.click, self.prompt.submit], self.handlers.on_draw, given, [*shown, self.seed], **model)
-        given = [self.varied, self.vary_number, self.keep_layout, self.vary_size]
-        self.vary.click(self.handlers.on_vary, given, shown, **uploads)
-        given = [self.first, self.first_text, self.second, self.second_text, self.blend_steps, self.blend_size]
-        self.blend.click(self.handlers.on_blend, given, [*shown, self.path, self.player, self.place, self.frame], **uploads)
-        given = [self.edited, self.source, self.target, self.strength, self.edit_size]
-        self.edit.click(self.handlers.on_edit, given, shown, **uploads)
-        given = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size]
-        self.paint.click(self.handlers.on_paint, given, shown, **uploads)
-        outputs = [*shown, self.formed, self.candidates, self.film, self.stages]
+        inputs = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
+        inputs += [self.sampler, self.transparent]
+        gr.on([self.draw.click, self.prompt.submit], self.handlers.on_draw, inputs, [*shown, self.seed], **model)
+        inputs = [self.varied, self.vary_number, self.keep_layout, self.vary_size]
+        self.vary.click(self.handlers.on_vary, inputs, shown, **uploads)
+        inputs = [self.first, self.first_text, self.second, self.second_text, self.blend_steps, self.blend_size]
+        self.blend.click(self.handlers.on_blend, inputs, [*shown, self.path, self.player, self.place, self.frame], **uploads)
+        inputs = [self.edited, self.source, self.target, self.strength, self.edit_size]
+        self.edit.click(self.handlers.on_edit, inputs, shown, **uploads)
+        inputs = [self.editor, self.paint_prompt, *self.rectangle, *self.margins, self.paint_size]
+        self.paint.click(self.handlers.on_paint, inputs, shown, **uploads)
+        outputs = [*shown, self.exploration, self.candidates, self.trajectory, self.stages]
         gr.on([self.explore.click, self.explored.submit], self.handlers.on_explore, [self.explored], outputs, **model)
         if self.index is not None:
-            given = [self.query, self.query_image]
-            gr.on([self.find.click, self.query.submit], self.handlers.on_find, given, [self.images, self.status], **uploads)
+            inputs = [self.query, self.query_image]
+            gr.on([self.find.click, self.query.submit], self.handlers.on_find, inputs, [self.images, self.status], **uploads)
 
         self.cancel.click(self.handlers.on_cancel, None, [self.status, self.cancel], **quick)
         self.blocks.load(self.handlers.on_open, [self.session], self.history, js=SESSION, **quick)
@@ -291,7 +291,7 @@ class Page:
         self.images.preview_close(lambda: 0, None, self.chosen, **quick)
         self.history.select(self.handlers.on_recall, [self.history], [self.images, self.chosen], **quick)
         for button in (self.draw, self.vary, self.blend, self.edit, self.paint, self.explore):
-            button.click(None, js=INTO_VIEW)
+            button.click(None, js=SCROLL_TO_IMAGES)
         self.place.change(self.handlers.on_place, [self.path, self.place], self.frame, **quick)
         self.play.click(self.handlers.on_play, [self.playing], [self.playing, self.timer, self.play], **quick)
         self.timer.tick(self.handlers.on_tick, [self.path, self.place], self.place, **quick)

@@ -1,4 +1,4 @@
-"""What one generation of a page's session shows while it runs and when it is done, within the client's rate."""
+"""Runs a session's calls: rate limit, progress, content filter, saving and history."""
 
 import html
 import os
@@ -12,51 +12,51 @@ from PIL import Image
 
 from ..io.images import cut_out, png_facts
 from .generation import Step, Studio
-from .history import Histories
+from .history import SessionHistories
 from .validation import client_of, user_errors
 
 
 class Sessions:
-    """Runs generations for the sessions of a page: counts them on the rate, checks, saves and remembers what was made."""
+    """Runs calls for the sessions of a page: counts them on the rate, checks and saves the images, keeps the history."""
 
     def __init__(self, studio: Studio):
-        self.studio, self.histories = studio, Histories()
+        self.studio, self.histories = studio, SessionHistories()
 
-    def _admit(self, request: gr.Request, images: int) -> None:
-        """Count images on the rate of who asks: the key's, else the address's."""
+    def _take_rate(self, request: gr.Request, images: int) -> None:
+        """Count images on the client's rate: the key's, else the address's."""
         if self.studio.rate is not None:
             wait = self.studio.rate.take(client_of(request), images)
             if wait:
                 raise gr.Error(self.studio.rate.message(wait, images), print_exception=False)
 
-    def _steps(self, draw: Callable, request: gr.Request) -> Iterator[Any]:
-        """The steps, then the answer, None once cancelled."""
+    def _steps(self, sample: Callable, request: gr.Request) -> Iterator[Any]:
+        """The steps, then the result, None if cancelled."""
         with user_errors():
-            yield (yield from self.studio.stream(request.session_hash, draw, getattr(request, "username", None)))
+            yield (yield from self.studio.stream(request.session_hash, sample, getattr(request, "username", None)))
 
     def run(
-        self, draw: Callable, facts: list[dict], request: gr.Request, clear: bool = False, files: list | None = None
+        self, sample: Callable, facts: list[dict], request: gr.Request, clear: bool = False, files: list | None = None
     ) -> Iterator[tuple]:
-        """What the gallery, the status, the cancel button and the history show, step by step; `files` gets the files."""
-        self._admit(request, len(facts))
+        """Updates of gallery, status, cancel button and history, step by step; saved files are appended to `files`."""
+        self._take_rate(request, len(facts))
         images = None
         try:
-            for step in self._steps(draw, request):
+            for step in self._steps(sample, request):
                 if isinstance(step, Step):
-                    early = step.images if self.studio.content_filter is None else None  # only what it has seen is shown
+                    early = step.images if self.studio.content_filter is None else None  # unfiltered images are not shown
                     yield early or gr.skip(), status(str(step), step), gr.Button(interactive=True), gr.skip()
                 else:
                     images = step
             self.check_content(*images or ())
         except Exception as error:
-            refused = isinstance(error, gr.Error)
-            if refused and images is None and self.studio.rate is not None:
-                self.studio.rate.give_back(client_of(request), len(facts))
-            say = error.message if refused else "That failed; the log says more."
+            is_user_error = isinstance(error, gr.Error)
+            if is_user_error and images is None and self.studio.rate is not None:
+                self.studio.rate.refund(client_of(request), len(facts))
+            say = error.message if is_user_error else "That failed; the log says more."
             yield gr.skip(), status(say), gr.Button(interactive=False), gr.skip()
             raise
         if images is None:
-            if not self.studio.draws(request.session_hash):  # else something newer took its place, and tells of itself
+            if not self.studio.is_busy(request.session_hash):  # else a newer call replaced it, which reports itself
                 yield gr.skip(), status("Cancelled."), gr.Button(interactive=False), gr.skip()
             return
         saved = [self._save(cut_out(i) if clear else i, f) for i, f in zip(images, facts, strict=True)]
@@ -68,10 +68,10 @@ class Sessions:
         yield shown, status(f"{what} done."), gr.Button(interactive=False), history
 
     def _save(self, image: Image.Image, facts: dict[str, str]) -> str:
-        """A PNG with its facts, in a folder of its own among Gradio's files, whose name cannot be guessed."""
+        """Save a PNG with its metadata in a folder of a random name among Gradio's files."""
         folder = Path(os.environ["GRADIO_TEMP_DIR"]) / secrets.token_hex(16)
         folder.mkdir(parents=True)
-        file = folder / "picture.png"
+        file = folder / "image.png"
         image.save(file, pnginfo=png_facts(facts | {"model": self.studio.model}))
         return str(file)
 
@@ -83,7 +83,7 @@ class Sessions:
 
 
 def status(text: str, step: Step | None = None) -> str:
-    """The line that says what is going on, for screen readers too, and how far it is."""
+    """The status line as HTML, also for screen readers, with a progress bar."""
     bar = ""
     if step is not None and step.of:
         bar = f'<progress aria-label="Steps of this stage" max="{step.of}" value="{step.done}"></progress>'

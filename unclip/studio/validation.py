@@ -1,4 +1,4 @@
-"""Checks of what the page sends: every mistake is told in one line, for a browser's own checks can be bypassed."""
+"""Checks of the page's inputs, with an error message of one line; a browser's own checks can be bypassed."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,10 +16,10 @@ from ..server.worker import Busy
 
 MAX_PROMPT = 1000  # characters
 MAX_IMAGES = 8
-MOST = 16  # images of a blend, the most that the gallery holds
-MAX_SEED = 2**31 - 1  # what a number field holds exactly, in every browser
+MAX_BLEND_IMAGES = 16  # the largest number of images in the gallery
+MAX_SEED = 2**31 - 1  # exact in number fields of every browser
 
-# Fields that a PNG restores: fact, and what it is.
+# Fields that are restored from a PNG's metadata: name -> parser.
 RESTORED: dict[str, Callable[[str], Any]] = {
     "prompt": str,
     "negative_prompt": str,
@@ -34,7 +34,7 @@ BOUNDS = {"seed": (0, MAX_SEED), "guidance": (1, 20), "steps": (1, 100)}
 
 
 def restored(facts: dict[str, str], name: str, kind: Callable[[str], Any]) -> Any:
-    """A field's value from an image's facts; None where there is none that the field could hold."""
+    """A field's value from an image's metadata; None if it is missing or out of the field's range."""
     try:
         value = kind(facts[name])
     except (KeyError, ValueError):
@@ -45,15 +45,15 @@ def restored(facts: dict[str, str], name: str, kind: Callable[[str], Any]) -> An
 
 
 def restored_message(facts: dict[str, str], back: list[str], model: str) -> str:
-    """Which settings of an image were restored, of which its file says nothing, and which this page cannot set."""
+    """The message that lists which settings were restored, which the file lacks, and which this page cannot set."""
     silent = [name for name in RESTORED if name not in facts]
     given = {n: v for n, v in facts.items() if n not in back and n != "version" and (n, v) != ("model", model)}
-    beyond = [f"{readable(name)} {v if len(v) <= 40 else v[:40] + '…'!r}" for name, v in given.items()]
-    if back and not silent and not beyond:
+    unknown = [f"{readable(name)} {v if len(v) <= 40 else v[:40] + '…'!r}" for name, v in given.items()]
+    if back and not silent and not unknown:
         return "The settings of that image are restored."
     say = f"Restored: {', '.join(map(readable, back))}." if back else "No setting is restored."
     say += f" Left as they were, for the file does not say them: {', '.join(map(readable, silent))}." if silent else ""
-    return say + (f" Not to be set on this page: {', '.join(beyond)}." if beyond else "")
+    return say + (f" Not to be set on this page: {', '.join(unknown)}." if unknown else "")
 
 
 def readable(name: str) -> str:
@@ -63,9 +63,9 @@ def readable(name: str) -> str:
 def inpainting_inputs(
     image: Image.Image, layers: list[Image.Image], rectangle: list[float], margins: list[float]
 ) -> tuple[Image.Image, Image.Image]:
-    """Image and mask (white is drawn anew) of what was painted over, of a rectangle and of new space, in percent.
+    """Image and mask (white is inpainted) from painted layers, a rectangle and margins, both in percent.
 
-    Raises ValueError where nothing is to be drawn anew.
+    Raises ValueError for an empty mask.
     """
     mask = Image.new("L", image.size, 0)
     for layer in layers:
@@ -88,14 +88,14 @@ def inpainting_inputs(
 
 
 def check_uploaded(file: dict[str, Any]) -> dict[str, Any]:
-    """A file's data as Gradio's client sends them; a URL is refused, and a path that Gradio would not check to be an upload."""
+    """A file's metadata as Gradio's client sends it. Refuses URLs, and paths that Gradio would not check to be uploads."""
     if not is_file_obj_with_meta(file) or is_http_url_like(file["path"]):
         raise gr.Error("Only files that were uploaded to this page are taken.", print_exception=False)
     return file
 
 
 def upload_bytes(name: str, file: Any) -> bytes:
-    """The content of an uploaded file (its path, or Gradio's data of it); that there is none is told on the page."""
+    """The content of an uploaded file, given by its path or Gradio's metadata. Raises gr.Error if there is none."""
     path = file.get("path") if isinstance(file, dict) else file
     if not isinstance(path, str) or not path:
         raise gr.Error(f"Give {name} first.", print_exception=False)
@@ -110,14 +110,14 @@ def client_of(request: gr.Request) -> str:
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number in bounds; a mistake is told on the page."""
+    """A whole number in bounds. Raises gr.Error for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not low <= value <= high or value % 1:
         raise gr.Error(f"The {name} must be a whole number from {low} to {high}, got {value!r}.", print_exception=False)
     return int(value)
 
 
 def number_between(name: str, value: Any, low: float, high: float) -> float:
-    """A number in bounds; a mistake is told on the page."""
+    """A number in bounds. Raises gr.Error for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise gr.Error(f"The {name} must be a number from {low} to {high}, got {value!r}.", print_exception=False)
     return value
@@ -125,7 +125,7 @@ def number_between(name: str, value: Any, low: float, high: float) -> float:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A user's mistake becomes one line on the page."""
+    """Turns errors of user input into messages on the page."""
     try:
         yield
     except (ValueError, Busy) as error:

@@ -124,8 +124,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), BAD, ids=[m for _, m in BAD])
-def test_a_mistake_is_one_line(command, image, tiny_folder, tmp_path, monkeypatch, words, message):
+@pytest.mark.parametrize("case", BAD, ids=[m for _, m in BAD])
+def test_a_mistake_is_one_line(command, image, tiny_folder, tmp_path, monkeypatch, case):
+    words, message = case
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.png").write_text("hello")
     words = [w.format(image=image, text=tmp_path / "notes.png") for w in words]

@@ -183,7 +183,7 @@ def test_other_sprites_are_refused(bank, examples):
         BankScenes(bank, examples.icons.sprites[::-1])
 
 
-def test_own_pictures_are_refused(tokenizer, tmp_path):
+def test_own_images_are_refused(tokenizer, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")

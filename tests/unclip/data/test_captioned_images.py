@@ -83,7 +83,7 @@ def test_every_layout_gives_every_image_its_own_caption(folder):
         np.testing.assert_array_equal(np.asarray(found.open(row)), expected)
 
 
-def test_the_emoji_configurations_take_ones_own_pictures(folder):
+def test_the_emoji_configurations_take_ones_own_images(folder):
     """What they say of how scenes are composed is nothing that a folder has."""
     for name in ("prior", "decoder"):
         composed = load_config(f"emoji/{name}")["data"]
@@ -130,9 +130,9 @@ def test_images_that_do_not_open_are_named_and_skipped_up_to_a_limit(tmp_path, c
         (tmp_path / f"{n}.png").write_bytes(b"broken")
     data = captioned_examples({"path": str(tmp_path)})
     assert {data[i]["caption"] for i in range(12)} == {caption(n) for n in (0, 2, 3, 5)}
-    assert "1.png is no " in caplog.text and "skipped, 2 so far" in caplog.text
+    assert "1.png is not an image" in caplog.text and "skipped, 2 so far" in caplog.text
     strict = captioned_examples({"path": str(tmp_path), "max_unreadable": 1})
-    with pytest.raises(ValueError, match="2 images could not be read, the last: .*png is no "):
+    with pytest.raises(ValueError, match="2 images could not be read, the last: .*png is not an image"):
         for i in range(12):
             strict[i]
 
@@ -293,7 +293,7 @@ def test_shards_that_lack_a_caption_or_are_cut_off_are_named(tmp_path):
         captioned_examples({"path": str(tmp_path / "set" / "0.tar")})
 
 
-def test_ones_own_pictures_through_all_five_stages_to_a_sample(command, tmp_path):
+def test_ones_own_images_through_all_five_stages_to_a_sample(command, tmp_path):
     """As the README says it: train on a folder, put the stages together, draw."""
     for n in range(24):
         paint(tmp_path / "mine" / f"{n}.png", n, (280, 270) if n % 4 else (1040, 1030))

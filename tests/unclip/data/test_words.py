@@ -53,7 +53,7 @@ def test_tags_say_which_sense_is_meant(tmp_path, tags, sense):
 
 def test_faces_are_called_by_what_they_feel(tmp_path):
     moods = ["angry 00 &furious &mad(p) | feeling anger", "furious raging 00 | very angry", "mad(p) 00 | angry"]
-    write_words(tmp_path, [], {}, moods)
+    write_words(tmp_path, [], {}, {"adj": moods})
     found = read(
         tmp_path, angry_face=EmojiFacts("?", [], "smileys-emotion"), angry_bird=EmojiFacts("?", [], "animals-nature")
     ).of
@@ -81,7 +81,7 @@ def test_common_words_that_call_no_concept_are_context(tmp_path):
 def test_phrases_are_heard_as_what_they_are_like(tmp_path):
     nouns = ["cat 05 | a pet", "catkin 20 | a spike", "cake 13 | a dish"]
     adjectives = ['sweet 00 | like a cake; "the cake is a cake"']
-    write_words(tmp_path, nouns, {CAKE: ["tart"]}, adjectives, ["eat_cake 34 | dine"])
+    write_words(tmp_path, nouns, {CAKE: ["tart"]}, {"adj": adjectives, "verb": ["eat_cake 34 | dine"]})
     wordnet = tmp_path / "-".join(WORDNET)
     phrases = wordnet_phrases(wordnet)
     assert phrases == ["cat", "pet", "cake", "dine", "dish", "spike", "catkin", "eat cake", "like a cake", "the cake is a cake"]

@@ -10,7 +10,7 @@ from unclip.data.icons import IconSet
 from unclip.data.render import Layer, compose_sprites
 from unclip.evaluation.alignment import SCALES, SHIFT, nearest_icon, shift, shifted_errors
 from unclip.evaluation.metrics import psnr
-from unclip.evaluation.poses import POSE, in_pose, moved, posed
+from unclip.evaluation.poses import POSE, in_pose, jittered, render_layers
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_an_icon_is_found_at_another_size_and_place(icons):
 
 
 def test_the_found_render_is_what_its_psnr_is_of(icons):
-    images = moved(icons, [8, 40], seed=1)
+    images = jittered(icons, [8, 40], seed=1)
     match = nearest_icon(images, icons, [[8, 9], [41, 42, 43]])
     assert torch.allclose(match.psnr, psnr(images.float() / 255, match.renders.float() / 255), atol=1e-3)
     assert match.rows[0] == 8 and match.rows[1] in (41, 42, 43)
@@ -64,7 +64,7 @@ def test_the_found_render_is_what_its_psnr_is_of(icons):
 def test_renders_are_those_of_scenes(icons):
     layer = Layer(7, 0.52, 0.49, 0.87)
     render = compose_sprites([layer], icons.sprites, 64)
-    assert np.array_equal(posed(icons, [layer])[0].permute(1, 2, 0).numpy(), render)
-    assert torch.equal(in_pose(icons, [7]), posed(icons, [Layer(7, *POSE)]))
-    assert torch.equal(moved(icons, [7, 8], 3), moved(icons, [7, 8], 3))
-    assert not torch.equal(moved(icons, [7], 3), moved(icons, [7], 4))
+    assert np.array_equal(render_layers(icons, [layer])[0].permute(1, 2, 0).numpy(), render)
+    assert torch.equal(in_pose(icons, [7]), render_layers(icons, [Layer(7, *POSE)]))
+    assert torch.equal(jittered(icons, [7, 8], 3), jittered(icons, [7, 8], 3))
+    assert not torch.equal(jittered(icons, [7], 3), jittered(icons, [7], 4))

@@ -19,70 +19,70 @@ from safetensors.torch import load_file, save_file
 
 from unclip.clip.judge import Judge
 from unclip.data.scenes import IconSet
-from unclip.evaluation import prompts as ask
-from unclip.evaluation.bench import Bench
-from unclip.evaluation.drawing import Gallery
+from unclip.evaluation import prompts as prompt_sets
+from unclip.evaluation.context import EvaluationContext
 from unclip.evaluation.parts import PARTS
-from unclip.evaluation.parts.composition import answered
+from unclip.evaluation.parts.composition import answers_of
 from unclip.evaluation.parts.fidelity import COPY, nearest_render, training_renders
 from unclip.evaluation.parts.prior import TURNS, WAYS
 from unclip.evaluation.run import Settings, _open
 from unclip.evaluation.run import evaluate as run_evaluation
+from unclip.evaluation.sample_store import SampleStore
 from unclip.pipelines import UnCLIPPipeline
 
 
 class Oracle:
-    """Knows each picture's caption by its bytes, and gives every text a direction of its own."""
+    """Knows each image's caption by its bytes, and gives every text a direction of its own."""
 
-    def __init__(self, pictures: torch.Tensor, captions: list[str]):
-        self.captions = {p.numpy().tobytes(): c for p, c in zip(pictures, captions, strict=True)}
+    def __init__(self, images: torch.Tensor, captions: list[str]):
+        self.captions = {p.numpy().tobytes(): c for p, c in zip(images, captions, strict=True)}
 
     def read(self, captions: list[str]) -> torch.Tensor:
         seeds = (int(hashlib.sha256(c.encode()).hexdigest()[:12], 16) for c in captions)
         return F.normalize(torch.stack([torch.randn(256, generator=torch.Generator().manual_seed(s)) for s in seeds]), dim=-1)
 
-    def see(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = self.read([self.captions[p.numpy().tobytes()] for p in pictures])
+    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.read([self.captions[p.numpy().tobytes()] for p in images])
         return found, found
 
 
 class Comparing:
     """Sees shapes and colours as they are, apart from the ground."""
 
-    def see(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        small = F.interpolate(pictures.float() / 255, (16, 16), mode="area")
+    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        small = F.interpolate(images.float() / 255, (16, 16), mode="area")
         found = F.normalize((small - small[:, :, :1, :1]).flatten(1), dim=-1)
         return found, found
 
 
-def bench(icons: IconSet, tmp_path: Path, prompts: list[ask.Prompt]) -> tuple[Bench, torch.Tensor]:
-    made = Bench(None, None, icons, Gallery(tmp_path), "dev")
-    pictures = made.truths(prompts)
-    made.judge = Oracle(pictures, [p.text for p in prompts])
-    return made, pictures
+def context(icons: IconSet, tmp_path: Path, prompts: list[prompt_sets.Prompt]) -> tuple[EvaluationContext, torch.Tensor]:
+    made = EvaluationContext(None, None, icons, SampleStore(tmp_path), "dev")
+    images = made.real_renders(prompts)
+    made.judge = Oracle(images, [p.text for p in prompts])
+    return made, images
 
 
 def test_real_renders_under_an_oracle_are_all_right_and_shuffled_ones_are_at_chance(icons, tmp_path):
-    prompts = ask.recognition(icons, "dev") + ask.recognition(icons, "test")
-    made, pictures = bench(icons, tmp_path, prompts)
-    first, five = made.named(pictures, prompts)
+    prompts = prompt_sets.recognition(icons, "dev") + prompt_sets.recognition(icons, "test")
+    made, images = context(icons, tmp_path, prompts)
+    first, five = made.name_recall(images, prompts)
     assert first.all() and five.all()
-    hits = [made.named(pictures.roll(n, 0), prompts) for n in range(1, len(prompts))]
+    hits = [made.name_recall(images.roll(n, 0), prompts) for n in range(1, len(prompts))]
     first, five = (torch.stack(h).mean().item() for h in zip(*hits, strict=True))
-    assert first == 0 and five == pytest.approx(4 / 25, abs=0.05)  # a wrong picture's own name is always first
+    assert first == 0 and five == pytest.approx(4 / 25, abs=0.05)  # a wrong image's own name is always first
 
 
 def test_compositions_under_an_oracle_are_all_right_and_shuffled_ones_are_at_chance(icons, tmp_path):
-    for prompts in filter(None, ask.composition(icons, "test", 16).values()):
-        made, pictures = bench(icons, tmp_path, prompts)
+    for prompts in filter(None, prompt_sets.composition(icons, "test", 16).values()):
+        made, images = context(icons, tmp_path, prompts)
         two = len(prompts[0].plan.concepts) == 2
         if two:
             made.judge = Comparing()
-        hits, chance = answered(made, pictures, prompts)
+        hits, chance = answers_of(made, images, prompts)
         assert hits and all(len(h) == len(prompts) and h.mean() > (0.8 if two else 0.999) for h in hits.values())
         if len(prompts) < 8:
             continue
-        shuffled = [answered(made, pictures.roll(n, 0), prompts)[0] for n in (1, 2, 3)]
+        shuffled = [answers_of(made, images.roll(n, 0), prompts)[0] for n in (1, 2, 3)]
         concepts = [set(p.plan.concepts) for p in prompts]
         other = [not two or not concepts[i] & concepts[i - n] for n in (1, 2, 3) for i in range(len(prompts))]
         for about, expected in chance.items():
@@ -92,14 +92,14 @@ def test_compositions_under_an_oracle_are_all_right_and_shuffled_ones_are_at_cha
 
 
 def test_what_is_not_there_is_not_detected(icons, tmp_path):
-    prompts = ask.composition(icons, "test", 16)["relation"]
-    made, pictures = bench(icons, tmp_path, prompts)
+    prompts = prompt_sets.composition(icons, "test", 16)["relation"]
+    made, images = context(icons, tmp_path, prompts)
     made.judge = Comparing()
-    blank, _ = answered(made, torch.full_like(pictures, 255), prompts)
+    blank, _ = answers_of(made, torch.full_like(images, 255), prompts)
     assert not any(hits.any() for hits in blank.values())
     axes = [2 if p.plan.relation in ("left", "right") else 1 for p in prompts]
-    swapped = torch.stack([picture.roll(32, axis) for picture, axis in zip(pictures, axes, strict=True)])
-    found, _ = answered(made, swapped, prompts)
+    swapped = torch.stack([image.roll(32, axis) for image, axis in zip(images, axes, strict=True)])
+    found, _ = answers_of(made, swapped, prompts)
     assert found["both objects"].mean() > 0.9 and not found["place"].any()
 
 
@@ -123,17 +123,17 @@ def test_a_gallery_draws_what_is_missing_and_nothing_else(tmp_path):
         asked.append(list(chunk))
         return torch.stack([torch.rand(3, 8, 8, generator=g) for g in generators])
 
-    gallery = Gallery(tmp_path, seed=3, batch=4)
-    whole = gallery.pictures("a", 10, draw)
+    sample_store = SampleStore(tmp_path, seed=3, batch=4)
+    whole = sample_store.images("a", 10, draw)
     assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and whole.shape == (10, 3, 8, 8)
     asked.clear()
     (tmp_path / "a" / "00005.png").unlink()
-    assert torch.equal(gallery.pictures("a", 10, draw), whole) and asked == [[4, 5, 6, 7]]
-    assert torch.equal(Gallery(tmp_path, seed=3).pictures("a", 6, draw), whole[:6])
-    assert torch.equal(gallery.pictures("b", 4, draw, first=6), whole[6:])
+    assert torch.equal(sample_store.images("a", 10, draw), whole) and asked == [[4, 5, 6, 7]]
+    assert torch.equal(SampleStore(tmp_path, seed=3).images("a", 6, draw), whole[:6])
+    assert torch.equal(sample_store.images("b", 4, draw, first=6), whole[6:])
     (tmp_path / "a" / "00002.png").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"00002.png is damaged .*delete it"):
-        gallery.pictures("a", 10, draw)
+        sample_store.images("a", 10, draw)
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -192,7 +192,7 @@ def test_a_report_is_whole_and_an_interrupted_one_is_the_unbroken_one(evaluate, 
 
 
 def test_two_processes_share_the_drawing_and_find_the_same(evaluate, tiny_folder, tiny_judge, tmp_path):
-    """Eight pictures are one batch of the main process; rectangles are drawn one by one, four by each."""
+    """Eight images are one batch of the main process; rectangles are drawn one by one, four by each."""
     alone, out, parts = tmp_path / "alone", tmp_path / "two", ("--only", "recognition", "--only", "rectangle", "--steps", 1)
     assert evaluate(alone, *parts)[0] == 0
     words = ["evaluate", tiny_folder, "--out", out, "--data", "shapes", "--judge", tiny_judge, "--limit", 8, *parts]
@@ -206,7 +206,7 @@ def test_two_processes_share_the_drawing_and_find_the_same(evaluate, tiny_folder
     assert ours["protocol"] == whole["protocol"] and ours["results"] == whole["results"]
     drawn = {p.relative_to(alone): np.array(Image.open(p), dtype=int) for p in alone.rglob("*.png")}
     assert len(drawn) == 16 and len(list(out.rglob("*.png"))) == 16
-    assert all(abs(np.array(Image.open(out / name)) - picture).max() <= 1 for name, picture in drawn.items())
+    assert all(abs(np.array(Image.open(out / name)) - image).max() <= 1 for name, image in drawn.items())
 
 
 def test_other_upsamplers_draw_anew_what_they_enlarge_alone(evaluate, model, tmp_path):
@@ -298,11 +298,11 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert list(found["protocol"]["left_out"]) == left_out
     assert {row["what"] for row in found["summary"]} >= {"weights, MB", "Fréchet distance, times the floor"}
     assert found["results"]["upsamplers"]["64 to 256"]["psnr_bicubic"]["value"] > 15
-    own, pictures = found["protocol"]["sampling"]["decoder_guidance_scale"], tmp_path / "report" / "pictures"
+    own, images = found["protocol"]["sampling"]["decoder_guidance_scale"], tmp_path / "report" / "pictures"
     assert f"{own:g}" in found["results"]["sweeps"]["guidance"]["R@1"]
-    assert (pictures / "sweep-guidance-5").exists() and not (pictures / f"sweep-guidance-{own:g}").exists(), "drawn already"
+    assert (images / "sweep-guidance-5").exists() and not (images / f"sweep-guidance-{own:g}").exists(), "drawn already"
     ways = found["results"]["prior"]
-    again = [p.read_bytes() for p in pictures.glob("recognition-text-embedding*/00000.png")]
+    again = [p.read_bytes() for p in images.glob("recognition-text-embedding*/00000.png")]
     assert len(again) == len(set(again)) == TURNS, "each turn has seeds of its own"
     for kind in ("names", "scenes"):
         distances = {way: ways[way]["frechet_distance"][kind]["value"] for way in WAYS}
@@ -315,16 +315,16 @@ def test_every_part_finds_something_to_say(evaluate, tmp_path):
     assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 2
 
 
-def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_pictures_of_its_captions(evaluate, icons, tmp_path):
+def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_images_of_its_captions(evaluate, icons, tmp_path):
     out = tmp_path / "report"
     assert evaluate(out, "--only", "fidelity", "--only", "recognition")[0] == 0
-    asked = {"scenes": ask.scenes(icons, "dev", 8), "recognition": ask.recognition(icons, "dev")[:8]}
-    asked |= {f"recognition-turn-{turn}": ask.recognition(icons, "dev", turn)[:8] for turn in range(1, TURNS)}
+    asked = {"scenes": prompt_sets.scenes(icons, "dev", 8), "recognition": prompt_sets.recognition(icons, "dev")[:8]}
+    asked |= {f"recognition-turn-{turn}": prompt_sets.recognition(icons, "dev", turn)[:8] for turn in range(1, TURNS)}
     for folder, prompts in asked.items():
-        real = bench(icons, tmp_path, prompts)[0].truths(prompts)
+        real = context(icons, tmp_path, prompts)[0].real_renders(prompts)
         (out / "pictures" / folder).mkdir(exist_ok=True)
-        for n, picture in enumerate(real):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(out / "pictures" / folder / f"{n:05d}.png")
+        for n, image in enumerate(real):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / "pictures" / folder / f"{n:05d}.png")
     assert evaluate(out, "--only", "prior")[0] == 0
     found = numbers(out)
     ways = found["results"]["prior"]
@@ -337,7 +337,7 @@ def test_the_prior_is_at_no_distance_where_it_leads_to_the_real_pictures_of_its_
     assert all("Fréchet distance" in measures for measures in ahead.values()) and len(ahead) == 2, ahead
 
 
-def test_force_deletes_no_pictures_but_an_evaluations(tmp_path):
+def test_force_deletes_no_images_but_an_evaluations(tmp_path):
     settings = Settings("emoji", out=tmp_path / "out", force=True)
     photo = settings.out / "pictures" / "holiday" / "a.png"
     photo.parent.mkdir(parents=True)
@@ -352,7 +352,7 @@ def test_force_deletes_no_pictures_but_an_evaluations(tmp_path):
     assert json.loads((settings.out / "drawn_with.json").read_text()) == {"seed": 1}, "what was there is not asked"
 
 
-def test_pictures_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judge, tmp_path, monkeypatch):
+def test_images_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judge, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # a module's parameters change kind
     pipe, judge = UnCLIPPipeline.from_pretrained(tiny_folder, dtype=torch.float32), Judge.load(tiny_judge)
     monkeypatch.setattr(Judge, "load", lambda _: judge)
@@ -366,4 +366,4 @@ def test_pictures_are_drawn_and_judged_where_the_model_is(tiny_folder, tiny_judg
     for way in WAYS:
         assert one[way]["r1"] == other[way]["r1"]
         for distance, same in zip(*(r[way]["frechet_distance"].values() for r in (one, other)), strict=True):
-            assert distance["value"] == pytest.approx(same["value"], rel=0.02)  # of pictures rounded to 8 bits
+            assert distance["value"] == pytest.approx(same["value"], rel=0.02)  # of images rounded to 8 bits

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unclip.evaluation.metrics import colours, flat_share, median, objects, steps
-from unclip.evaluation.parts.components import SMALLEST, pieces
+from unclip.evaluation.metrics import colour_count, flat_share, gradient_magnitude, median, object_mask
+from unclip.evaluation.parts.components import MIN_PIXELS, component_counts
 
 
 def blocks() -> torch.Tensor:
@@ -19,16 +19,16 @@ def blocks() -> torch.Tensor:
 
 def test_an_object_is_what_is_darker_than_white_in_one_channel():
     image = blocks()
-    assert objects(image).sum() == 64
+    assert object_mask(image).sum() == 64
     image[0, 2, 0, 0], image[0, 2, 0, 1] = 0.96, 0.98
-    assert objects(image).sum() == 65
+    assert object_mask(image).sum() == 65
 
 
 def test_a_step_is_the_root_of_both_differences_over_all_channels():
     image = torch.zeros(1, 3, 2, 2)
     image[0, 0, 0, 1], image[0, 1, 1, 0] = 0.3, 0.4
-    assert steps(image)[0, 0, 0].item() == pytest.approx(0.5)
-    assert steps(image)[0, 0, 1].item() == pytest.approx(0.3) and steps(image)[0, 1, 1] == 0
+    assert gradient_magnitude(image)[0, 0, 0].item() == pytest.approx(0.5)
+    assert gradient_magnitude(image)[0, 0, 1].item() == pytest.approx(0.3) and gradient_magnitude(image)[0, 1, 1] == 0
 
 
 def test_flat_is_what_has_no_edge_to_the_right_and_below():
@@ -43,14 +43,14 @@ def test_flat_is_what_has_no_edge_to_the_right_and_below():
 def test_colours_are_the_fewest_that_cover_nine_tenths():
     image = torch.ones(1, 3, 10, 10)
     image[0, :, :, :] = torch.tensor([0.0, 0.0, 0.0])[:, None, None]
-    assert colours(image).item() == 1
+    assert colour_count(image).item() == 1
     image[0, 0, 0, :] = 0.4  # a tenth: the other colour covers the rest
-    assert colours(image).item() == 1
+    assert colour_count(image).item() == 1
     image[0, 0, 1, 0] = 0.8
-    assert colours(image).item() == 2
+    assert colour_count(image).item() == 2
     image[0, 0, 1, 0] = 0.4 + 0.02  # the same of 16 levels
-    assert colours(image).item() == 2
-    assert colours(torch.ones(1, 3, 8, 8)).item() == 0
+    assert colour_count(image).item() == 2
+    assert colour_count(torch.ones(1, 3, 8, 8)).item() == 0
 
 
 @given(st.integers(2, 16))
@@ -58,7 +58,7 @@ def test_as_many_equal_colours_as_there_are(count):
     levels = torch.arange(count) / 15
     image = torch.zeros(1, 3, count, 10)
     image[0, 1] = levels[:, None]
-    assert colours(image).item() == -(-9 * count // 10)  # nine tenths of them, rounded up
+    assert colour_count(image).item() == -(-9 * count // 10)  # nine tenths of them, rounded up
 
 
 def test_a_median_lies_in_its_interval():
@@ -78,10 +78,10 @@ def drawn(*blocks: tuple[slice, slice]) -> torch.Tensor:
 def test_pieces_are_counted_as_they_touch():
     two = drawn((slice(2, 8), slice(2, 8)), (slice(9, 15), slice(9, 15)))
     diagonal = drawn((slice(2, 8), slice(2, 8)), (slice(8, 15), slice(8, 15)))
-    assert pieces(torch.cat([two, diagonal, drawn()])).tolist() == [2, 1, 0]
-    speck = drawn((slice(2, 8), slice(2, 8)), (slice(20, 21), slice(20, 20 + SMALLEST - 1)))
-    piece = drawn((slice(2, 8), slice(2, 8)), (slice(20, 21), slice(20, 20 + SMALLEST)))
-    assert pieces(torch.cat([speck, piece])).tolist() == [1, 2]
+    assert component_counts(torch.cat([two, diagonal, drawn()])).tolist() == [2, 1, 0]
+    speck = drawn((slice(2, 8), slice(2, 8)), (slice(20, 21), slice(20, 20 + MIN_PIXELS - 1)))
+    piece = drawn((slice(2, 8), slice(2, 8)), (slice(20, 21), slice(20, 20 + MIN_PIXELS)))
+    assert component_counts(torch.cat([speck, piece])).tolist() == [1, 2]
 
 
 def test_a_winding_line_is_one_piece():
@@ -89,5 +89,5 @@ def test_a_winding_line_is_one_piece():
     for n in range(0, 30, 4):
         image[..., n, 1:31] = 0
         image[..., n : n + 5, 30 if n % 8 == 0 else 1] = 0
-    assert pieces(image).item() == 1
-    assert pieces(image.flip(-1)).item() == pieces(image.transpose(-1, -2)).item() == 1
+    assert component_counts(image).item() == 1
+    assert component_counts(image.flip(-1)).item() == component_counts(image.transpose(-1, -2)).item() == 1

@@ -8,10 +8,10 @@ from conftest import tiny_networks
 
 from unclip.data.icons import IconSet
 from unclip.diffusion.schedules import schedule
-from unclip.evaluation import prompts as ask
-from unclip.evaluation.bench import Bench
-from unclip.evaluation.drawing import Gallery
+from unclip.evaluation import prompts as prompt_sets
+from unclip.evaluation.context import EvaluationContext
 from unclip.evaluation.parts.loss import TIMESTEPS, decoder_errors, posterior_mean, velocity_errors
+from unclip.evaluation.sample_store import SampleStore
 from unclip.pipelines import UnCLIPPipeline
 
 
@@ -42,23 +42,23 @@ def test_who_knows_the_image_finds_it_and_who_knows_several_weighs_them():
     assert torch.allclose(pure, images.mean(0, keepdim=True), atol=0.01), "from noise alone, the mean"
 
 
-def bench_of(pipe: UnCLIPPipeline, folder: Path) -> Bench:
-    return Bench(pipe, None, IconSet.load("shapes"), Gallery(folder), "dev")
+def bench_of(pipe: UnCLIPPipeline, folder: Path) -> EvaluationContext:
+    return EvaluationContext(pipe, None, IconSet.load("shapes"), SampleStore(folder), "dev")
 
 
-def errors(bench: Bench, prompts: list[ask.Prompt]) -> torch.Tensor:
+def errors(context: EvaluationContext, prompts: list[prompt_sets.Prompt]) -> torch.Tensor:
     styles = [prompt.truth.style for prompt in prompts]
-    return decoder_errors(bench, prompts, styles, bench.true_embeddings(prompts), bench.truths(prompts))
+    return decoder_errors(context, prompts, styles, context.true_embeddings(prompts), context.real_renders(prompts))
 
 
 def test_it_is_of_the_decoder_as_the_pipeline_conditions_it(tiny, tmp_path):
-    bench = bench_of(tiny, tmp_path)
-    prompts = ask.recognition(bench.icons, "dev")[:3]
-    found = errors(bench, prompts)
+    context = bench_of(tiny, tmp_path)
+    prompts = prompt_sets.recognition(context.icons, "dev")[:3]
+    found = errors(context, prompts)
     assert found.shape == (3, len(TIMESTEPS)) and torch.isfinite(found).all() and (found > 0).all()
-    assert torch.equal(errors(bench, prompts), found), "the noise is the seed's"
-    assert torch.allclose(errors(bench, prompts[:1]), found[:1], rtol=1e-3), "image by image as together"
-    embeds, clean = bench.true_embeddings(prompts), bench.truths(prompts).float() / 127.5 - 1
+    assert torch.equal(errors(context, prompts), found), "the noise is the seed's"
+    assert torch.allclose(errors(context, prompts[:1]), found[:1], rtol=1e-3), "image by image as together"
+    embeds, clean = context.true_embeddings(prompts), context.real_renders(prompts).float() / 127.5 - 1
     tokens = tiny.tokenizer([p.text for p in prompts], padding="max_length", return_tensors="pt")
     with torch.no_grad():
         text = tiny.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
@@ -85,8 +85,8 @@ def test_a_decoder_that_predicts_noise_and_its_variance_is_measured_alike(tmp_pa
     networks["decoder_scheduler"] = ancestral(schedule("epsilon"))
     pipe = UnCLIPPipeline(**networks)
     pipe.set_progress_bar_config(disable=True)
-    bench = bench_of(pipe.to(torch.float32), tmp_path)
-    found = errors(bench, ask.recognition(bench.icons, "dev")[:2])
+    context = bench_of(pipe.to(torch.float32), tmp_path)
+    found = errors(context, prompt_sets.recognition(context.icons, "dev")[:2])
     # a fresh decoder answers 0: no noise, so that x0 = x_t / alpha, which is off by sigma / alpha of the noise
     signal = pipe.decoder_scheduler.alphas_cumprod[list(TIMESTEPS)]
     assert torch.allclose(found, (1 / signal).expand(2, -1), rtol=0.05)

@@ -16,7 +16,7 @@ from unclip.evaluation.metrics import (
     precision_recall,
     psnr,
     ratio,
-    recalled,
+    recall_at,
     sharpness,
     ssim,
 )
@@ -113,9 +113,9 @@ def test_precision_and_recall_see_lost_variety_and_strays():
 def test_recalled():
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
     right = torch.tensor([[False, False, True], [True, True, False]])
-    assert recalled(scores, right, 1).tolist() == [0, 1]
-    assert recalled(scores, right, 2).tolist() == [1, 1]
-    assert recalled(scores, ~right & False, 9).tolist() == [0, 0]
+    assert recall_at(scores, right, 1).tolist() == [0, 1]
+    assert recall_at(scores, right, 2).tolist() == [1, 1]
+    assert recall_at(scores, ~right & False, 9).tolist() == [0, 0]
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -152,14 +152,14 @@ def test_a_ratio_resamples_both_sides_together():
     assert ratio(values, torch.zeros(50)).value > 1e6  # nothing to compare with: plainly not a share
 
 
-def test_pictures():
+def test_images():
     black, white = torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32)
     assert psnr(black, black + 0.1).tolist() == pytest.approx([20, 20], abs=1e-4)
     g = torch.Generator().manual_seed(0)
     noisy = torch.rand(2, 3, 32, 32, generator=g)
     assert ssim(noisy, noisy).tolist() == pytest.approx([1, 1])
     c1 = 0.01**2
-    a, b = 0.2, 0.7  # of constant pictures only the luminance term is left
+    a, b = 0.2, 0.7  # of constant images only the luminance term is left
     expected = (2 * a * b + c1) / (a * a + b * b + c1)
     assert ssim(white * a, white * b).tolist() == pytest.approx([expected] * 2, abs=1e-3)
     step = black.clone()

@@ -10,15 +10,15 @@ from conftest import ROOT
 from evaluated import Comparing, put, results
 from PIL import Image
 
-from unclip.evaluation import prompts as ask
-from unclip.evaluation.bench import Bench
-from unclip.evaluation.detector import Detector
-from unclip.evaluation.drawing import Gallery
+from unclip.evaluation import prompts as prompt_sets
+from unclip.evaluation.context import EvaluationContext
+from unclip.evaluation.pair_detector import PairDetector
 from unclip.evaluation.parts import PARTS
-from unclip.evaluation.parts.copies import NEAR, nearest_objects, objects_of
-from unclip.evaluation.parts.flatness import rendered
-from unclip.evaluation.poses import POSE, in_pose, moved
-from unclip.evaluation.singles import Singles
+from unclip.evaluation.parts.copies import MIN_PSNR, nearest_objects, object_crops
+from unclip.evaluation.parts.flatness import rendered_in_pose
+from unclip.evaluation.poses import POSE, in_pose, jittered
+from unclip.evaluation.sample_store import SampleStore
+from unclip.evaluation.single_concepts import SingleConcepts
 from unclip.evaluation.summary import AT_LEAST, AT_MOST, summary
 
 NEW = ("likeness", "flatness", "style", "parts", "copies")
@@ -27,8 +27,8 @@ NEW = ("likeness", "flatness", "style", "parts", "copies")
 def test_names_are_such_as_were_trained_on_each_with_an_icon_that_was(icons, tmp_path):
     from unclip.data.plans import split_of_icon
 
-    singles = Singles(Bench(None, None, icons, Gallery(tmp_path), "dev", limit=8))
-    every = ask.recognition(icons, "dev")
+    singles = SingleConcepts(EvaluationContext(None, None, icons, SampleStore(tmp_path), "dev", limit=8))
+    every = prompt_sets.recognition(icons, "dev")
     assert [every[n] for n in singles.numbers] == singles.prompts and len(singles.prompts) == 8
     for prompt, styled, row, rows in zip(singles.prompts, singles.styled, singles.rows, singles.of_name, strict=True):
         icon = icons.icons[row]
@@ -47,14 +47,14 @@ def test_real_renders_in_the_place_of_images_are_like_themselves(evaluate, icons
     assert found["likeness"]["prior"]["value"] < 12 and found["copies"]["names"]["count"] == 0
     assert found["flatness"]["64 px"]["flat share"]["sampled"]["value"] < 0.1
 
-    singles = Singles(Bench(None, None, icons, Gallery(tmp_path / "none"), "dev", limit=8))
-    pictures = out / "pictures"
-    put(singles.real, pictures / "recognition", singles.numbers)
+    singles = SingleConcepts(EvaluationContext(None, None, icons, SampleStore(tmp_path / "none"), "dev", limit=8))
+    images = out / "pictures"
+    put(singles.real, images / "recognition", singles.numbers)
     for folder in ("names-true-embedding", "names-styled"):
-        put(singles.real, pictures / folder)
-    put(rendered(icons, singles.rows, 256), pictures / "upsampled-names-64-256")
-    scenes = ask.scenes(icons, "dev", 8)
-    put(Bench(None, None, icons, None, "dev").truths(scenes), pictures / "scenes")
+        put(singles.real, images / folder)
+    put(rendered_in_pose(icons, singles.rows, 256), images / "upsampled-names-64-256")
+    scenes = prompt_sets.scenes(icons, "dev", 8)
+    put(EvaluationContext(None, None, icons, None, "dev").real_renders(scenes), images / "scenes")
     assert evaluate(out, *words, "--steps", 1)[0] == 0
     real = results(out)["results"]
     likeness = real["likeness"]
@@ -77,35 +77,35 @@ def test_real_renders_in_the_place_of_images_are_like_themselves(evaluate, icons
 def test_objects_are_found_in_each_half(icons):
     image = torch.full((3, 64, 64), 255, dtype=torch.uint8)
     image[:, 20:44, 4:24], image[:, 24:40, 40:60] = 0, 90
-    found = [tuple(box) for box, _ in objects_of(image)]
+    found = [tuple(box) for box, _ in object_crops(image)]
     assert found[:3] == [(20, 4, 44, 60), (20, 4, 44, 24), (24, 40, 40, 60)]
-    assert all(window.shape == (3, 64, 64) for _, window in objects_of(image))
-    assert objects_of(torch.full((3, 64, 64), 77, dtype=torch.uint8)) == []
+    assert all(window.shape == (3, 64, 64) for _, window in object_crops(image))
+    assert object_crops(torch.full((3, 64, 64), 77, dtype=torch.uint8)) == []
 
 
 def test_an_icon_is_found_wherever_it_stands_and_what_is_none_is_not(icons, tmp_path):
     from unclip.data.render import BACKGROUNDS, Layer, compose_sprites
 
-    bench = Bench(None, Comparing(), icons, Gallery(tmp_path), "dev")
-    trained = [row for row in Singles(bench).rows if icons.icons[row]["concept"] not in ("dot", "circle")]
+    context = EvaluationContext(None, Comparing(), icons, SampleStore(tmp_path), "dev")
+    trained = [row for row in SingleConcepts(context).rows if icons.icons[row]["concept"] not in ("dot", "circle")]
     first, second = trained[:2]
     two = [Layer(first, 0.25, 0.5, 0.46), Layer(second, 0.76, 0.5, 0.44)]
     alone, ground = [Layer(second, 0.53, 0.48, 0.8)], BACKGROUNDS["blue"]
     images = [compose_sprites(two, icons.sprites, 64), compose_sprites(alone, icons.sprites, 64, ground)]
     images = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])
     grain = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    copies = nearest_objects(bench, torch.cat([images, grain, torch.full_like(grain, 255)]))
-    assert [copy.psnr >= NEAR for copy in copies] == [True, True, False, False]
+    copies = nearest_objects(context, torch.cat([images, grain, torch.full_like(grain, 255)]))
+    assert [copy.psnr >= MIN_PSNR for copy in copies] == [True, True, False, False]
     assert copies[0].row in (first, second) and copies[1].row == second
     assert copies[3].psnr == 0
-    assert isinstance(bench.detector, Detector)
+    assert isinstance(context.pair_detector, PairDetector)
 
 
 def test_larger_renders_are_the_icons_in_their_pose(icons):
-    assert torch.equal(rendered(icons, [5], 256)[:, :, :2, :2], torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
-    small = torch.nn.functional.avg_pool2d(rendered(icons, [5, 40], 256).float(), 4)
+    assert torch.equal(rendered_in_pose(icons, [5], 256)[:, :, :2, :2], torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    small = torch.nn.functional.avg_pool2d(rendered_in_pose(icons, [5, 40], 256).float(), 4)
     assert (small - in_pose(icons, [5, 40]).float()).abs().mean() < 2
-    assert POSE[2] == pytest.approx(0.91) and not torch.equal(moved(icons, [5], 0), in_pose(icons, [5]))
+    assert POSE[2] == pytest.approx(0.91) and not torch.equal(jittered(icons, [5], 0), in_pose(icons, [5]))
 
 
 def test_the_command_lists_every_part(command):

@@ -11,7 +11,7 @@ import unclip.data
 from unclip.clip import characters
 from unclip.data.scenes import IconSet, SceneSampler, everyday_prompts, is_everyday, split_of_concept, split_of_icon
 from unclip.data.words import Vocabulary, Words
-from unclip.evaluation import prompts as ask
+from unclip.evaluation import prompts as prompt_sets
 
 DATA = Path(unclip.data.__file__).parent
 
@@ -22,31 +22,31 @@ def icons() -> IconSet:
 
 
 @pytest.fixture(scope="module")
-def compositions(icons) -> dict[str, dict[str, list[ask.Prompt]]]:
-    return {split: ask.composition(icons, split, 8) for split in ask.SPLITS}
+def compositions(icons) -> dict[str, dict[str, list[prompt_sets.Prompt]]]:
+    return {split: prompt_sets.composition(icons, split, 8) for split in prompt_sets.SPLITS}
 
 
 def test_dev_and_test_share_no_prompt(icons, compositions):
-    dev, test = ({p.text for p in ask.recognition(icons, s)} for s in ("dev", "test"))
+    dev, test = ({p.text for p in prompt_sets.recognition(icons, s)} for s in ("dev", "test"))
     assert dev and test and not dev & test and dev | test == set(icons.recognisable)
     dev, test = compositions["dev"], compositions["test"]
     for kind in dev:
         assert not {p.text for p in dev[kind]} & {p.text for p in test[kind]}
     assert sum(map(len, dev.values())) > 20
     with pytest.raises(ValueError, match="dev or test, got 'train'"):
-        ask.recognition(icons, "train")
+        prompt_sets.recognition(icons, "train")
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_combinations_are_held_out_and_their_parts_are_not(icons, compositions, split):
     for kind, prompts in compositions[split].items():
         for prompt in prompts:
-            assert prompt.plan.split() == ask.SPLITS[split]
+            assert prompt.plan.split() == prompt_sets.SPLITS[split]
             assert all(split_of_concept(c) == "train" for c in prompt.plan.concepts)
             if kind != "style":
                 assert all(split_of_icon(c, prompt.plan.style) == "train" for c in prompt.plan.concepts)
             assert len(prompt.truth.layers) == len(prompt.plan.concepts) * prompt.plan.count
-            for question in ask.questions(prompt, icons):
+            for question in prompt_sets.questions(prompt, icons):
                 assert len(set(question.captions)) == len(question.captions) > 1
                 if question.about.endswith(" object"):
                     assert question.options[0].concepts == prompt.plan.concepts and not question.options[0].relation
@@ -55,14 +55,14 @@ def test_combinations_are_held_out_and_their_parts_are_not(icons, compositions, 
 
 
 def test_prompts_are_the_same_on_every_call_and_a_limit_takes_the_first(icons, compositions):
-    assert ask.recognition(icons, "dev") == ask.recognition(icons, "dev")
-    assert ask.recognition(icons, "dev", 0) == ask.recognition(icons, "dev")
-    assert ask.composition(icons, "dev", 2)["pair"] == compositions["dev"]["pair"][:2]
-    assert ask.scenes(icons, "test", 6)[4:] == ask.scenes(icons, "test", 2, first=4)
+    assert prompt_sets.recognition(icons, "dev") == prompt_sets.recognition(icons, "dev")
+    assert prompt_sets.recognition(icons, "dev", 0) == prompt_sets.recognition(icons, "dev")
+    assert prompt_sets.composition(icons, "dev", 2)["pair"] == compositions["dev"]["pair"][:2]
+    assert prompt_sets.scenes(icons, "test", 6)[4:] == prompt_sets.scenes(icons, "test", 2, first=4)
 
 
 def test_each_turn_shows_the_same_names_by_other_renders(icons):
-    turns = [ask.recognition(icons, "dev", turn) for turn in range(3)]
+    turns = [prompt_sets.recognition(icons, "dev", turn) for turn in range(3)]
     for again in zip(*turns, strict=True):
         assert len({(p.text, p.right, p.known) for p in again}) == 1
         assert len({p.truth.style for p in again}) == min(3, len(icons.by_concept[again[0].text]))

@@ -9,8 +9,8 @@ from conftest import ROOT
 
 from unclip.data.icon_packages import STYLES
 from unclip.data.icons import IconSet
-from unclip.evaluation.poses import in_pose, moved
-from unclip.evaluation.style_judge import BINS, FILE, STEPS, StyleJudge, damaged, features, train
+from unclip.evaluation.poses import in_pose, jittered
+from unclip.evaluation.style_judge import BINS, FILE, GRADIENT_BINS, StyleJudge, augmented, features, train
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def styles(icons: IconSet, rows: list[int]) -> torch.Tensor:
 def test_what_it_counts_are_shares_of_the_object(icons):
     images = in_pose(icons, [0, 30, 61]).float() / 255
     found = features(images)
-    sizes = [bins**3 for bins in BINS] + [len(STEPS) + 1]
+    sizes = [bins**3 for bins in BINS] + [len(GRADIENT_BINS) + 1]
     for part in found.split(sizes, 1)[:-1]:
         assert torch.allclose(part.square().sum(1), torch.ones(3), atol=1e-4)
     assert torch.allclose(found[:, -sizes[-1] :].sum(1), torch.ones(3), atol=1e-5)
@@ -39,9 +39,9 @@ def test_it_learns_the_styles_and_reads_what_it_has_not_seen(icons, tmp_path):
     rows = list(range(len(icons)))
     seen, held_out = [r for r in rows if r // 4 % 3], [r for r in rows if not r // 4 % 3]
     judge = train(in_pose(icons, seen), styles(icons, seen), views=1, updates=60)
-    images = moved(icons, held_out, seed=0)
+    images = jittered(icons, held_out, seed=0)
     assert (judge.read(images) == styles(icons, held_out)).float().mean() > 0.95
-    hurt = (damaged(images.float() / 255, torch.Generator().manual_seed(0)) * 255).round().byte()
+    hurt = (augmented(images.float() / 255, torch.Generator().manual_seed(0)) * 255).round().byte()
     assert (judge.read(hurt) == styles(icons, held_out)).float().mean() > 0.9
     judge.save(tmp_path / "style.safetensors")
     again = StyleJudge.load(tmp_path / "style.safetensors")
@@ -53,7 +53,7 @@ def test_it_learns_the_styles_and_reads_what_it_has_not_seen(icons, tmp_path):
 
 def test_damage_is_little_and_leaves_the_ground_its_colour(icons):
     images = in_pose(icons, [0, 30, 61, 90]).float() / 255
-    hurt = damaged(images, torch.Generator().manual_seed(2))
+    hurt = augmented(images, torch.Generator().manual_seed(2))
     assert hurt.shape == images.shape and hurt.min() >= 0 and hurt.max() <= 1
     assert 1e-4 < (hurt - images).abs().mean() < 0.08
     assert (hurt[:, :, 0, 0] > 0.85).all()

@@ -20,8 +20,8 @@ from PIL import Image
 openai = pytest.importorskip("openai")
 
 from unclip import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline  # noqa: E402
-from unclip.server.guard import JSONLines  # noqa: E402
-from unclip.server.worker import Calling  # noqa: E402
+from unclip.server.middleware import JSONLines  # noqa: E402
+from unclip.server.worker import FunctionWork  # noqa: E402
 
 
 def client(address: str, key: str = "none", **kwargs):
@@ -258,10 +258,10 @@ def test_the_rate_is_each_keys_own_and_says_when_to_come_back(serve, tmp_path):
     assert rate.take("x", 6) == 0 and rate.take("x", 1) == 10
     now[0] = 10.0
     assert rate.take("x", 1) == 0 and rate.take("x", 1) == 10
-    rate.give_back("x", 1)
+    rate.refund("x", 1)
     assert rate.take("x", 1) == 0 and rate.take("x", 1) == 10
     now[0] = 600.0
-    rate.give_back("x", 1)
+    rate.refund("x", 1)
     assert rate.take("x", 7) > 0 and rate.take("x", 6) == 0 and rate.take("x", 1) == 10, "never more than its all"
 
 
@@ -344,7 +344,7 @@ def test_a_passed_deadline_is_504(serve, slow_model):
 def test_what_never_left_the_queue_is_not_charged_and_not_asked_for_again(serve):
     ai = client(serve(deadline=0.5, rate=4)).with_options(max_retries=2)
     worker, free, asked = serve.app.state.worker, threading.Event(), []
-    (holding,) = worker.submit("somebody", Calling("holding"), [lambda wanted: free.wait(30)])
+    (holding,) = worker.submit("somebody", FunctionWork("holding"), [lambda is_wanted: free.wait(30)])
     submit = worker.submit
     worker.submit = lambda *given: asked.append(given) or submit(*given)
     with pytest.raises(openai.InternalServerError, match="0.5 seconds"):

@@ -25,11 +25,11 @@ class Echo:
     entered: Any = field(default_factory=threading.Event, compare=False)
     seen: list = field(default_factory=list, compare=False)
 
-    def draw(self, jobs, wanted):
+    def run(self, jobs, is_wanted):
         self.seen.append(jobs)
         self.entered.set()
         while not self.gate.wait(0.005):
-            if not wanted():
+            if not is_wanted():
                 return []
         if "bad" in jobs:
             raise ValueError("a bad job")
@@ -57,7 +57,7 @@ class Making:
 
     batch: int = 4
 
-    def draw(self, jobs, wanted):
+    def run(self, jobs, is_wanted):
         return [Counter() for _ in jobs]
 
 
@@ -103,7 +103,7 @@ def test_nobody_is_passed_over_twice(worker):
 
     @dataclass(frozen=True)
     class Noting(Echo):
-        def draw(self, jobs, wanted):
+        def run(self, jobs, is_wanted):
             order.append(jobs)
             return jobs
 

@@ -36,8 +36,8 @@ from PIL import Image
 
 from unclip.clip.search import Index
 from unclip.io.images import png_facts
-from unclip.studio.generation import OWN, Explored, Step, Studio, to_images
-from unclip.studio.history import Histories
+from unclip.studio.generation import OWN, Exploration, Step, Studio, to_images
+from unclip.studio.history import SessionHistories
 from unclip.studio.layout import Page
 from unclip.studio.validation import MAX_SEED, RESTORED, inpainting_inputs, number_between, restored, whole_number
 
@@ -159,7 +159,7 @@ def timed(tiny, monkeypatch, every_step):
 
         times.clear()
         monkeypatch.setattr(UnCLIPBase, "_on_step", slowly)
-        told = [step.left for step in studio.stream("me", KINDS[kind](studio, size)) if step.of]
+        told = [step.seconds_left for step in studio.stream("me", KINDS[kind](studio, size)) if step.of]
         while studio.worker.running:
             time.sleep(0.001)
         return [(left, times[-1] - at) for left, at in zip_longest(told, times)]
@@ -195,7 +195,7 @@ def test_a_cancelled_exploration_has_no_image(tiny):
         pipe._interrupt = pipe.stage.startswith("upsampler")
         return {}
 
-    ending.of = lambda *what, **settings: ending
+    ending.for_kind = lambda *what, **settings: ending
     assert studio.explore("a star", 1, 256)(ending).images == []
     studio.worker.close(5)
 
@@ -459,7 +459,7 @@ def test_a_page_that_is_loaded_again_shows_its_sessions_history(page):
 def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
     file = str(tmp_path / "picture.png")
     Path(file).touch()
-    histories = Histories(images=3, sessions=2)
+    histories = SessionHistories(images=3, sessions=2)
     for number in range(5):
         found = histories.add("one", [(file, str(number))])
     assert [caption for _, caption in found] == ["4", "3", "2"]
@@ -475,7 +475,7 @@ def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
 def test_a_film_is_as_long_as_its_strip_and_ends_with_the_image(page, monkeypatch):
     from unclip.studio import generation
 
-    monkeypatch.setattr(generation, "FILM", 2)
+    monkeypatch.setattr(generation, "TRAJECTORY", 2)
     *_, (*_, film, stages) = page.handlers.on_explore("a star", SimpleNamespace(session_hash="me"))
     assert len(film) == 2 and film[-1].tobytes() == stages[0][0].tobytes()
 
@@ -617,7 +617,7 @@ def fuzz(page, counts, file, data):
 
 def test_handlers_draw_or_refuse_whatever_they_are_given(page, monkeypatch, tmp_path):
     tiny = Image.new("RGB", (8, 8))
-    monkeypatch.setattr(page.studio, "explore", lambda prompt, seed, size: lambda watch: Explored([], images=[tiny]))
+    monkeypatch.setattr(page.studio, "explore", lambda prompt, seed, size: lambda progress: Exploration([], images=[tiny]))
     counts = Counter()
     tiny.save(tmp_path / "tiny.png")
     fuzz(page, counts, str(tmp_path / "tiny.png"))

@@ -1,8 +1,8 @@
-"""The parts of an evaluation. Each draws what it needs (or finds it drawn) and says what it found."""
+"""The parts of an evaluation. Each samples the images that it needs, unless they are stored, and measures them."""
 
 from collections.abc import Callable
 
-from ..bench import Bench
+from ..context import EvaluationContext
 from ..report import Part
 from . import (
     attachments,
@@ -24,7 +24,7 @@ from . import (
     upsamplers,
 )
 
-PARTS: dict[str, Callable[[Bench], Part]] = {
+PARTS: dict[str, Callable[[EvaluationContext], Part]] = {
     "judge": judge.measure,
     "recognition": recognition.measure,
     "everyday": everyday.measure,

@@ -1,31 +1,31 @@
-"""Things worn, held, ridden, sat on, inside, in the corner of another, and one's face on another's body."""
+"""Attachments: one thing worn, held, ridden, contained by another, or in its corner."""
 
 import torch
 
-from .. import prompts as ask
-from ..attached import ASKED, AttachedDetector
-from ..bench import Bench, Impossible
+from .. import prompts as prompt_sets
+from ..attachment_detector import QUESTIONS, AttachmentDetector
+from ..context import EvaluationContext, UnsupportedPart
 from ..metrics import mean, ratio
 from ..report import Part, Sheet, Table
 
 SHOWN = 60
 
 
-def measure(bench: Bench) -> Part:
-    """Held-out combinations: are base and thing right, is the thing where it belongs, and is it attached?"""
-    prompts = ask.attachments(bench.icons, bench.split, bench.count(ask.PER_KIND))
+def measure(context: EvaluationContext) -> Part:
+    """Held-out combinations: are base, thing, the thing's place and the relation right?"""
+    prompts = prompt_sets.attachments(context.icons, context.split, context.limited_count(prompt_sets.PER_KIND))
     if not prompts:
-        raise Impossible("these icons allow no attachments that were held out")
-    drawn, real = bench.draw("attachments", prompts), bench.truths(prompts)
-    detector = AttachedDetector(bench.judge, bench.icons)
-    hits: dict[str, list[list[bool]]] = {about: [] for about in (*ASKED, "all of it")}
-    chances: dict[str, list[float]] = {about: [] for about in ASKED}
+        raise UnsupportedPart("these icons allow no attachments that were held out")
+    drawn, real = context.sample("attachments", prompts), context.real_renders(prompts)
+    detector = AttachmentDetector(context.judge, context.icons)
+    hits: dict[str, list[list[bool]]] = {about: [] for about in (*QUESTIONS, "all of it")}
+    chances: dict[str, list[float]] = {about: [] for about in QUESTIONS}
     for prompt, images in zip(prompts, zip(drawn, real, strict=True), strict=True):
         found, chance = detector.answers(images, prompt.plan)
         found["all of it"] = [all(answers) for answers in zip(*found.values(), strict=True)]
         for about, answers in found.items():
             hits[about].append(answers)
-        for about in ASKED:
+        for about in QUESTIONS:
             chances[about].append(chance[about])
     right = {about: torch.tensor(answers).float() for about, answers in hits.items()}  # [prompts, 2]: drawn, real
     results, rows = {}, []

@@ -1,4 +1,4 @@
-"""Of how many pieces the objects are, beside the icons that they are most like."""
+"""The number of connected components of objects, compared with the most similar icons."""
 
 # N images, S pixels of a side
 
@@ -6,26 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bench import Bench
-from ..metrics import mean, objects
+from ..context import EvaluationContext
+from ..metrics import mean, object_mask
 from ..report import Part, Sheet, Table
 
-SMALLEST = 4  # pixels that make a piece
+MIN_PIXELS = 4  # of a component
 SHOWN = 12
 
 
-def measure(bench: Bench) -> Part:
+def measure(context: EvaluationContext) -> Part:
     """Connected components of the object in sampled images and in the most similar real renders of their names.
 
-    Real: renders at another size and place, beside those that are most similar to them.
+    Real: renders at another size and place, beside the renders most similar to them.
     """
-    singles = bench.singles
+    singles = context.single_concepts
     sides = {
         "prior": (singles.from_prior, singles.nearest_to_prior.renders),
         "true embedding": (singles.from_true, singles.nearest_to_true.renders),
-        "real": (singles.moved, singles.nearest_to_moved.renders),
+        "real": (singles.jittered, singles.nearest_to_jittered.renders),
     }
-    counts = {name: (pieces(images), pieces(renders)) for name, (images, renders) in sides.items()}
+    counts = {name: (component_counts(images), component_counts(renders)) for name, (images, renders) in sides.items()}
     results = {
         name: {
             "same": mean((ours == theirs).float()),
@@ -36,7 +36,7 @@ def measure(bench: Bench) -> Part:
         for name, (ours, theirs) in counts.items()
     }
     note = (
-        f"{len(singles.rows)} names, each image beside the most similar real render of the name. A piece: at least {SMALLEST} "
+        f"{len(singles.rows)} names, each beside the most similar real render of the name. A piece: at least {MIN_PIXELS} "
         "pixels whose darkest channel is below 0.97 and that touch, diagonally too."
     )
     columns = ["sampled from", "as many pieces", "mean difference", "pieces", "pieces of the render"]
@@ -52,12 +52,12 @@ def measure(bench: Bench) -> Part:
     return Part("parts", results, [table, Sheet("Farthest off", shown, labels)])
 
 
-def pieces(images: Tensor) -> Tensor:
-    """Connected components (of eight neighbours) of at least `SMALLEST` pixels of each object: int64 [N].
+def component_counts(images: Tensor) -> Tensor:
+    """Connected components (of eight neighbours) of at least `MIN_PIXELS` pixels of each object: int64 [N].
 
-    `images` uint8 [N, 3, S, S], on white. Every pixel takes the largest number that it is connected to, until none changes.
+    `images` uint8 [N, 3, S, S], on white. Every pixel takes the largest label of its neighbours, until none changes.
     """
-    inside = objects(images.float() / 255)
+    inside = object_mask(images.float() / 255)
     numbers = torch.arange(1, inside[0].numel() + 1, dtype=torch.float32).view_as(inside[0])
     labels = numbers * inside  # [N, S, S], 0 outside
     while True:
@@ -67,4 +67,4 @@ def pieces(images: Tensor) -> Tensor:
         labels = spread
     flat = labels.flatten(1).long()
     counts = torch.zeros(len(images), flat.shape[1] + 1, dtype=torch.long).scatter_add_(1, flat, torch.ones_like(flat))
-    return (counts[:, 1:] >= SMALLEST).sum(1)
+    return (counts[:, 1:] >= MIN_PIXELS).sum(1)

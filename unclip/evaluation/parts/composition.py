@@ -1,6 +1,6 @@
 """Held-out combinations of objects and attributes."""
 
-# N pictures
+# N images
 
 from collections.abc import Sequence
 
@@ -8,25 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import prompts as ask
-from ..bench import Bench
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext
 from ..metrics import mean, ratio
 from ..prompts import Prompt
 from ..report import Part, Sheet, Table
 
 
-def measure(bench: Bench) -> Part:
-    """Held-out combinations: each object among a hundred, and what is said of it among all that could be said."""
+def measure(context: EvaluationContext) -> Part:
+    """Held-out combinations: each object among a hundred, and its attribute among all values."""
     results, rows, sheets = {}, [], []
-    for kind, prompts in ask.composition(bench.icons, bench.split, bench.count(ask.PER_KIND)).items():
+    for kind, prompts in prompt_sets.composition(
+        context.icons, context.split, context.limited_count(prompt_sets.PER_KIND)
+    ).items():
         if not prompts:
             continue
-        pictures = bench.draw(f"composition-{kind}", prompts)
-        drawn, chance = answered(bench, pictures, prompts)
-        real, _ = answered(bench, bench.truths(prompts), prompts)
+        images = context.sample(f"composition-{kind}", prompts)
+        drawn, chance = answers_of(context, images, prompts)
+        real, _ = answers_of(context, context.real_renders(prompts), prompts)
         groups = {kind: torch.ones(len(prompts), dtype=torch.bool)}
         if kind == "pair":
-            groups["unrelated"] = torch.tensor([len({bench.icons.groups[c] for c in p.plan.concepts}) == 2 for p in prompts])
+            groups["unrelated"] = torch.tensor([len({context.icons.groups[c] for c in p.plan.concepts}) == 2 for p in prompts])
         for group, member in groups.items():
             if not member.any():
                 continue
@@ -45,55 +47,55 @@ def measure(bench: Bench) -> Part:
                 results[group][about] = found
                 rows.append([group, about, *found.values()])
         marks = drawn[list(drawn)[-1]].bool().tolist()
-        sheets.append(Sheet(kind, pictures[:24], [p.text for p in prompts[:24]], marks[:24]))
+        sheets.append(Sheet(kind, images[:24], [p.text for p in prompts[:24]], marks[:24]))
     note = (
         "Combinations that were held out of training, of parts that were in it. Each object is told from 99 others; two by "
-        "a detector that compares each half of the picture, in the judge's embeddings, with the renders of every concept. "
+        "a detector that compares each half of the image, in the judge's embeddings, with the renders of every concept. "
         "Unrelated: the pairs whose two objects are of different groups, as an animal and a tool."
     )
     columns = ["kind", "what is right", "drawn", "real renders", "of real's", "chance"]
     return Part("composition", results, [Table("Composition", columns, rows, note, True), *sheets])
 
 
-def answered(bench: Bench, pictures: Tensor, prompts: list[Prompt]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """For each thing asked, and for all together: which pictures answer rightly [N], and what chance gives.
+def answers_of(context: EvaluationContext, images: Tensor, prompts: list[Prompt]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """For each question, and for all together: in which images it is right [N], and the chance level.
 
-    Of one object the judge is asked, by captions; of two the detector. The prompts are all of one or all of two.
+    The judge answers questions of one object, by captions; the detector those of two. All prompts have one object, or all two.
     """
-    asked = [ask.questions(p, bench.icons) for p in prompts]
+    questions_of = [prompt_sets.questions(p, context.icons) for p in prompts]
     if len(prompts[0].plan.concepts) == 2:
-        seen = bench.detector.look(pictures)
+        seen = context.pair_detector.similarities(images)
 
-        def fit(picture: Tensor, question: ask.Question) -> Tensor:
-            return bench.detector.fit(picture, question.options)
+        def score(image: Tensor, question: prompt_sets.Question) -> Tensor:
+            return context.pair_detector.scores(image, question.options)
     else:
-        seen = bench.judge.see(pictures)[0]
-        captions = sorted({caption for questions in asked for q in questions for caption in q.captions})
-        number, words = {c: n for n, c in enumerate(captions)}, bench.judge.read(captions)
+        seen = context.judge.see(images)[0]
+        captions = sorted({caption for questions in questions_of for q in questions for caption in q.captions})
+        number, words = {c: n for n, c in enumerate(captions)}, context.judge.read(captions)
 
-        def fit(picture: Tensor, question: ask.Question) -> Tensor:
-            return words[[number[c] for c in question.captions]] @ picture
+        def score(image: Tensor, question: prompt_sets.Question) -> Tensor:
+            return words[[number[c] for c in question.captions]] @ image
 
     hits: dict[str, list[float]] = {}
     chances: dict[str, list[float]] = {}
 
-    def note(about: str, hit: bool, chance: float) -> None:
+    def record(about: str, hit: bool, chance: float) -> None:
         hits.setdefault(about, []).append(float(hit))
         chances.setdefault(about, []).append(chance)
 
-    for picture, questions in zip(seen, asked, strict=True):
+    for image, questions in zip(seen, questions_of, strict=True):
         right = {}
         for q in questions:
-            scores = fit(picture, q)
+            scores = score(image, q)
             right[q.about] = bool((scores[0] > scores[1:]).all())
-            note(q.about, right[q.about], 1 / len(q.options))
+            record(q.about, right[q.about], 1 / len(q.options))
         objects = [q for q in questions if q.about.endswith("object")]
         if 1 < len(objects) < len(questions):
-            note("both objects", all(right[q.about] for q in objects), _product(objects))
+            record("both objects", all(right[q.about] for q in objects), _product(objects))
         if len(questions) > 1:
-            note("all of it", all(right.values()), _product(questions))
+            record("all of it", all(right.values()), _product(questions))
     return {k: torch.tensor(v) for k, v in hits.items()}, {k: float(np.mean(v)) for k, v in chances.items()}
 
 
-def _product(questions: Sequence[ask.Question]) -> float:
+def _product(questions: Sequence[prompt_sets.Question]) -> float:
     return float(np.prod([1 / len(q.options) for q in questions]))

@@ -1,18 +1,17 @@
-"""Everyday English, as the judge names what was drawn."""
+"""Prompts in everyday English: does the judge recognise the samples?"""
 
 import torch
 
-from .. import prompts as ask
-from ..bench import Bench, Impossible
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext, UnsupportedPart
 from ..report import Part
 from .recognition import retrieval
 
 
-def measure(bench: Bench) -> Part:
-    """Everyday English: is the judge's name for the picture one of the acceptable ones?"""
-    prompts = bench.cut(ask.everyday(bench.icons, bench.split))
+def measure(context: EvaluationContext) -> Part:
+    """Everyday English: is the judge's name for the image one of the acceptable ones?"""
+    prompts = context.limited(prompt_sets.everyday(context.icons, context.split))
     if not prompts:
-        raise Impossible("these icons answer no everyday prompt")
-    drawn, real = bench.draw("everyday", prompts), bench.truths(prompts)
+        raise UnsupportedPart("these icons answer no everyday prompt")
     groups = {"all": torch.ones(len(prompts), dtype=torch.bool)}
-    return retrieval(bench, "everyday", "Everyday English", prompts, drawn, real, groups)
+    return retrieval(context, "everyday", "Everyday English", prompts, groups)

@@ -1,6 +1,6 @@
-"""Distances between sets of drawn scenes and real ones, and copies of training icons."""
+"""Distances between sets of sampled and real scenes, and copies of training icons."""
 
-# N pictures, M training renders
+# N images, M training renders
 
 from typing import Any
 
@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.scenes import IconSet, split_of_icon
-from .. import prompts as ask
-from ..bench import SCENES, Bench
+from .. import prompts as prompt_sets
+from ..context import SCENES, EvaluationContext
 from ..metrics import frechet, jackknife, kernel_distance, mean, precision_recall
 from ..report import Part, Sheet, Table
 
-COPY = 0.06  # RMS difference at 16x16 px, of the range [0, 1], below which a picture repeats a training render
+COPY = 0.06  # RMS difference at 16x16 px, of the range [0, 1], below which an image counts as a copy of a training render
 
 
-def measure(bench: Bench) -> Part:
-    """Distances between drawn scenes and real ones, beside those between real ones and others; and copies."""
-    count = bench.count(SCENES)
-    prompts = ask.scenes(bench.icons, bench.split, count)
-    others = bench.truths(ask.scenes(bench.icons, bench.split, count, first=count))
-    drawn, real = bench.draw("scenes", prompts), bench.truths(prompts)
-    features = {name: bench.judge.see(p)[1] for name, p in (("drawn", drawn), ("real", real), ("others", others))}
+def measure(context: EvaluationContext) -> Part:
+    """Distances between sampled and real scenes, beside those between two sets of real scenes; and copies."""
+    count = context.limited_count(SCENES)
+    prompts = prompt_sets.scenes(context.icons, context.split, count)
+    others = context.real_renders(prompt_sets.scenes(context.icons, context.split, count, first=count))
+    drawn, real = context.sample("scenes", prompts), context.real_renders(prompts)
+    features = {name: context.judge.see(p)[1] for name, p in (("drawn", drawn), ("real", real), ("others", others))}
     results: dict[str, Any] = {"pictures_on_each_side": count}
     rows = []
     for name, statistic in (("Fréchet distance", frechet), ("kernel distance", kernel_distance)):
@@ -39,18 +39,18 @@ def measure(bench: Bench) -> Part:
     for place, name in enumerate(("precision", "recall")):
         results[name], results[f"{name}_floor"] = shares[0][place], shares[1][place]
         rows.append([name, shares[0][place], shares[1][place]])
-    training = training_renders(bench.icons)
+    training = training_renders(context.icons)
     copies, nearest = {}, {}
-    for side, pictures in (("drawn", drawn), ("real", real)):
-        nearest[side], match = nearest_render(pictures, training)
+    for side, images in (("drawn", drawn), ("real", real)):
+        nearest[side], match = nearest_render(images, training)
         copies[side] = mean((nearest[side] < COPY).float())
         if side == "drawn":
             closest = nearest[side].argsort()[:8]
-            pairs = torch.stack([drawn[closest], _on_white(bench.icons, match[closest])], 1).flatten(0, 1)
+            pairs = torch.stack([drawn[closest], _on_white(context.icons, match[closest])], 1).flatten(0, 1)
     results["copies"], results["copies_floor"] = copies["drawn"], copies["real"]
     rows.append([f"within {COPY} RMS of a training render", copies["drawn"], copies["real"]])
     note = (
-        f"{count} pictures on each side, of scenes with held-out concepts or combinations; the floor is the same between "
+        f"{count} images on each side, of scenes with held-out concepts or combinations; the floor is the same between "
         "two disjoint halves of real renders. In the judge's features."
     )
     labels = [t for n in closest.tolist() for t in (prompts[n].text, f"nearest, at {nearest['drawn'][n]:.3f}")]
@@ -76,9 +76,9 @@ def training_renders(icons: IconSet) -> tuple[Tensor, Tensor]:
     return torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
 
 
-def nearest_render(pictures: Tensor, training: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Root mean square difference [N] of pictures uint8 [N, 3, 64, 64] to their nearest training render, and its row [N]."""
-    small = F.avg_pool2d(pictures.float() / 255, pictures.shape[-1] // 16).flatten(1)
+def nearest_render(images: Tensor, training: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Root mean square difference [N] of images uint8 [N, 3, 64, 64] to their nearest training render, and its row [N]."""
+    small = F.avg_pool2d(images.float() / 255, images.shape[-1] // 16).flatten(1)
     found = [torch.cdist(chunk, training[0]).min(1) for chunk in small.split(256)]
     distance = torch.cat([f.values for f in found]) / small.shape[1] ** 0.5
     return distance, training[1][torch.cat([f.indices for f in found])]

@@ -1,4 +1,4 @@
-"""Whether areas are flat and colours few, as in vector icons: what a judge of names does not see."""
+"""Whether areas are flat and colours few, as in vector icons."""
 
 # N images, S pixels of a side
 
@@ -9,23 +9,23 @@ from torch import Tensor
 
 from ...data.icons import IconSet
 from ...data.render import Layer, compose_svg, flatten, render_svg
-from ..bench import Bench
-from ..metrics import colours, flat_share, median
+from ..context import EvaluationContext
+from ..metrics import colour_count, flat_share, median
 from ..poses import POSE
 from ..report import Part, Table
 
-LARGE = 64  # names looked at above 64 px
-STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"flat share": flat_share, "colours": colours}
+LARGE = 64  # names measured above 64 px
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"flat share": flat_share, "colours": colour_count}
 
 
-def measure(bench: Bench) -> Part:
+def measure(context: EvaluationContext) -> Part:
     """Medians of the flat share of the object and of the number of colours that cover 90% of it, beside real renders'."""
-    singles, sizes = bench.singles, bench.pipe.sizes
+    singles, sizes = context.single_concepts, context.pipe.sizes
     pairs = {sizes[0]: (singles.from_prior, singles.real)}
     true = {name: median(statistic(singles.from_true.float() / 255)) for name, statistic in STATISTICS.items()}
     if len(sizes) > 1:
-        count = bench.count(LARGE)
-        pairs[sizes[1]] = (singles.enlarged(sizes[1], count), rendered(bench.icons, singles.rows[:count], sizes[1]))
+        count = context.limited_count(LARGE)
+        pairs[sizes[1]] = (singles.upsampled(sizes[1], count), rendered_in_pose(context.icons, singles.rows[:count], sizes[1]))
     results: dict[str, dict] = {}
     for size, (sampled, real) in pairs.items():
         found = {}
@@ -45,8 +45,8 @@ def measure(bench: Bench) -> Part:
     return Part("flatness", results, [Table("Flatness", ["size", "", "sampled", "real renders"], rows, note)])
 
 
-def rendered(icons: IconSet, rows: list[int], size: int) -> Tensor:
-    """Icons in their pose, from the vectors: uint8 [N, 3, size, size]."""
+def rendered_in_pose(icons: IconSet, rows: list[int], size: int) -> Tensor:
+    """Icons in their pose, rendered from SVG: uint8 [N, 3, size, size]."""
     drawings = [compose_svg([Layer(row, *POSE)], lambda n: icons.icons[n]["svg"]) for row in rows]
     images = [torch.from_numpy(flatten(render_svg(drawing, size))) for drawing in drawings]
     return torch.stack(images).permute(0, 3, 1, 2).contiguous()

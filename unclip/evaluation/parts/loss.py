@@ -1,4 +1,4 @@
-"""The decoder's loss by timestep: how well it denoises what it was trained on, and what was held out."""
+"""The decoder's loss by timestep, on training data and on held-out data."""
 
 # N images, T timesteps, K candidates, P values of an image
 
@@ -11,35 +11,35 @@ from torch import Tensor
 from ...data.render import Layer
 from ...diffusion.predictions import predict_x0
 from ...io.pixels import normalize
-from .. import prompts as ask
-from ..bench import Bench
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext
 from ..metrics import mean
-from ..poses import place, posed
+from ..poses import random_place, render_layers
 from ..prompts import Prompt
 from ..report import Part, Plot, Table
 
 TIMESTEPS = (100, 300, 500, 700, 800, 900, 980)
-SURE = TIMESTEPS[2:]  # where `CANDIDATES` are as good as all sizes and places: with less noise their number shows
+NOISY = TIMESTEPS[2:]  # where `CANDIDATES` are as good as all sizes and places; with less noise they are too few
 SCENES = 256
-KNOWN = 64  # icons of which a denoiser that knows them is computed
-CANDIDATES = 512  # sizes and places that it averages over
+KNOWN = 64  # icons for the denoiser that knows them
+CANDIDATES = 512  # sizes and places that this denoiser averages over
 BATCH = 32
 
 
-def measure(bench: Bench) -> Part:
+def measure(context: EvaluationContext) -> Part:
     """Mean squared error of v at fixed timesteps and noise, from true embeddings and captions, without guidance.
 
-    Of single icons that were trained on, in their pose; of held-out scenes; and of a denoiser that knows an icon but not its
-    size and place, which no decoder can surpass on icons of random size and place. It knows nothing of the decoder.
+    Of training icons in their pose; of held-out scenes; and of a denoiser that knows an icon but not its size and place: a
+    bound for every decoder on icons of random size and place.
     """
-    singles = bench.singles
-    scenes = ask.scenes(bench.icons, bench.split, bench.count(SCENES))
+    singles = context.single_concepts
+    scenes = prompt_sets.scenes(context.icons, context.split, context.limited_count(SCENES))
     errors = {
-        "training icons": decoder_errors(bench, singles.prompts, singles.styles, singles.true_embeddings, singles.real),
+        "training icons": decoder_errors(context, singles.prompts, singles.styles, singles.true_embeddings, singles.real),
         "held-out scenes": decoder_errors(
-            bench, scenes, [p.truth.style for p in scenes], bench.true_embeddings(scenes), bench.truths(scenes)
+            context, scenes, [p.truth.style for p in scenes], context.true_embeddings(scenes), context.real_renders(scenes)
         ),
-        "icon known": _known(bench),
+        "icon known": _known_icon_errors(context),
     }
     results = {
         name: {str(t): mean(column) for t, column in zip(TIMESTEPS[-found.shape[1] :], found.T, strict=True)}
@@ -56,21 +56,23 @@ def measure(bench: Bench) -> Part:
 
 
 @torch.no_grad()
-def decoder_errors(bench: Bench, prompts: list[Prompt], styles: list[str], embeds: Tensor, images: Tensor) -> Tensor:
+def decoder_errors(
+    context: EvaluationContext, prompts: list[Prompt], styles: list[str], embeds: Tensor, images: Tensor
+) -> Tensor:
     """Mean squared errors of v [N, T] of the decoder, conditioned as the pipeline conditions it.
 
     Args:
         styles: the images' styles, for decoders that know some.
         embeds: image embeddings [N, D].
-        images: uint8 [N, 3, S, S], what the noise is laid over; image n with that of seed `bench.gallery.seed` + n.
+        images: uint8 [N, 3, S, S], to which noise is added; that of image n has seed `context.sample_store.seed` + n.
     """
-    scheduler, device = bench.pipe.decoder_scheduler, bench.pipe._execution_device
+    scheduler, device = context.pipe.decoder_scheduler, context.pipe._execution_device
     clean = normalize(images.to(device))
-    noise = torch.stack([_noise(clean[0].shape, bench.gallery.seed + n) for n in range(len(clean))]).to(device)
+    noise = torch.stack([_noise(clean[0].shape, context.sample_store.seed + n) for n in range(len(clean))]).to(device)
     found = []
     for start in range(0, len(prompts), BATCH):
         some = slice(start, start + BATCH)
-        predict = bench.pipe.decoder_prediction([p.text for p in prompts[some]], embeds[some], styles[some])
+        predict = context.pipe.decoder_prediction([p.text for p in prompts[some]], embeds[some], styles[some])
 
         def denoised(noised: Tensor, t: int) -> Tensor:
             prediction = predict(noised, torch.tensor(t, device=device))[:, : noised.shape[1]].float()  # noqa: B023
@@ -87,7 +89,7 @@ def velocity_errors(
     noise: Tensor,
     timesteps: Sequence[int] = TIMESTEPS,
 ) -> Tensor:
-    """Mean squared errors of v [N, T] of `denoised`, a function of noised images and a timestep that estimates x0.
+    """Mean squared errors of v [N, T] of `denoised`, a function of noised images and a timestep that predicts x0.
 
     v = alpha eps - sigma x0 = (alpha x_t - x0) / sigma (arXiv 2202.00512, appendix D), so that an error of x0 is sigma times
     one of v, whatever a network predicts.
@@ -100,24 +102,27 @@ def velocity_errors(
     return torch.stack(found, 1)
 
 
-def _known(bench: Bench) -> Tensor:
-    """Mean squared errors of v, at the timesteps `SURE`, of a denoiser that knows the icon, not its size and place."""
-    rng, rows = np.random.default_rng([bench.gallery.seed, 9]), bench.singles.rows[: bench.count(KNOWN)]
-    alpha_bar = bench.pipe.decoder_scheduler.alphas_cumprod.cpu()
-    places = [place(rng) for _ in range(CANDIDATES)]
+def _known_icon_errors(context: EvaluationContext) -> Tensor:
+    """Mean squared errors of v, at the timesteps `NOISY`, of a denoiser that knows the icon, not its size and place."""
+    rng, rows = (
+        np.random.default_rng([context.sample_store.seed, 9]),
+        context.single_concepts.rows[: context.limited_count(KNOWN)],
+    )
+    alpha_bar = context.pipe.decoder_scheduler.alphas_cumprod.cpu()
+    places = [random_place(rng) for _ in range(CANDIDATES)]
     found = []
-    for n, (row, image) in enumerate(zip(rows, bench.singles.moved, strict=False)):
-        known = normalize(posed(bench.icons, [Layer(row, *place) for place in places]))
+    for n, (row, image) in enumerate(zip(rows, context.single_concepts.jittered, strict=False)):
+        known = normalize(render_layers(context.icons, [Layer(row, *place) for place in places]))
         clean = normalize(image[None])
-        noise = _noise(clean[0].shape, bench.gallery.seed + n)[None]
+        noise = _noise(clean[0].shape, context.sample_store.seed + n)[None]
         found.append(
-            velocity_errors(alpha_bar, lambda x, t: posterior_mean(x, known, alpha_bar[t]), clean, noise, SURE)  # noqa: B023
+            velocity_errors(alpha_bar, lambda x, t: posterior_mean(x, known, alpha_bar[t]), clean, noise, NOISY)  # noqa: B023
         )
     return torch.cat(found)
 
 
 def posterior_mean(noised: Tensor, candidates: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The expected x0 [N, ...] where x0 is one of `candidates` [K, ...], each as likely before."""
+    """The posterior mean of x0 [N, ...] for a uniform prior over `candidates` [K, ...]."""
     signal, noise = alpha_bar.sqrt(), 1 - alpha_bar
     x, known = noised.flatten(1), candidates.flatten(1)  # [N, P], [K, P]
     squares = known.square().sum(1)

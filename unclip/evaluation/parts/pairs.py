@@ -1,22 +1,22 @@
-"""Common concepts to look at, an earlier model's beside a later one's (`benchmarks/pairs.py` puts two reports together)."""
+"""Samples of common concepts, for comparison of two models by eye (`benchmarks/pairs.py` joins two reports)."""
 
-from .. import prompts as ask
-from ..bench import Bench, Impossible
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext, UnsupportedPart
 from ..metrics import mean, ratio
 from ..report import Part, Sheet, Table
 
 
-def measure(bench: Bench) -> Part:
-    """48 names that people ask for first, at the first upsampler's size where there is one; does the judge find the name?"""
-    prompts = bench.cut(ask.common(bench.icons))
+def measure(context: EvaluationContext) -> Part:
+    """Recall of 48 common names, at the first upsampler's size if there is one."""
+    prompts = context.limited(prompt_sets.common(context.icons))
     if not prompts:
-        raise Impossible("these icons have none of the common concepts")
-    sizes, texts = bench.pipe.sizes, [prompt.text for prompt in prompts]
-    images, folder = bench.draw("common", prompts), "common"
+        raise UnsupportedPart("these icons have none of the common concepts")
+    sizes, texts = context.pipe.sizes, [prompt.text for prompt in prompts]
+    images, folder = context.sample("common", prompts), "common"
     if len(sizes) > 1:
         folder = f"upsampled-common-{sizes[0]}-{sizes[1]}"
-        images = (bench.enlarged(folder, texts, images.float() / 255, sizes[1]) * 255).round().byte()
-    sampled, real = (bench.named(some, prompts) for some in (images, bench.truths(prompts)))
+        images = (context.upsample(folder, texts, images.float() / 255, sizes[1]) * 255).round().byte()
+    sampled, real = (context.name_recall(some, prompts) for some in (images, context.real_renders(prompts)))
     results = {
         "r1": mean(sampled[0]),
         "real_r1": mean(real[0]),

@@ -1,68 +1,68 @@
-"""The prior beside what could stand for it."""
+"""The prior compared with other image embeddings in its place."""
 
-# N pictures, D embedding dimension
+# N images, D embedding dimension
 
 import torch
 from torch import Tensor
 
-from .. import prompts as ask
-from ..bench import Bench
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext
 from ..metrics import Estimate, frechet, jackknife, mean
 from ..prompts import Prompt
 from ..report import Part, Sheet, Table
 
-TURNS = 3  # 793 names of split test, 769 of dev: more than the 2,000 pictures of other distances
+TURNS = 3  # 793 names of split test, 769 of dev: more than the 2,000 images of other distances
 WAYS = ("prior", "text embedding", "no prior", "true embedding")
 
 
-def measure(bench: Bench) -> Part:
-    """The paper's section 5.1: the decoder after the prior, after the text embedding in its place, and after neither.
+def measure(context: EvaluationContext) -> Part:
+    """The paper's section 5.1: the decoder with the prior's image embedding, with the text embedding, and with none.
 
-    And after the real picture's embedding, which says more of it than its caption, and any prior, could. Distances are to
-    real renders of the same captions, as in the paper's table 2: beside those to other ones, half as uncertain or less. Names
-    are too few for them, and so come `TURNS` times, by other seeds and beside other renders.
+    And with the real image's embedding, which holds more than any prior can know from a caption. Distances are to real renders
+    of the same captions, as in the paper's table 2, because those to others have intervals at least twice as wide. Names are
+    too few for a distance, so they are sampled `TURNS` times, with other seeds and beside other real renders.
     """
-    turns = [bench.cut(ask.recognition(bench.icons, bench.split, turn)) for turn in range(TURNS)]
-    scenes = ask.scenes(bench.icons, bench.split, bench.count(bench.scenes))
+    turns = [context.limited(prompt_sets.recognition(context.icons, context.split, turn)) for turn in range(TURNS)]
+    scenes = prompt_sets.scenes(context.icons, context.split, context.limited_count(context.scenes))
     asked = {"names": [p for prompts in turns for p in prompts], "scenes": scenes}
     units = {"names": torch.arange(len(turns[0])).repeat(TURNS), "scenes": torch.arange(len(scenes))}
-    real = {kind: bench.judge.see(bench.truths(prompts))[1] for kind, prompts in asked.items()}
-    bench.pipe._prepare()  # the dtype that the embeddings below shall have
-    null = bench.pipe.text_proj.learned_classifier_free_guidance_embeddings.detach()
+    real = {kind: context.judge.see(context.real_renders(prompts))[1] for kind, prompts in asked.items()}
+    context.pipe._prepare()  # sets the dtype of the embeddings below
+    null = context.pipe.text_proj.learned_classifier_free_guidance_embeddings.detach()
 
-    def draw(way: str, folder: str, prompts: list[Prompt], turn: int = 0) -> Tensor:
+    def sample(way: str, folder: str, prompts: list[Prompt], turn: int = 0) -> Tensor:
         embeds = None
         if way == "text embedding":
-            embeds = bench.clip.encode_text([p.text for p in prompts])
+            embeds = context.clip.encode_text([p.text for p in prompts])
         elif way == "no prior":
             embeds = null.expand(len(prompts), -1)
         elif way == "true embedding":
-            embeds = bench.true_embeddings(prompts)
-        return bench.draw(folder if way == "prior" else folder + _after(way), prompts, embeds, turn)
+            embeds = context.true_embeddings(prompts)
+        return context.sample(folder if way == "prior" else folder + _after(way), prompts, embeds, turn)
 
     results, rows, shown, firsts, features = {}, [], [], {}, {}
     for way in WAYS:
-        names = torch.cat([draw(way, "recognition", prompts, turn) for turn, prompts in enumerate(turns)])
-        drawn = {"names": names, "scenes": draw(way, "scenes", scenes)}
-        first, five = (hits.view(TURNS, -1) for hits in bench.named(drawn["names"], asked["names"]))
-        firsts[way], features[way] = first.mean(0), {kind: bench.judge.see(seen)[1] for kind, seen in drawn.items()}
+        names = torch.cat([sample(way, "recognition", prompts, turn) for turn, prompts in enumerate(turns)])
+        drawn = {"names": names, "scenes": sample(way, "scenes", scenes)}
+        first, five = (hits.view(TURNS, -1) for hits in context.name_recall(drawn["names"], asked["names"]))
+        firsts[way], features[way] = first.mean(0), {kind: context.judge.see(seen)[1] for kind, seen in drawn.items()}
         distances = {kind: jackknife(frechet, seen, real[kind], units[kind]) for kind, seen in features[way].items()}
         results[way] = {"r1": mean(firsts[way]), "r5": mean(five.mean(0)), "frechet_distance": distances}
-        rows.append([way, results[way]["r1"], results[way]["r5"], *map(distances.get, asked)])
+        rows.append([way, results[way]["r1"], results[way]["r5"], *distances.values()])
         texts = [p.text for p in turns[0][:12]]
         shown.append(Sheet(f"Drawn after: {way}", drawn["names"][: len(texts)], texts, first[0, :12].bool().tolist()))
 
-    def nearer(x: Tensor, y: Tensor) -> float:
-        """How much nearer to `y` the second half of the columns of `x` is than the first."""
+    def distance_gain(x: Tensor, y: Tensor) -> float:
+        """The distance to `y` of the first half of the columns of `x`, less that of the second half."""
         other, ours = x.chunk(2, 1)
         return frechet(other, y) - frechet(ours, y)
 
     ahead = {}
     for way in ("text embedding", "no prior"):
         both = {kind: torch.cat([seen, features["prior"][kind]], 1) for kind, seen in features[way].items()}
-        less = {kind: jackknife(nearer, pairs, real[kind], units[kind]) for kind, pairs in both.items()}
+        less = {kind: jackknife(distance_gain, pairs, real[kind], units[kind]) for kind, pairs in both.items()}
         ahead[way] = {"r1": mean(firsts["prior"] - firsts[way]), "frechet_distance": less}
-    cosines = _cosines(bench, scenes)
+    cosines = _cosines(context, scenes)
     results |= {"ahead": ahead, "cosine": cosines}
     counts = f"{len(turns[0])} names, each drawn {TURNS} times, and {len(scenes)} scenes"
     note = f"{counts}, the same prompts and seeds for each; Fréchet distances to real renders of the same captions."
@@ -75,8 +75,8 @@ def measure(bench: Bench) -> Part:
     return Part("prior", results, [first, gain, second, *shown])
 
 
-def led_by_prior(name: str) -> bool:
-    """Whether pictures called `name` were drawn after the prior."""
+def depends_on_prior(name: str) -> bool:
+    """Whether the images `name` were sampled from the prior's embeddings."""
     return not any(_after(way) in name for way in WAYS[1:])
 
 
@@ -84,11 +84,11 @@ def _after(way: str) -> str:
     return f"-{way.replace(' ', '-')}"
 
 
-def _cosines(bench: Bench, prompts: list[Prompt]) -> dict[str, Estimate]:
-    """How near the prior's and the text's embeddings come to those of the real pictures."""
-    prior = bench.prior_embeddings(prompts)
-    text = bench.clip.encode_text([p.text for p in prompts]).cpu()
-    true = bench.true_embeddings(prompts).cpu()
+def _cosines(context: EvaluationContext, prompts: list[Prompt]) -> dict[str, Estimate]:
+    """The cosines of the prior's and the text's embeddings to those of the real images."""
+    prior = context.prior_embeddings(prompts)
+    text = context.clip.encode_text([p.text for p in prompts]).cpu()
+    true = context.true_embeddings(prompts).cpu()
     pairs = {
         "prior, true": (prior, true),
         "text, true": (text, true),

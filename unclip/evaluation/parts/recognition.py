@@ -1,12 +1,12 @@
-"""Single concepts by their names, as the judge names what was drawn."""
+"""Single concepts by their names: does the judge recognise the samples?"""
 
-# N pictures, T captions
+# N images, T captions
 
 import torch
 from torch import Tensor
 
-from .. import prompts as ask
-from ..bench import Bench
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext
 from ..metrics import mean, ratio
 from ..prompts import Prompt
 from ..report import Part, Sheet, Table
@@ -14,20 +14,22 @@ from ..report import Part, Sheet, Table
 SHOWN = 48
 
 
-def measure(bench: Bench) -> Part:
+def measure(context: EvaluationContext) -> Part:
     """Single concepts by their names: does the judge find the name among all names?"""
-    prompts = bench.cut(ask.recognition(bench.icons, bench.split))
-    drawn, real = bench.draw("recognition", prompts), bench.truths(prompts)
+    prompts = context.limited(prompt_sets.recognition(context.icons, context.split))
     known = torch.tensor([p.known for p in prompts])
     groups = {"all": torch.ones_like(known), "concepts that CLIP was trained on": known, "concepts held out of it": ~known}
-    return retrieval(bench, "recognition", "Single concepts", prompts, drawn, real, groups)
+    return retrieval(context, "recognition", "Single concepts", prompts, groups)
 
 
-def retrieval(
-    bench: Bench, name: str, title: str, prompts: list[Prompt], drawn: Tensor, real: Tensor, groups: dict[str, Tensor]
-) -> Part:
-    ours, theirs = bench.named(drawn, prompts), bench.named(real, prompts)
-    chance = bench.right(prompts).float().mean(1)
+def retrieval(context: EvaluationContext, name: str, title: str, prompts: list[Prompt], groups: dict[str, Tensor]) -> Part:
+    """Recall of the prompts' names for samples and real renders, by `groups` of prompts (bool [N]).
+
+    `name` is that of the part and of the samples' folder.
+    """
+    drawn, real = context.sample(name, prompts), context.real_renders(prompts)
+    ours, theirs = context.name_recall(drawn, prompts), context.name_recall(real, prompts)
+    chance = context.correct_names(prompts).float().mean(1)
     results, rows = {}, []
     for group, member in groups.items():
         if not member.any():
@@ -42,11 +44,18 @@ def retrieval(
         }
         results[group] = found
         rows.append([group, *found.values()])
+    first_seed = context.sample_store.seed
     results["prompts"] = [
-        {"prompt": p.text, "seed": bench.gallery.seed + n, "first": bool(a), "first_five": bool(b), "real_first": bool(c)}
+        {
+            "prompt": p.text,
+            "seed": first_seed + n,
+            "first": bool(a),
+            "first_five": bool(b),
+            "real_first": bool(c),
+        }
         for n, (p, a, b, c) in enumerate(zip(prompts, *ours, theirs[0], strict=True))
     ]
-    note = f"R@1 and R@5 among {len(bench.icons.recognisable)} names; one picture a prompt, nothing selected."
+    note = f"R@1 and R@5 among {len(context.icons.recognisable)} names; one image a prompt, nothing selected."
     columns = ["prompts", "R@1", "R@5", "real R@1", "real R@5", "R@1 of real's", "chance"]
     shown = SHOWN if name == "recognition" else len(prompts)
     marks = ours[0].bool().tolist()

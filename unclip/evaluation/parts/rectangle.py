@@ -1,4 +1,4 @@
-"""A rectangle of real renders, drawn anew from the name."""
+"""Inpainting of a rectangle of real renders from the name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,37 +9,37 @@ from PIL import Image
 from torch import Tensor
 
 from ...pipelines import UnCLIPInpaintPipeline
-from .. import prompts as ask
-from ..bench import Bench
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext
 from ..metrics import mean, ratio
 from ..report import Part, Sheet, Table
 
 REPAINTED = 100
 
 
-def measure(bench: Bench) -> Part:
-    """Real renders whose lower right is drawn anew from the name (DALL·E 1, arXiv 2102.12092): are they still that?
+def measure(context: EvaluationContext) -> Part:
+    """Real renders whose lower right is inpainted from the name (DALL·E 1, arXiv 2102.12092): are they recognised?
 
-    The rectangle goes from a quarter of each side to the lower right corner: 9/16 of the picture. The floor is the render
+    The rectangle goes from a quarter of each side to the lower right corner: 9/16 of the image. The floor is the render
     with the rectangle left white.
     """
-    prompts = bench.cut(ask.recognition(bench.icons, bench.split), REPAINTED)
-    real, size = bench.truths(prompts), bench.pipe.sizes[0]
+    prompts = context.limited(prompt_sets.recognition(context.icons, context.split), REPAINTED)
+    real, size = context.real_renders(prompts), context.pipe.sizes[0]
     hole = torch.zeros(real.shape[-2:], dtype=torch.bool)
     hole[real.shape[-2] // 4 :, real.shape[-1] // 4 :] = True
     mask = Image.fromarray(hole.byte().mul(255).numpy())
-    tool = UnCLIPInpaintPipeline.from_pipe(bench.pipe)
+    tool = UnCLIPInpaintPipeline.from_pipe(context.pipe)
     tool.set_progress_bar_config(disable=True)
-    settings = {k: v for k, v in bench.settings.items() if k != "sampler"}  # repainting has its own
+    settings = {k: v for k, v in context.settings.items() if k != "sampler"}  # inpainting has its own
 
     def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
         (n,) = chunk  # one at a time
-        picture = Image.fromarray(real[n].permute(1, 2, 0).numpy())
-        return tool(prompts[n].text, picture, mask, generator=generators, size=size, output_type="pt", **settings).images
+        image = Image.fromarray(real[n].permute(1, 2, 0).numpy())
+        return tool(prompts[n].text, image, mask, generator=generators, size=size, output_type="pt", **settings).images
 
-    drawn = bench.drawn("rectangle", [p.text for p in prompts], batch, batch=1)
+    drawn = context.sample_or_load("rectangle", [p.text for p in prompts], batch, batch=1)
     white = real.masked_fill(hole, 255)
-    ours, floor, theirs = (bench.named(pictures, prompts) for pictures in (drawn, white, real))
+    ours, floor, theirs = (context.name_recall(images, prompts) for images in (drawn, white, real))
     results: dict[str, Any] = {
         among: {
             "right": mean(ours[n]),
@@ -49,7 +49,7 @@ def measure(bench: Bench) -> Part:
         }
         for n, among in enumerate(("first", "first five"))
     }
-    results["first"]["chance"] = bench.right(prompts).float().mean().item()
+    results["first"]["chance"] = context.correct_names(prompts).float().mean().item()
     sides = {"right": "drawn anew", "floor": "left white (floor)", "real": "real renders"}
     rows = [[name, results["first"][side], results["first five"][side]] for side, name in sides.items()]
     if drawn.shape == real.shape:
@@ -59,6 +59,6 @@ def measure(bench: Bench) -> Part:
     pairs = torch.stack([F.interpolate(white[:12].float(), drawn.shape[-2:]).byte(), drawn[:12]], 1).flatten(0, 1)
     captions = [text for p in prompts[:12] for text in ("given", p.text)]
     marks = [mark for hit in ours[0][:12].bool().tolist() for mark in (None, hit)]
-    note = f"The lower right 9/16 of real renders drawn anew from the name. Among {len(bench.icons.recognisable)} names."
+    note = f"The lower right 9/16 of real renders drawn anew from the name. Among {len(context.icons.recognisable)} names."
     table = Table("A rectangle drawn anew", ["", "R@1", "R@5"], rows, note, True)
     return Part("rectangle", results, [table, Sheet("The first 12", pairs, captions, marks)])

@@ -1,4 +1,4 @@
-"""Whether the style that a prompt names is kept: by the prior, and in the images."""
+"""Whether the style that a prompt names is right in the prior's embeddings and in the images."""
 
 # N images, D embedding dimension
 
@@ -11,7 +11,7 @@ from ...data.icon_packages import STYLES
 from ...data.icons import IconSet
 from ...data.judged import distorted_icons, icon_rows
 from ...data.plans import split_of_concept
-from ..bench import Bench
+from ..context import EvaluationContext
 from ..metrics import mean, ratio
 from ..poses import in_pose
 from ..report import Part, Sheet, Table
@@ -21,17 +21,17 @@ SHOWN = 24
 BATCH = 64
 
 
-def measure(bench: Bench) -> Part:
+def measure(context: EvaluationContext) -> Part:
     """Names with a style: is the icon nearest to the prior's embedding of it, and the image sampled in it?
 
-    Real: the named icons at another size and place, asked the same. `judge` is what the style judge reads of real renders of
-    held-out concepts, which it was not trained on.
+    Real: the same for the named icons at another size and place. `judge` is the style judge's accuracy on real renders of
+    held-out concepts, on which it was not trained.
     """
-    images = bench.singles.from_prior_styled
-    real = bench.singles.moved
+    images = context.single_concepts.from_prior_styled
+    real = context.single_concepts.jittered
     judge = StyleJudge.load()
-    hits = {f"prior: {name}": both for name, both in _of_embeddings(bench, real).items()}
-    hits |= {f"image: {name}": both for name, both in _of_images(bench, judge, images, real).items()}
+    hits = {f"prior: {name}": both for name, both in _of_embeddings(context, real).items()}
+    hits |= {f"image: {name}": both for name, both in _of_images(context, judge, images, real).items()}
     results: dict[str, Any] = {
         name: {"sampled": mean(sampled), "real": mean(rendered), "share_of_real": ratio(sampled, rendered)}
         for name, (sampled, rendered) in hits.items()
@@ -41,13 +41,13 @@ def measure(bench: Bench) -> Part:
         f"{len(images)} names that were trained on, each with a style. Prior: the icon nearest to its embedding, among all. "
         "Image: what the style judge reads, and the style of the most similar real render of the name."
     )
-    held_out = [r for r in icon_rows(bench.icons, seed=4) if split_of_concept(bench.icons.icons[r]["concept"]) != "train"]
+    held_out = [r for r in icon_rows(context.icons, seed=4) if split_of_concept(context.icons.icons[r]["concept"]) != "train"]
     if held_out:
-        right = judge.read(distorted_icons(bench.icons, held_out, None, seed=4)) == styles(bench.icons, held_out)
+        right = judge.read(distorted_icons(context.icons, held_out, None, seed=4)) == styles(context.icons, held_out)
         results["judge"] = mean(right.float())
         rows.append(["the style judge, on held-out concepts", "", results["judge"], ""])
     marks = hits["image: style judge"][0][:SHOWN].bool().tolist()
-    sheet = Sheet("The first", images[:SHOWN], [p.text for p in bench.singles.styled[:SHOWN]], marks)
+    sheet = Sheet("The first", images[:SHOWN], [p.text for p in context.single_concepts.styled[:SHOWN]], marks)
     return Part("style", results, [Table("Style", ["right", "sampled", "real", "of real's"], rows, note, True), sheet])
 
 
@@ -56,18 +56,18 @@ def styles(icons: IconSet, rows: list[int]) -> Tensor:
     return torch.tensor([STYLES.index(icons.icons[row]["style"]) for row in rows])
 
 
-def _of_embeddings(bench: Bench, real: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of the icon nearest to the prior's embeddings, and to those of real renders: is its concept, its style right?"""
-    icons, rows = bench.icons, icon_rows(bench.icons)
+def _of_embeddings(context: EvaluationContext, real: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Whether the icon nearest to the prior's embeddings, and to those of real renders, has the right concept and style."""
+    icons, rows = context.icons, icon_rows(context.icons)
 
     def encoded(images: Tensor) -> Tensor:
-        return torch.cat([bench.clip.encode_image(chunk.float() / 255).cpu() for chunk in images.split(BATCH)])
+        return torch.cat([context.clip.encode_image(chunk.float() / 255).cpu() for chunk in images.split(BATCH)])
 
     known = encoded(in_pose(icons, rows))
-    own = [icons.icons[row] for row in bench.singles.rows]
+    own = [icons.icons[row] for row in context.single_concepts.rows]
     found = [
         [icons.icons[rows[n]] for n in (embeds @ known.T).argmax(1).tolist()]
-        for embeds in (bench.prior_embeddings(bench.singles.styled), encoded(real))
+        for embeds in (context.prior_embeddings(context.single_concepts.styled), encoded(real))
     ]
     right = {
         key: [torch.tensor([float(a[key] == b[key]) for a, b in zip(some, own, strict=True)]) for some in found]
@@ -77,12 +77,12 @@ def _of_embeddings(bench: Bench, real: Tensor) -> dict[str, tuple[Tensor, Tensor
     return {key: (sampled, rendered) for key, (sampled, rendered) in right.items()}
 
 
-def _of_images(bench: Bench, judge: StyleJudge, images: Tensor, real: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of sampled images and of real renders: is the style right that the judge reads, and that of the most similar render?"""
-    wanted = styles(bench.icons, bench.singles.rows)
+def _of_images(context: EvaluationContext, judge: StyleJudge, images: Tensor, real: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Whether the style is right in samples and in real renders, by the style judge and by the most similar render."""
+    wanted = styles(context.icons, context.single_concepts.rows)
     found: dict[str, list[Tensor]] = {"style judge": [], "most similar render": []}
     for some in (images, real):
-        similar = bench.singles.nearest(some).rows
+        similar = context.single_concepts.nearest(some).rows
         found["style judge"].append(judge.read(some))
-        found["most similar render"].append(styles(bench.icons, similar.tolist()))
+        found["most similar render"].append(styles(context.icons, similar.tolist()))
     return {name: tuple((read == wanted).float() for read in both) for name, both in found.items()}

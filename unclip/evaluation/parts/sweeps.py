@@ -1,7 +1,7 @@
-"""Recognition as the decoder's guidance and number of steps change."""
+"""Recognition by the decoder's guidance scale and number of steps."""
 
-from .. import prompts as ask
-from ..bench import Bench, Impossible
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext, UnsupportedPart
 from ..metrics import Estimate, mean
 from ..report import Part, Plot
 
@@ -10,12 +10,12 @@ GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 STEPS = (5, 10, 20, 40)
 
 
-def measure(bench: Bench) -> Part:
-    """Recognition as the decoder's guidance and number of steps change."""
-    if bench.settings.get("sampler") == "distilled":
-        raise Impossible("a distilled decoder has neither guidance nor steps to sweep over")
-    prompts = bench.cut(ask.recognition(bench.icons, bench.split), SWEPT)
-    wanted, own = bench.judge.read([p.text for p in prompts]), bench.pipe.sampling_settings(bench.settings)
+def measure(context: EvaluationContext) -> Part:
+    """Recognition by the decoder's guidance scale and number of steps."""
+    if context.settings.get("sampler") == "distilled":
+        raise UnsupportedPart("a distilled decoder has neither guidance nor steps to sweep over")
+    prompts = context.limited(prompt_sets.recognition(context.icons, context.split), SWEPT)
+    wanted, own = context.judge.read([p.text for p in prompts]), context.pipe.sampling_settings(context.settings)
     results, shown = {}, []
     for name, setting, values in (
         ("guidance", "decoder_guidance_scale", GUIDANCE),
@@ -24,8 +24,8 @@ def measure(bench: Bench) -> Part:
         lines: dict[str, list[tuple[float, Estimate]]] = {"R@1": [], "R@5": [], "cosine": []}
         for value in values:
             folder = "recognition" if value == own[setting] else f"sweep-{name}-{value:g}"
-            pictures = bench.draw(folder, prompts, **{setting: value})
-            found = (*bench.named(pictures, prompts), (bench.judge.see(pictures)[0] * wanted).sum(1))
+            images = context.sample(folder, prompts, **{setting: value})
+            found = (*context.name_recall(images, prompts), (context.judge.see(images)[0] * wanted).sum(1))
             for line, numbers in zip(lines.values(), found, strict=True):
                 line.append((value, mean(numbers)))
         results[name] = {line: {f"{x:g}": e for x, e in points} for line, points in lines.items()}

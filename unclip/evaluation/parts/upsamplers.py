@@ -1,6 +1,6 @@
-"""The upsamplers beside bicubic enlargement."""
+"""The upsamplers compared with bicubic interpolation."""
 
-# N pictures
+# N images
 
 from collections.abc import Callable
 
@@ -13,31 +13,33 @@ from upsamplers.model import resize
 from ...data.judged import icon_rows
 from ...data.render import flatten, render_svg
 from ...data.scenes import split_of_concept
-from .. import prompts as ask
-from ..bench import Bench, Impossible
+from .. import prompts as prompt_sets
+from ..context import EvaluationContext, UnsupportedPart
 from ..metrics import mean, psnr, ratio, sharpness, ssim
 from ..report import Part, Sheet, Table
 
 ENLARGED = 32
 
 
-def measure(bench: Bench) -> Part:
-    """Held-out icons enlarged fourfold from true low-resolution renders, beside bicubic; then drawn ones."""
-    sizes = bench.pipe.sizes
+def measure(context: EvaluationContext) -> Part:
+    """Held-out icons upsampled fourfold from real low-resolution renders, beside bicubic; then samples."""
+    sizes = context.pipe.sizes
     if len(sizes) < 2:
-        raise Impossible("this model has no upsampler")
-    icons, split = bench.icons, ask.SPLITS[bench.split]
+        raise UnsupportedPart("this model has no upsampler")
+    icons, split = context.icons, prompt_sets.SPLITS[context.split]
     rows = [r for r in icon_rows(icons, seed=2) if split_of_concept(icons.icons[r]["concept"]) == split]
-    rows = bench.cut(rows, ENLARGED)
+    rows = context.limited(rows, ENLARGED)
     texts = [icons.icons[r]["concept"] for r in rows]
     truth = {sizes[-1]: torch.stack([_render(icons.icons[r]["svg"], sizes[-1]) for r in rows]).float() / 255}
     for size in reversed(sizes[:-1]):
         truth[size] = F.avg_pool2d(truth[sizes[-1]], sizes[-1] // size)
-    drawn = bench.draw("recognition", bench.cut(ask.recognition(icons, bench.split), ENLARGED)).float() / 255
+    drawn = (
+        context.sample("recognition", context.limited(prompt_sets.recognition(icons, context.split), ENLARGED)).float() / 255
+    )
     results, lines, generated, shown = {}, [], [], []
     for low, high in zip(sizes, sizes[1:], strict=False):
         name = f"{low} to {high}"
-        ours = bench.enlarged(f"upsampled-{low}-{high}", texts, truth[low], high)
+        ours = context.upsample(f"upsampled-{low}-{high}", texts, truth[low], high)
         plain = resize(truth[low], high).clamp(0, 1)
         ours_psnr, plain_psnr = _each(psnr, ours, truth[high]), _each(psnr, plain, truth[high])
         true_sharpness = _each(sharpness, truth[high])
@@ -53,7 +55,7 @@ def measure(bench: Bench) -> Part:
         results[name] = found
         lines.append([name, *found.values()])
         shown.append(_strip(f"{name}: true, bicubic, enlarged", truth[high], plain, ours, texts))
-        from_drawn = bench.enlarged(f"upsampled-drawn-{low}-{high}", [f"drawn {n}" for n in range(len(drawn))], drawn, high)
+        from_drawn = context.upsample(f"upsampled-drawn-{low}-{high}", [f"drawn {n}" for n in range(len(drawn))], drawn, high)
         enlarged = resize(drawn, high).clamp(0, 1)
         found = {
             "consistency": mean(_each(psnr, F.avg_pool2d(from_drawn, high // low), drawn)),
@@ -73,9 +75,9 @@ def measure(bench: Bench) -> Part:
     return Part("upsamplers", results, [first, second, *shown])
 
 
-def _each(metric: Callable[..., Tensor], *pictures: Tensor) -> Tensor:
-    """A metric [N] of pictures [N, 3, H, W], a few at a time: at 1024 px its intermediate steps are large."""
-    return torch.cat([metric(*chunk) for chunk in zip(*(p.split(4) for p in pictures), strict=True)])
+def _each(metric: Callable[..., Tensor], *images: Tensor) -> Tensor:
+    """A metric [N] of images [N, 3, H, W], a few at a time: at 1024 px its intermediate steps are large."""
+    return torch.cat([metric(*chunk) for chunk in zip(*(p.split(4) for p in images), strict=True)])
 
 
 def _render(svg: str, size: int) -> Tensor:
@@ -83,7 +85,7 @@ def _render(svg: str, size: int) -> Tensor:
 
 
 def _strip(title: str, true: Tensor, plain: Tensor, ours: Tensor, texts: list[str], count: int = 4) -> Sheet:
-    """Middle parts of the first few pictures, three ways side by side."""
+    """Centre crops of the first few images: true, bicubic and upsampled."""
     side, size = 192, true.shape[-1]
     left = (size - side) // 2
     rows = torch.stack([true[:count], plain[:count], ours[:count]], 1).flatten(0, 1)

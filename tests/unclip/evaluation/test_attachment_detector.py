@@ -11,9 +11,9 @@ from evaluated import Comparing
 from unclip.data.attachments import WEIGHTS, Attachments
 from unclip.data.plans import Plan
 from unclip.data.scenes import IconSet, SceneSampler, split_of_icon
-from unclip.evaluation import prompts as ask
-from unclip.evaluation.attached import ASKED, AttachedDetector
-from unclip.evaluation.bench import Bench
+from unclip.evaluation import prompts as prompt_sets
+from unclip.evaluation.attachment_detector import QUESTIONS, AttachmentDetector
+from unclip.evaluation.context import EvaluationContext
 from unclip.evaluation.parts.attachments import measure
 
 
@@ -23,8 +23,8 @@ def boxes() -> IconSet:
 
 
 @pytest.fixture(scope="module")
-def detector(boxes) -> AttachedDetector:
-    return AttachedDetector(Comparing(), boxes)
+def detector(boxes) -> AttachmentDetector:
+    return AttachmentDetector(Comparing(), boxes)
 
 
 def image(icons: IconSet, plan: Plan, seed: int = 9) -> torch.Tensor:
@@ -52,9 +52,9 @@ def test_a_true_render_is_right_and_others_are_not(boxes, detector):
         others = [Plan("pair", (base, thing), "flat"), Plan("single", (base,), "flat"), Plan("single", (thing,), "flat")]
         others.append(replace(plan, concepts=(other, thing)))
         found, chance = detector.answers([image(boxes, p) for p in (plan, *others)], plan)
-        answers = [all(found[about][n] for about in ASKED) for n in range(5)]
+        answers = [all(found[about][n] for about in QUESTIONS) for n in range(5)]
         assert answers[0], (base, thing, found)
-        assert all(0 < chance[about] < 0.9 for about in ASKED)
+        assert all(0 < chance[about] < 0.9 for about in QUESTIONS)
         wrong += answers[1:]
     assert len(wrong) == 4 * len(CASES) and sum(wrong) <= 0.1 * len(wrong)
 
@@ -64,38 +64,38 @@ def test_an_image_may_be_larger_and_of_another_style(boxes, detector):
     shown = image(boxes, replace(plan, style="twemoji"))
     large = shown.repeat_interleave(4, 1).repeat_interleave(4, 2)
     found, _ = detector.answers([shown, large], plan)
-    assert all(found[about] == [True, True] for about in ASKED)
+    assert all(found[about] == [True, True] for about in QUESTIONS)
 
 
 def test_prompts_are_of_combinations_held_out_of_training(boxes):
-    splits = {split: ask.attachments(boxes, split, 30) for split in ask.SPLITS}
+    splits = {split: prompt_sets.attachments(boxes, split, 30) for split in prompt_sets.SPLITS}
     assert not {p.text for p in splits["dev"]} & {p.text for p in splits["test"]}
     for split, prompts in splits.items():
         assert len(prompts) > 10
         assert len({p.plan.relation for p in prompts}) > 3 and {p.plan.relation for p in prompts} <= set(WEIGHTS)
         for prompt in prompts:
-            assert prompt.plan.split() == ask.SPLITS[split] and len(prompt.plan.concepts) == 2
+            assert prompt.plan.split() == prompt_sets.SPLITS[split] and len(prompt.plan.concepts) == 2
             assert {split_of_icon(c, prompt.plan.style) for c in prompt.plan.concepts} == {"train"}
 
 
 def test_the_part_counts_what_is_right(boxes, tmp_path):
-    class Drawn(Bench):
+    class StoredSamples(EvaluationContext):
         """Samples real renders for every other prompt, and noise for the rest."""
 
-        def draw(self, name: str, prompts: list[ask.Prompt], **more) -> torch.Tensor:
-            images = self.truths(prompts)
+        def sample(self, name: str, prompts: list[prompt_sets.Prompt], **more) -> torch.Tensor:
+            images = self.real_renders(prompts)
             images[1::2] = torch.randint(0, 256, images[1::2].shape, generator=torch.Generator().manual_seed(0)).byte()
             return images
 
-    part = measure(Drawn(None, Comparing(), boxes, None, "dev", limit=8))
+    part = measure(StoredSamples(None, Comparing(), boxes, None, "dev", limit=8))
     found = part.results
     assert len(found["prompts"]) == len(found["pictures"]) == found["all of it"]["right"].n == 8
     assert found["all of it"]["real"].value > 0.7 and found["all of it"]["right"].value <= 0.5
     assert found["all of it"]["right"].value == pytest.approx(found["all of it"]["real"].value / 2, abs=0.13)
-    for about in ASKED:
+    for about in QUESTIONS:
         assert found[about]["right"].value >= found["all of it"]["right"].value
     relations = set(found) & set(WEIGHTS)
-    assert relations == {p.plan.relation for p in ask.attachments(boxes, "dev", 8)}
+    assert relations == {p.plan.relation for p in prompt_sets.attachments(boxes, "dev", 8)}
     assert sum(found[r]["right"].value * found[r]["right"].n for r in relations) == pytest.approx(
         8 * found["all of it"]["right"].value
     )

@@ -1,8 +1,8 @@
-"""The README's path from a folder of 200 captioned pictures to samples, timed, and what it learned as a picture.
+"""The README's path from a folder of 200 captioned images to samples, timed, and what it learned as an image.
 
-    python benchmarks/own_pictures.py [--folder out/own] [--out docs/own_pictures.png]
+    python benchmarks/own_images.py [--folder out/own] [--out docs/own_images.png]
 
-The pictures are robots that it draws itself: eight colours, one to three eyes, with and without an aerial; the prompts of the
+The images are robots that it draws itself: eight colours, one to three eyes, with and without an aerial; the prompts of the
 samples are combinations that are in none of them. Runs the commands as the README has them, each in a process of its own.
 """
 
@@ -35,14 +35,14 @@ COUNT, SIDE, CELL = 200, 256, 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("out/own"))
-    parser.add_argument("--out", type=Path, default=Path("docs/own_pictures.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/own_images.png"))
     options = parser.parse_args()
-    pictures, runs = options.folder / "my-pictures", options.folder / "runs"
-    draw_all(pictures)
+    images, runs = options.folder / "my-images", options.folder / "runs"
+    draw_all(images)
     embeddings, model = options.folder / "my-embeddings", options.folder / "my-model"
-    common = [f"data.path={pictures}", f"data.embeddings={embeddings}", "init_from=emoji", "objective.clip=emoji"]
+    common = [f"data.path={images}", f"data.embeddings={embeddings}", "init_from=emoji", "objective.clip=emoji"]
     prior = ["max_steps=300", "batch_size=32", "learning_rate=1e-4", "objective.whitening_examples=128"]
-    timed("embed", pictures, embeddings)
+    timed("embed", images, embeddings)
     timed("train", "emoji/prior", *common, f"output_dir={runs / 'prior'}", *prior)
     timed("train", "emoji/decoder", *common, f"output_dir={runs / 'decoder'}", "max_steps=150", "learning_rate=2e-4")
     timed("plot", runs / "prior", runs / "decoder", "--out", options.folder / "curves.png")
@@ -51,7 +51,7 @@ def main() -> None:
     for name, kind in (("before", "emoji"), ("after", model)):
         timed("generate", *prompts, "--size", "256", "--model", kind, "--out", options.folder / name)
     rows = [
-        [Image.open(p) for p in sorted(pictures.glob("*.png"))[: len(HELD_OUT)]],
+        [Image.open(p) for p in sorted(images.glob("*.png"))[: len(HELD_OUT)]],
         *([Image.open(p) for p in written(options.folder / name, prompts)] for name in ("before", "after")),
     ]
     sheet(rows, prompts).save(options.out, optimize=True)
@@ -112,18 +112,18 @@ def robot(colour: str, eyes: int, aerial: bool, rng: random.Random) -> Image.Ima
 
 
 def written(folder: Path, prompts: list[str]) -> list[Path]:
-    """The pictures of `unclip generate`, in the order of their prompts."""
+    """The images of `unclip generate`, in the order of their prompts."""
     return [next(folder.glob(f"{prompt.replace(' ', '-')}*.png")) for prompt in prompts]
 
 
 def sheet(rows: list[list[Image.Image]], prompts: list[str]) -> Image.Image:
-    names = ("of the 200 pictures", "the shipped model", "after training: these combinations are in none of the pictures")
+    names = ("of the 200 images", "the shipped model", "after training: these combinations are in none of the images")
     page = Image.new("RGB", (len(prompts) * CELL, len(rows) * (CELL + 20) + 34), "white")
     draw = ImageDraw.Draw(page)
     for n, (name, row) in enumerate(zip(names, rows, strict=True)):
         draw.text((4, n * (CELL + 20) + 4), name, fill="black")
-        for k, picture in enumerate(row):
-            page.paste(picture.resize((CELL - 6,) * 2, Image.Resampling.LANCZOS), (k * CELL + 3, n * (CELL + 20) + 20))
+        for k, image in enumerate(row):
+            page.paste(image.resize((CELL - 6,) * 2, Image.Resampling.LANCZOS), (k * CELL + 3, n * (CELL + 20) + 20))
     for k, prompt in enumerate(prompts):
         words = prompt.split(" with ")
         for line, part in enumerate((words[0], "with", words[1])[:3:2]):

@@ -1,4 +1,4 @@
-"""What stands before the endpoints: request ids and logs, whose page asks, keys, and how much is read for how long."""
+"""ASGI middleware: request ids and logs, checks of Host, Origin and key, limits of a body's size and time."""
 
 import asyncio
 import json
@@ -14,17 +14,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .keys import Keys
-from .wire import Refused, error_answer
+from .wire import APIError, error_answer
 
 logger = logging.getLogger("unclip.server")
 
 BODY_BYTES = 24 * 2**20  # two uploads and their envelope
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-OPEN = ("/healthz", "/v1/images/files/")  # need no key: the names of images are secrets themselves
+NO_KEY_PATHS = ("/healthz", "/v1/images/files/")  # the names of images are secrets themselves
 
 
 class JSONLines(logging.Formatter):
-    """One JSON object a line. Of other modules' messages only the template: their values may be what people wrote."""
+    """One JSON object a line. Other modules' messages are logged without their values, which may be user input."""
 
     def format(self, record: logging.LogRecord) -> str:
         own = record.name.startswith("unclip.server")
@@ -39,9 +39,9 @@ class JSONLines(logging.Formatter):
 
 
 class RequestLog:
-    """A request id for each request, one line in the log, and OpenAI's error shape for what nobody foresaw.
+    """A request id for each request, one line in the log, and OpenAI's error format for unexpected errors.
 
-    Endpoints add to `scope["facts"]` what the line shall say; paths are logged as the routes write them.
+    Endpoints add fields of the line to `scope["facts"]`; paths are logged as in the routes.
     """
 
     def __init__(self, app: ASGIApp, metrics: Any):
@@ -51,7 +51,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        number, started, status = f"req_{secrets.token_hex(12)}", time.monotonic(), 499  # 499: nobody was left to answer
+        number, started, status = f"req_{secrets.token_hex(12)}", time.monotonic(), 499  # 499: the client disconnected
         scope["facts"] = facts = {}
 
         async def answer(message: Message) -> None:
@@ -70,17 +70,16 @@ class RequestLog:
         finally:
             seconds = time.monotonic() - started
             path = facts.pop("path", None) or getattr(scope.get("route"), "path", None) or "other"
-            self.metrics.answered(scope["method"], path, status, seconds)
+            self.metrics.record_request(scope["method"], path, status, seconds)
             line = {"request": number, "method": scope["method"][:16], "path": path, "status": status}
             logger.info("request", extra={"facts": line | {"seconds": round(seconds, 4)} | facts})
 
 
-class OwnPages:
-    """Refuse what another site's page sends (there is no CORS), and, where `hosts` are given, every other Host.
+class OriginCheck:
+    """Refuse requests of other origins (there is no CORS) and, unless `hosts` is None, of other Host headers.
 
-    The first keeps foreign pages from using this server through its user's browser; the second does when such a page
-    makes its own name point here (DNS rebinding). `public` is the address by which a proxy in front is known: its name and
-    its pages are this server's.
+    The first keeps other sites' pages from using this server through its user's browser; the second prevents DNS rebinding.
+    `public` is the address of a reverse proxy, whose name and origin are allowed too.
     """
 
     def __init__(self, app: ASGIApp, hosts: set[str] | None, public: str | None = None):
@@ -98,7 +97,7 @@ class OwnPages:
             if origin is not None and origin.partition("://")[2].lower() != host.lower() and origin.lower() != self.public:
                 await error_answer(403, f"pages of {origin[:100]!r} may not use this server")(scope, receive, send)
                 return
-        elif scope["type"] == "websocket":  # nothing here speaks it
+        elif scope["type"] == "websocket":  # no endpoint supports it
             await send({"type": "websocket.close", "code": 1008})
             return
         await self.app(scope, receive, send)
@@ -112,7 +111,7 @@ def _name(address: str) -> str | None:
 
 
 class KeyCheck:
-    """`Authorization: Bearer KEY` on every path but `OPEN` and below `login`, which asks for the key itself."""
+    """Require `Authorization: Bearer KEY`, except for `NO_KEY_PATHS` and below `login`, which asks for the key itself."""
 
     def __init__(self, app: ASGIApp, keys: Keys | None, login: str | None):
         self.app, self.keys, self.login = app, keys, login
@@ -121,13 +120,13 @@ class KeyCheck:
         if scope["type"] == "http":
             scope["client_name"] = scope["client"][0] if scope.get("client") else "unknown"
             path = scope["path"]
-            free = path.startswith(OPEN) or (self.login is not None and (path == "/" or _below(path, self.login)))
-            if self.keys is not None and not free:
+            is_free = path.startswith(NO_KEY_PATHS) or (self.login is not None and (path == "/" or _below(path, self.login)))
+            if self.keys is not None and not is_free:
                 scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
                 owner = self.keys.owner(key.strip()) if scheme.lower() == "bearer" else None
                 if owner is None:
-                    said = "Incorrect API key provided." if key else "You didn't provide an API key."
-                    say = f"{said} Send it as: Authorization: Bearer YOUR_KEY"
+                    problem = "Incorrect API key provided." if key else "You didn't provide an API key."
+                    say = f"{problem} Send it as: Authorization: Bearer YOUR_KEY"
                     headers = {"www-authenticate": "Bearer"}
                     await error_answer(401, say, code="invalid_api_key", headers=headers)(scope, receive, send)
                     return
@@ -140,8 +139,8 @@ def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
 
 
-class LetGo:
-    """Ends what only listens (a page's heartbeat) once `stopping` is set: it would keep the server from stopping."""
+class EndStreamsOnShutdown:
+    """End heartbeat streams of pages once `stopping` is set; they would keep the server from stopping."""
 
     def __init__(self, app: ASGIApp, stopping: asyncio.Event):
         self.app, self.stopping = app, stopping
@@ -150,25 +149,25 @@ class LetGo:
         if scope["type"] != "http" or "/heartbeat/" not in scope["path"]:
             await self.app(scope, receive, send)
             return
-        open_ = False  # an answer has begun and has not ended
+        is_open = False  # a response has begun and has not ended
 
-        async def watched(message: Message) -> None:
-            nonlocal open_
-            open_ = message["type"] == "http.response.start" or message.get("more_body", False)
+        async def send_and_track(message: Message) -> None:
+            nonlocal is_open
+            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
             await send(message)
 
-        tasks = [asyncio.ensure_future(self.app(scope, receive, watched)), asyncio.ensure_future(self.stopping.wait())]
+        tasks = [asyncio.ensure_future(self.app(scope, receive, send_and_track)), asyncio.ensure_future(self.stopping.wait())]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        if open_:
+        if is_open:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class BoundedBody:
-    """413 for a body of more than `size` bytes, 408 for one that takes more than `seconds` to arrive."""
+class BodyLimit:
+    """Answer 413 to a body of more than `size` bytes, 408 to one that takes more than `seconds` to arrive."""
 
     def __init__(self, app: ASGIApp, seconds: float, size: int = BODY_BYTES):
         self.app, self.size, self.seconds = app, size, seconds
@@ -185,22 +184,22 @@ class BoundedBody:
         if int(length) > self.size:
             await error_answer(413, too_large, headers={"connection": "close"})(scope, receive, send)
             return
-        read, whole, until = 0, False, asyncio.get_running_loop().time() + self.seconds
+        read, is_complete, deadline = 0, False, asyncio.get_running_loop().time() + self.seconds
 
         async def bounded() -> Message:
-            nonlocal read, whole
-            if whole:  # only the client's leaving is still to come
+            nonlocal read, is_complete
+            if is_complete:  # only a disconnect can follow
                 return await receive()
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 say = f"the request's body did not arrive within {self.seconds:g} seconds"
-                raise Refused(408, say, headers={"connection": "close"}) from None
+                raise APIError(408, say, headers={"connection": "close"}) from None
             read += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
+            is_complete = not message.get("more_body", False)
             if read > self.size:
-                raise Refused(413, too_large, headers={"connection": "close"})
+                raise APIError(413, too_large, headers={"connection": "close"})
             return message
 
         await self.app(scope, bounded, send)
