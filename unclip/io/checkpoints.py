@@ -202,7 +202,7 @@ def resolve(model: str | Path, revision: str | None = None, **hub: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    allowed = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    allowed = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, **hub))
     except LocalEntryNotFoundError as error:
@@ -371,9 +371,10 @@ def ready_to_share(folder: Path) -> None:
     """
     for path in folder.glob("*/*.safetensors"):
         make_readable(path)
-    for path in folder.glob("*/*config.json"):
+    for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if config.pop("_name_or_path", None) is not None:
+        known = [config.pop(name, None) for name in ("_name_or_path", "name_or_path")]
+        if any(value is not None for value in known):
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

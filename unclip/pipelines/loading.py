@@ -3,6 +3,8 @@
 import inspect
 import logging
 import os
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,13 +15,16 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from decoder import Decoder
 from upsamplers import Upsampler
 
+from ..diffusion.latents import AXES_FILE
 from ..io.checkpoints import check_folder, holds_network, import_own_modules, ready_to_share, resolve
 from ..io.moved import CLASSES, class_module
 from .distilled import FILE as DISTILLED
 from .distilled import Distilled
+from .hub import PUSH_OPTIONS, push_folder
 from .lora import LoRAMixin
 from .residency import Residency
 
+CARD = "README.md"  # the model card, in a model's folder
 # Arguments of diffusers' `from_pretrained` for the Hub's client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
 
@@ -40,6 +45,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
     _progress_bar_config: dict[str, Any]  # set by diffusers
     _residency: Residency | None = None  # with `low_memory`: the networks whose weights are in memory
     _distilled: Distilled | None = None  # the distilled decoder, if the model's folder has one
+    _extra_files: Mapping[str, bytes] = {}  # of the model's folder: name -> content
 
     @classmethod
     def component_names(cls) -> list[str]:
@@ -92,6 +98,8 @@ class Loading(LoRAMixin, DiffusionPipeline):
         pipe._shared.dtype_chosen, pipe._residency = dtype is not None, residency
         if (folder / DISTILLED).is_file() and "decoder" in cls.component_names() and "decoder" not in given:
             pipe._distilled = Distilled.load(folder / DISTILLED)
+        extra = [CARD] if given & {"text_encoder", "image_encoder"} else [CARD, AXES_FILE]  # the axes are of their embeddings
+        pipe._extra_files = {name: (folder / name).read_bytes() for name in extra if (folder / name).is_file()}
         if attention != "auto":
             pipe.set_attention(attention)
         return pipe
@@ -129,6 +137,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
             raise ValueError(f"{next(iter(kwargs))!r} is no part of {cls.__name__}: {', '.join(cls.component_names())}")
         pipe = cls(**(parts | {"defaults": defaults}))
         pipe._shared = getattr(pipeline, "_shared", Shared(dtype_chosen=True))
+        pipe._extra_files = getattr(pipeline, "_extra_files", {})
         pipe._residency = getattr(pipeline, "_residency", None)
         if parts.get("decoder") is not None and parts["decoder"] is getattr(pipeline, "decoder", None):
             pipe._distilled = getattr(pipeline, "_distilled", None)
@@ -166,18 +175,38 @@ class Loading(LoRAMixin, DiffusionPipeline):
         """The device of the pipeline's networks."""
         return super().device if self._residency is None else self._residency.device
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As `DiffusionPipeline.save_pretrained`, with the distilled decoder where there is one, and without the paths that
-        the components were loaded from.
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As `DiffusionPipeline.save_pretrained`: all files of the folder that this pipeline was loaded from, and no paths.
+
+        Beside the components these are the distilled decoder, the model card and the principal axes. With `push_to_hub` the
+        folder is sent when it is complete; `repo_id` (default: the folder's name), `private`, `token`, `commit_message`,
+        `revision` and `create_pr` are for `push_folder`.
         """
+        folder = Path(save_directory)
+        to_hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         self._load_only(*self.components)
         try:
-            super().save_pretrained(save_directory, *args, **kwargs)
+            super().save_pretrained(folder, *args, **kwargs)
         finally:
             self._load_only()
-        ready_to_share(Path(save_directory))
+        ready_to_share(folder)
         if self._distilled is not None:
-            self._distilled.save(Path(save_directory) / DISTILLED)
+            self._distilled.save(folder / DISTILLED)
+        for name, content in self._extra_files.items():
+            (folder / name).write_bytes(content)
+        if push_to_hub:
+            push_folder(folder, to_hub.pop("repo_id", folder.name), **to_hub)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Send this pipeline to the Hub as `OWNER/NAME`, complete or not at all; -> the commit's address.
+
+        `options` are `private`, `token`, `commit_message`, `revision` and `create_pr`, and `variant` and `max_shard_size` of
+        `save_pretrained`.
+        """
+        to_hub = {name: options.pop(name) for name in PUSH_OPTIONS if name in options}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **options)
+            return push_folder(Path(folder), repo_id, **to_hub)
 
     def _load_only(self, *names: str) -> None:
         """With `low_memory`, load the weights of these networks and free all others'.
