@@ -14,6 +14,7 @@ from prior.blocks import AttentionFunction, Block, Checkpointed, set_attention, 
 from prior.storage import Int8Storage
 
 from .draft import DraftHead
+from .layout import Layout, LayoutPredictor, compose_drafts
 
 
 class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
@@ -29,8 +30,10 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
     projected to extra context tokens as the image embedding is. One image embedding cannot represent which object is where;
     these can, for several objects.
     `styles` are the names of drawing styles; an embedding of the requested one is added to the time embedding, zero at
-    initialisation. `draft` holds the settings of a `DraftHead` (`size`, `width`, `layers`), whose images are further input
-    channels of the decoder (`Decoder.draft_channels`).
+    initialisation. `draft` holds the settings of a `DraftHead` (`size`, `width`, `layers`, `opacity`), whose images are
+    further input channels of the decoder (`Decoder.draft_channels`). `layout` holds those of a `LayoutPredictor` (`slots`,
+    `width`, `layers`): the draft of a prompt with several objects, or one elsewhere than in the head's pose, is composed of
+    the objects' drafts. It needs `draft` with `opacity` and `text_images`.
     `clip_fingerprint` identifies the CLIP that the decoder was trained with.
     """
 
@@ -48,6 +51,7 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
         text_images: bool = False,
         styles: Sequence[str] = (),
         draft: dict[str, int] | None = None,
+        layout: dict[str, int] | None = None,
         dropout: float = 0.0,
         clip_fingerprint: str | None = None,
     ):
@@ -70,6 +74,9 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
             self.text_image_places = zero_module(nn.Linear(cross_attention_dim, cross_attention_dim, bias=False))
         self.style_embedding = zero_module(nn.Embedding(len(styles) + 1, time_embed_dim)) if styles else None
         self.draft_head = None if draft is None else DraftHead(dim, styles=len(styles), **draft)
+        if layout is not None and not (draft and draft.get("opacity") and text_images):
+            raise ValueError("layout needs draft with opacity, and text_images")
+        self.layout_predictor = None if layout is None else LayoutPredictor(cross_attention_dim, **layout)
 
     def set_attn_processor(self, function: AttentionFunction) -> None:
         """Use `function` for every attention of the text blocks."""
@@ -122,21 +129,64 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
         return (hidden, added, guess) if return_guess else (hidden, added)
 
     def draft_image(
-        self, image_embeddings: Tensor, style: Tensor | None = None, do_classifier_free_guidance: bool = False
+        self,
+        image_embeddings: Tensor,
+        style: Tensor | None = None,
+        do_classifier_free_guidance: bool = False,
+        text_encoder_hidden_states: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> Tensor | None:
-        """The draft [B, 3, R, R] of image embeddings [B, D], under guidance [2B, ...] as in `forward`; None without a draft
-        head.
+        """The draft of image embeddings [B, D] and texts, under guidance [2B, ...] as in `forward`; None without a draft head.
 
-        The draft of the learned "no image" embedding is zero.
+        It is [B, 3, R, R]; with `layout` [B, 3, 2R, 2R], and composed of the named objects where the text names another image
+        than one object alone. The draft of the learned "no image" embedding, and under guidance of the unconditional half,
+        is zero.
+
+        Args:
+            image_embeddings: [B, D], also under guidance.
+            style: as in `forward`.
+            do_classifier_free_guidance: prepend the unconditional half, [B, ...] zeros.
+            text_encoder_hidden_states: [B, N, D], or [2B, N, D] under guidance (None: every image is of one object alone).
+            text_mask: as in `forward`.
         """
         if self.draft_head is None:
             return None
-        if do_classifier_free_guidance:
-            image_embeddings, style = self._prepend_unconditional(image_embeddings, style)
         null = self.learned_classifier_free_guidance_embeddings.to(image_embeddings.dtype)
         known = (image_embeddings != null).any(1)[:, None, None, None]
-        draft = self.draft_head(image_embeddings, style)
-        return torch.where(known, draft, torch.zeros_like(draft))
+        draft = self.draft_head(image_embeddings, style)[:, :3] * known
+        if self.layout_predictor is not None:
+            draft = F.interpolate(draft, scale_factor=2, mode="bilinear", align_corners=False)
+            if text_encoder_hidden_states is not None:
+                count = len(image_embeddings)
+                mask = None if text_mask is None else text_mask[-count:]
+                layout, guess = self.predict_layout(text_encoder_hidden_states[-count:], mask)
+                scene = self.compose(layout.embeddings(guess), layout.boxes, layout.present > 0, layout.background, style)
+                draft = torch.where((layout.is_single > 0)[:, None, None, None], draft, scene)
+        return torch.cat([torch.zeros_like(draft), draft]) if do_classifier_free_guidance else draft
+
+    def predict_layout(self, text_encoder_hidden_states: Tensor, text_mask: Tensor | None = None) -> tuple[Layout, Tensor]:
+        """The layout that texts [B, N, D] describe, and the image embeddings [B, N, D] that `guess` predicts.
+
+        Raises ValueError without `layout`.
+        """
+        if self.layout_predictor is None:
+            raise ValueError("predict_layout needs layout")
+        text = self.read(text_encoder_hidden_states, text_mask)
+        return self.layout_predictor(text, text_mask), self.guess(text_encoder_hidden_states, text)
+
+    def compose(
+        self, embeddings: Tensor, boxes: Tensor, present: Tensor, background: Tensor, style: Tensor | None = None
+    ) -> Tensor:
+        """The draft [B, 3, 2R, 2R] of objects with image embeddings [B, K, D]; the rest as `compose_drafts` takes it.
+
+        Raises ValueError without `draft`.
+        """
+        if self.draft_head is None:
+            raise ValueError("compose needs draft")
+        slots = embeddings.shape[1]
+        styles = None if style is None else style.repeat_interleave(slots)
+        drafts = self.draft_head(embeddings.flatten(0, 1), styles).unflatten(0, (-1, slots))
+        return compose_drafts(drafts, boxes, present, background.to(drafts.dtype), 2 * self.draft_head.size)
 
     def _prepend_unconditional(self, image_embeddings: Tensor, style: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Image embeddings [2B, D] and styles [2B], the unconditional half first."""

@@ -19,13 +19,22 @@ class DraftHead(nn.Module):
     The content of an embedding is cheaper to learn by regression than by denoising; the decoder gets the draft as
     further input channels, denoises it and adds detail. Embeddings are standardised per dimension by
     `mean` and `std`, which are set from data before training. Convolutions after the last linear layer remove its pixel
-    noise. The output is zero, mid-gray, at initialisation.
+    noise. The output is zero, mid-gray, at initialisation. With `opacity` there is a fourth channel, the object's opacity
+    in [0, 1] on a white background, from a linear layer at half the resolution.
     """
 
     mean: Tensor  # [D]
     std: Tensor  # [D]
 
-    def __init__(self, embedding_dim: int, size: int = 32, width: int = 1280, layers: int = 4, styles: int = 0):
+    def __init__(
+        self,
+        embedding_dim: int,
+        size: int = 32,
+        width: int = 1280,
+        layers: int = 4,
+        styles: int = 0,
+        opacity: bool = False,
+    ):
         super().__init__()
         self.size = size
         self.register_buffer("mean", torch.zeros(embedding_dim))
@@ -41,9 +50,17 @@ class DraftHead(nn.Module):
         for layer in zeroed:
             if layer is not None:
                 zero_module(layer)
+        self.opacity_out = self.opacity_convs = None
+        if opacity:
+            self.opacity_out = zero_module(nn.Linear(width, (size // 2) ** 2))
+            first, last = nn.Conv2d(4, CONV_CHANNELS, 3, padding=1), nn.Conv2d(CONV_CHANNELS, 1, 3, padding=1)
+            self.opacity_convs = nn.Sequential(first, nn.SiLU(), zero_module(last))
 
     def forward(self, image_embeddings: Tensor, style: Tensor | None = None) -> Tensor:
-        """`image_embeddings` [B, D]; `style` int64 [B], the number of styles where no style is named (None: in no row)."""
+        """-> [B, 3, R, R], with `opacity` [B, 4, R, R].
+
+        `image_embeddings` [B, D]; `style` int64 [B], the number of styles where no style is named (None: in no row).
+        """
         x = self.proj_in(((image_embeddings - self.mean) / self.std).to(self.proj_in.weight.dtype))  # [B, W]
         if self.style_embedding is not None:
             unnamed = self.style_embedding.num_embeddings - 1
@@ -51,11 +68,17 @@ class DraftHead(nn.Module):
             x = x + self.style_embedding(style)
         for block in self.blocks:
             x = block(x)
-        draft = self.proj_out(F.gelu(self.norm_out(x))).unflatten(1, (3, self.size, self.size))  # [B, 3, R, R]
+        features = F.gelu(self.norm_out(x))
+        draft = self.proj_out(features).unflatten(1, (3, self.size, self.size))  # [B, 3, R, R]
         h = draft
         for number, conv in enumerate(self.convs):
             h = conv(F.silu(h) if number else h)
-        return draft + h
+        draft = draft + h
+        if self.opacity_out is None or self.opacity_convs is None:
+            return draft
+        opacity = self.opacity_out(features).unflatten(1, (1, self.size // 2, self.size // 2))
+        opacity = F.interpolate(opacity, scale_factor=2, mode="bilinear", align_corners=False)  # [B, 1, R, R]
+        return torch.cat([draft, opacity + self.opacity_convs(torch.cat([draft, opacity], 1))], 1)
 
 
 class ResidualMLP(nn.Module):

@@ -25,6 +25,7 @@ STAGES = {
     "prior_autoregressive": (),
     "text_proj": (),
     "draft": (),
+    "layout": (),
     "decoder_distill": ("batch_size=1",),
     "upsampler_256": (),
     "upsampler_1024": ("batch_size=1",),

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoder.layout import POSE_SIZE
+
 from ..runtime.config import ConfigError
 from ..runtime.random import Stream, integers, scalars, uniform
 from .bank import (
@@ -31,7 +33,6 @@ from .layouts import (
     LARGE_SHIFT,
     LAYOUTS,
     PLACES,
-    POSE_SIZE,
     SHIFT,
 )
 from .render import WHITE

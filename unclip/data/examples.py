@@ -16,7 +16,7 @@ from .captioned_images import CaptionedImages, ImageCrops
 from .captions import concepts_of_layers, scene_spans
 from .icon_packages import SPRITE_SIZE, STYLES
 from .image_files import check_there
-from .layouts import PLACES
+from .layouts import MAX_LAYERS, PLACES
 from .render import BACKGROUNDS, WHITE, Layer, apply_matrix, flatten, hue_rotation, render_svg
 from .scene_settings import SceneSettings
 from .scenes import IconSet, Scene, SceneSampler, mentions_style, split_of_concept
@@ -34,7 +34,9 @@ class EmojiScenes(Dataset):
     -1. For the grounding loss: `spans` int64 [2, 2], the characters of the caption that name the first and the second concept
     (start, end; -1 for none); `rows` int64 [2], the rows of their icons (-1 for none); `sides` int8 [PLACES, PLACES], the
     cells that only the first concept covers (1), only the second (-1), neither or both (0). If one is attached to the other,
-    `sides` says which of them is visible in a cell.
+    `sides` says which of them is visible in a cell. Of the layers, back to front: `boxes` float32 [MAX_LAYERS, 3], their
+    centre x, y and size, 0 of none; `layers` int64 [MAX_LAYERS], the rows of their icons, -1 of none; `recoloured` bool
+    [MAX_LAYERS]; and `background` float32 [3] in [-1, 1].
     """
 
     path: str
@@ -68,6 +70,7 @@ class EmojiScenes(Dataset):
             "icon": scene.layers[0].icon if scene.kind == "single" else -1,
             "random": torch.from_numpy(np.random.default_rng([self.seed, 3, index]).random(16, dtype=np.float32)),
             **_grounding(scene, self.icons),
+            **_layers(scene),
         }
 
 
@@ -86,6 +89,17 @@ def _grounding(scene: Scene, icons: IconSet) -> dict[str, torch.Tensor]:
             else:
                 sides += sign * _square(layer).astype(np.int8)
     return {"spans": spans, "rows": rows, "sides": torch.from_numpy(sides)}
+
+
+def _layers(scene: Scene) -> dict[str, torch.Tensor]:
+    """`boxes`, `layers`, `recoloured` and `background`, as `EmojiScenes` gives them."""
+    boxes, rows = torch.zeros(MAX_LAYERS, 3), torch.full((MAX_LAYERS,), -1)
+    recoloured = torch.zeros(MAX_LAYERS, dtype=torch.bool)
+    for n, layer in enumerate(scene.layers):
+        boxes[n], rows[n] = torch.tensor([layer.x, layer.y, layer.size]), layer.icon
+        recoloured[n] = layer.matrix is not None
+    background = torch.tensor(scene.background) / 127.5 - 1
+    return {"boxes": boxes, "layers": rows, "recoloured": recoloured, "background": background}
 
 
 def _square(layer: Layer) -> np.ndarray:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decoder.layout import POSE_SIZE
+
 from .captions import SIZE_WORDS, is_everyday, style_phrase, with_tone
-from .layouts import POSE_SIZE
 from .plans import NUMBERS, Scene
 from .render import BACKGROUNDS, COLOURS, area_weights, compose_sprites, compose_svg
 from .shapes import shape_icons
@@ -70,10 +71,10 @@ class IconSet:
         sprites = torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2).float() / 255
         return sprites[:, :3] * sprites[:, 3:] + 1 - sprites[:, 3:]
 
-    def in_pose(self, rows: Sequence[int], size: int = 64) -> Tensor:
+    def in_pose(self, rows: Sequence[int], size: int = 64, opacity: bool = False) -> Tensor:
         """Single icons as they are trained on: POSE_SIZE of the side, centred on white. [N, 3, size, size] in [0, 1].
 
-        Equal to `pixels` of a scene of one such layer.
+        Equal to `pixels` of a scene of one such layer. With `opacity` that is a fourth channel.
         """
         side = POSE_SIZE * size
         start = (size - side) / 2
@@ -81,7 +82,8 @@ class IconSet:
         sprites = torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2).float() / 255
         colours = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)  # premultiplied
         colours = weights @ colours @ weights.T
-        return (colours[:, :3] + 1 - colours[:, 3:]).clamp(0, 1)
+        on_white = (colours[:, :3] + 1 - colours[:, 3:]).clamp(0, 1)
+        return torch.cat([on_white, colours[:, 3:]], 1) if opacity else on_white
 
     @cached_property
     def concepts(self) -> list[str]:

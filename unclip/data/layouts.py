@@ -23,15 +23,15 @@ RELATION_SPOTS = {
     "on top": ((0.5, 0.30, 0.48), (0.5, 0.67, 0.60)),
 }
 PAIR_RELATIONS = ("left", "right")  # of two objects whose caption states no places
-SINGLE_SIZES = (0.84, 0.98)  # of one object whose caption states no size: from, to
+SINGLE_SIZES = (0.84, 0.98)  # of one object whose caption states no size: from, to; with `single_pose` it is POSE_SIZE
 NAMED_SIZES = {"small": 0.42, "large": 1.0}
-POSE_SIZE = 0.91  # the same with `single_pose`, where it is also centred
 GROUND_SIZES = (0.7, 0.92)  # of one object on a named background: from, to
 SHRINK = 0.9  # several objects have this to 1 of their spot's size, the same factor for all
 SHIFT = 0.02  # largest distance of a centre from its spot along each axis
 LARGE, LARGE_SHIFT = 0.95, 0.3  # from this size on, this share of SHIFT
 FIT_SIZES, FIT_SHIFT = (0.86, 0.96), 0.01  # of attachments: range of the drawing's side; largest shift
 GROUND_SHIFT = 10  # largest difference of a background's channel from its colour's, of 255
+MAX_LAYERS = max(COUNT_SPOTS)  # objects in a scene
 PLACES = 16  # cells a side of the map that says which concept covers what
 
 

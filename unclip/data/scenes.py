@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from decoder.layout import POSE_SIZE
+
 from .anchors import common_name
 from .attachments import Attachments
 from .captions import (
@@ -32,7 +34,6 @@ from .layouts import (
     LARGE_SHIFT,
     NAMED_SIZES,
     PAIR_RELATIONS,
-    POSE_SIZE,
     RELATION_SPOTS,
     SHIFT,
     SHRINK,

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.icons import POSE_SIZE, IconSet
+from decoder.layout import POSE_SIZE
+
+from ..data.icons import IconSet
 from ..data.render import Layer, compose_sprites
 
 POSE = (0.5, 0.5, POSE_SIZE)  # x, y and size of a single icon, as fractions of the image's side

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from decoder.layout import POSE_SIZE
 from unclip.data.examples import EmojiScenes
-from unclip.data.icons import POSE_SIZE, IconSet
+from unclip.data.icons import IconSet
 from unclip.data.plans import split_of_icon
 from unclip.data.render import Layer, compose_sprites
 from unclip.data.scenes import SceneSampler

@@ -139,7 +139,7 @@ def condition_inputs(
     hidden, time_embeds = hidden.to(decoder.dtype), time_embeds.to(decoder.dtype)
     draft = None
     if getattr(project, "draft_head", None) is not None:
-        draft = project.draft_image(image_embeds, text.style, is_guided).to(decoder.dtype)
+        draft = project.draft_image(image_embeds, text.style, is_guided, encodings.to(project.dtype), mask).to(decoder.dtype)
     mask = expand_to_context(project, mask, True)
     is_used = mask.any(0)  # the others are padding in every row
     if pipe._shared.compiled:

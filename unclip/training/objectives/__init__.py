@@ -15,6 +15,7 @@ STAGES = {
     "prior_autoregressive": "prior_autoregressive.AutoregressivePriorObjective",
     "text_proj": "text_proj.TextProjObjective",
     "draft": "draft.DraftObjective",
+    "layout": "layout.LayoutObjective",
     "decoder": "decoder.DecoderObjective",
     "decoder_distill": "decoder_distill.DecoderDistillObjective",
     "upsampler_256": "upsampler.UpsamplerObjective",

@@ -25,7 +25,7 @@ from .random_columns import COLUMNS, IMAGE_NOISE, TIMESTEP
 TARGETS = ["qkv", "context_kv", "out", "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
 # Layers that a network may have and the weights that it starts from lack.
 NEW_LAYERS = re.compile(
-    r"^(text_blocks|text_to_image|text_image_places|style_embedding|draft_head|draft_in|draft_out|position_embeddings)\.|\.position\.weight$"
+    r"^(text_blocks|text_to_image|text_image_places|style_embedding|draft_head|layout_predictor|draft_in|draft_out|position_embeddings)\.|\.position\.weight$"
 )
 
 

@@ -13,7 +13,7 @@ from decoder import Decoder, expand_to_context
 
 from ... import networks
 from ...data.examples import EmojiScenes, seeded_noise
-from ...data.layouts import PLACES
+from ...data.layouts import MAX_LAYERS, PLACES
 from ...diffusion.predictions import target
 from ...diffusion.sampling import DenoisingOptions, denoise
 from ...diffusion.schedules import ancestral, dpm_solver, levels, variational_bound
@@ -63,8 +63,9 @@ class DecoderObjective(ClipConditioned):
     every `grounding_every`th batch.
 
     Where `text_proj` has a draft head and the decoder `draft_channels`, the draft of the image embedding is an input, left
-    out in `drop_draft` of the examples; the head itself is not trained here. What a decoder has beyond the weights that it
-    was started from (`GAINED_LAYERS`) learns at `gained_rate` times the learning rate.
+    out in `drop_draft` of the examples; the head itself is not trained here. With `layout` the draft of a scene is composed
+    of its objects' drafts in their true places, in a share `sampled` from the embeddings that are predicted from the text.
+    Layers that the starting weights lack (`GAINED_LAYERS`) learn at `gained_rate` times the learning rate.
     Where it has `styles`, the style is dropped in `drop_style` of the examples. With `prior` (a run's or a pipeline's) a
     share `sampled` of single icons in their pose has an image embedding that the prior sampled for a caption of theirs, of
     `samples` for each icon.
@@ -108,14 +109,17 @@ class DecoderObjective(ClipConditioned):
         self.drop_draft, self.drop_style, self.gained_rate = drop_draft, drop_style, gained_rate
         if not gained_rate > 0:
             raise ConfigError(f"objective.gained_rate must be above 0, got {gained_rate}")
-        if self.text_proj.draft_head is not None:
-            self.text_proj.draft_head.requires_grad_(False)
+        for frozen in (self.text_proj.draft_head, self.text_proj.layout_predictor):
+            if frozen is not None:
+                frozen.requires_grad_(False)
         self.icon_bank: IconBank | None = None
         self.sampled = sampled
         if prior is not None:
             if not isinstance(self.examples, EmojiScenes):
                 raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
             self.icon_bank = IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, seed)
+        elif self.text_proj.layout_predictor is not None:
+            raise ConfigError("model.text_proj.layout needs objective.prior, and emoji scenes")
         self._set_grounding(grounding, grounding_every)
         self.resolution: int = self.decoder.config.sample_size if resolution is None else resolution
         if self.resolution < 1 or self.examples.size % self.resolution:
@@ -187,6 +191,8 @@ class DecoderObjective(ClipConditioned):
             batch["icon_embeds"] = self.icon_embeds(batch["rows"])
         if self.icon_bank is not None:
             batch["sampled_embeds"] = self.icon_bank.sampled(batch["icon"].clamp_min(0), batch["random"][:, WHICH_SAMPLE])
+            if self.text_proj.layout_predictor is not None:
+                batch["layer_embeds"] = self.icon_bank.embeds()[batch["layers"].clamp_min(0)]
         return batch
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -209,6 +215,9 @@ class DecoderObjective(ClipConditioned):
             batch["icon_embeds"] = torch.zeros(size, 2, dim)
         if self.icon_bank is not None:
             batch |= {"icon": torch.full((size,), -1), "sampled_embeds": torch.zeros(size, dim)}
+        if self.text_proj.layout_predictor is not None:
+            batch |= {"boxes": torch.zeros(size, MAX_LAYERS, 3), "layers": torch.full((size, MAX_LAYERS), -1)}
+            batch |= {"background": torch.zeros(size, 3), "layer_embeds": torch.zeros(size, MAX_LAYERS, dim)}
         return batch
 
     def example_losses(self, batch: dict[str, Tensor], grounding: Grounding | None = None) -> tuple[Tensor, Tensor]:
@@ -216,8 +225,10 @@ class DecoderObjective(ClipConditioned):
         clean, image_embeds = self.images_and_embeddings(batch)
         text, image_embeds = self.condition_inputs(batch, image_embeds)
         noised, noise, timesteps = self.add_noise(clean, batch)
-        no_draft = batch["random"][:, DROP_DRAFT] < self.drop_draft
-        conditions = self.conditions(text, image_embeds, self.style(batch), no_draft, grounding)
+        style = self.style(batch)
+        conditions = self.conditions(
+            text, image_embeds, style, self.training_drafts(batch, text, image_embeds, style), grounding
+        )
         inputs = torch.cat([noised, self.inpainting_input(clean, batch["random"])], 1)
         if grounding is not None:
             conditions["cross_attention_kwargs"] = {"names": expand_to_context(self.text_proj, grounding.names, 0)}
@@ -286,10 +297,10 @@ class DecoderObjective(ClipConditioned):
         text: tuple[Tensor, Tensor, Tensor],
         image_embeds: Tensor,
         style: Tensor | None = None,
-        no_draft: Tensor | None = None,
+        draft: Tensor | None = None,
         grounding: Grounding | None = None,
     ) -> dict[str, Any]:
-        """The decoder's arguments beside sample and timestep, all [B, ...]; where `no_draft` [B] the draft is 0."""
+        """The decoder's arguments beside sample and timestep, all [B, ...]; `draft` replaces that of embeddings and text."""
         text_embeds, encodings, mask = text
         project = self.text_proj
         named = {} if style is None else {"style": style}
@@ -305,17 +316,36 @@ class DecoderObjective(ClipConditioned):
             grounding.guess = guess
         mask = expand_to_context(project, mask, True)
         conditions = {"encoder_hidden_states": context, "class_labels": added, "attention_mask": mask}
-        draft = project.draft_image(image_embeds, **named) if getattr(project, "draft_head", None) is not None else None
+        if draft is None and getattr(project, "draft_head", None) is not None:
+            draft = project.draft_image(image_embeds, style, text_encoder_hidden_states=encodings, text_mask=text[2])
         if draft is not None:
-            draft = draft.float()
-            conditions["draft"] = draft if no_draft is None else draft * ~no_draft[:, None, None, None]
+            conditions["draft"] = draft.float()
         return conditions
+
+    def training_drafts(
+        self, batch: dict[str, Tensor], text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor, style: Tensor | None
+    ) -> Tensor | None:
+        """The drafts of a batch, some of them dropped (zeros); None without a draft head. `text` is from `encode_text`."""
+        project = self.text_proj
+        if getattr(project, "draft_head", None) is None:
+            return None
+        draft, random = project.draft_image(image_embeds, style), batch["random"]
+        if project.layout_predictor is not None:
+            layout, guess = project.predict_layout(*text[1:])
+            predicted = (random[:, USE_SAMPLED] < self.sampled)[:, None, None]
+            embeds = torch.where(predicted, layout.embeddings(guess), batch["layer_embeds"])
+            scene = project.compose(embeds, batch["boxes"], batch["layers"] >= 0, batch["background"], style)
+            scene = scene * ~self.dropped(random)[1][:, None, None, None]
+            draft = torch.where((batch["icon"] >= 0)[:, None, None, None], draft, scene)
+        return draft * (random[:, DROP_DRAFT] >= self.drop_draft)[:, None, None, None]
 
     def guided_conditions(self, batch: dict[str, Tensor], conditional: dict[str, Tensor]) -> dict[str, Tensor]:
         """`conditions` of a batch with the unconditional ones before them: [2B, ...]."""
         project, count = self.text_proj, len(conditional["class_labels"])
         null = project.learned_classifier_free_guidance_embeddings.expand(count, -1)
         unconditional = self.conditions(self.encode_empty_text(batch), null)
+        if "draft" in unconditional:
+            unconditional["draft"] = torch.zeros_like(unconditional["draft"])
         return {name: torch.cat([unconditional[name], value]) for name, value in conditional.items()}
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ class DraftObjective(Objective):
     A share `sampled` of the embeddings are what `prior` (a training run's or a pipeline's) samples for captions of the icon,
     so that the head learns to correct the prior; `samples` of them are made for each icon, once. Others are CLIP's own.
     `embedding_noise` is the largest norm of the noise added to either. The style is dropped in `drop_style` of the examples.
-    The rest of `text_proj` stays as in `init_from`.
+    A head with `opacity` learns that of the icon too. The rest of `text_proj` stays as in `init_from`.
     """
 
     shardable = False
@@ -101,10 +101,13 @@ class DraftObjective(Objective):
         self.icon_bank.embeds(progress)
         if self.images is not None:
             return
-        factor = self.icons.sprites.shape[1] // self.text_proj.draft_head.size
+        head = self.text_proj.draft_head
+        factor, opacity = self.icons.sprites.shape[1] // head.size, head.opacity_out is not None
         starts = range(0, len(self.icons), TOGETHER)
         rows = [range(n, min(n + TOGETHER, len(self.icons))) for n in starts]
-        self.images = torch.cat([F.avg_pool2d(self.icons.in_pose(r), factor) * 2 - 1 for r in rows]).to(device)
+        images = torch.cat([F.avg_pool2d(self.icons.in_pose(r, opacity=opacity), factor) for r in rows])
+        images[:, :3] = images[:, :3] * 2 - 1
+        self.images = images.to(device)
         noise = torch.randn(NOISES, self.frozen.dim, generator=torch.Generator().manual_seed(self.seed))
         self.noise = noise.to(device) / self.frozen.dim**0.5
 
@@ -122,7 +125,7 @@ class DraftObjective(Objective):
         if self.embedding_noise:
             embeds = F.normalize(embeds + self.embedding_noise * random[:, EMBEDDING_NOISE, None] * batch["noise"], dim=-1)
         style = torch.where(random[:, DROP_STYLE] < self.drop_style, len(STYLES), batch["style"])
-        drafts = self.text_proj.draft_image(embeds, style).float()
+        drafts = self.text_proj.draft_head(embeds, style).float()
         losses = (drafts - batch["image"]).square().mean((1, 2, 3))  # [B]
         metrics = {}
         for name, chosen in (("true", ~from_prior), ("sampled", from_prior)):
@@ -133,7 +136,8 @@ class DraftObjective(Objective):
         head = self.text_proj.draft_head
         rows, embeds = torch.zeros(size, dtype=torch.long), torch.zeros(size, self.frozen.dim)
         batch = {"random": torch.full((size, 4), 0.5), "style": rows, "embeds": embeds, "noise": embeds}
-        return batch | {"image": torch.zeros(size, 3, head.size, head.size), "from_prior": rows > 0}
+        channels = 3 if head.opacity_out is None else 4
+        return batch | {"image": torch.zeros(size, channels, head.size, head.size), "from_prior": rows > 0}
 
     def _embeds(self, rows: Tensor, random: Tensor, from_prior: Tensor) -> Tensor:
         """Embeddings [B, D] of icons: CLIP's, or, where `from_prior` [B], the sampled one that `random` [B] chooses."""
@@ -159,10 +163,10 @@ class DraftObjective(Objective):
     def _drafts(self, rows: Tensor, from_prior: bool) -> Tensor:
         chosen = torch.full((len(rows),), from_prior, device=rows.device)
         embeds = self._embeds(rows, torch.zeros(len(rows), device=rows.device), chosen)
-        return self.text_proj.draft_image(embeds, self.examples.styles.to(rows.device)[rows]).float()
+        return self.text_proj.draft_head(embeds, self.examples.styles.to(rows.device)[rows]).float()
 
     def _error(self, rows: Tensor, from_prior: bool) -> float:
-        return (self._drafts(rows, from_prior) - self.images[rows]).square().mean().item()
+        return (self._drafts(rows, from_prior) - self.images[rows])[:, :3].square().mean().item()
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
@@ -171,7 +175,7 @@ class DraftObjective(Objective):
         rows = self._rows(self.examples, SAMPLES)
         columns = [self.images[rows], self._drafts(rows, False)]
         columns += [self._drafts(rows, True)] if self.icon_bank.prior else []
-        return grid(torch.cat(columns) / 2 + 0.5, SAMPLES, 2)
+        return grid(torch.cat(columns)[:, :3] / 2 + 0.5, SAMPLES, 2)
 
     def components(self) -> dict[str, Any]:
         return {"text_proj": self.trained["text_proj"]}
