@@ -163,16 +163,7 @@ class DecoderObjective(ClipConditioned):
 
     def starting_weights(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         state |= new_weights(self.trained[name], state)
-        if name == "decoder":
-            for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
-                if layer not in state:
-                    continue
-                weight = state[layer]
-                missing = list(weight.shape)
-                missing[dim] = self.decoder.get_parameter(layer).shape[dim] - weight.shape[dim]
-                if missing[dim] > 0:  # the first channels are the image's, also after pixel-unshuffling
-                    state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
-        return state
+        return widen_channels(self.decoder, state) if name == "decoder" else state
 
     def parameter_groups(self) -> Iterator[tuple[dict[str, nn.Parameter], float]]:
         named = self.trained_parameters()
@@ -226,9 +217,8 @@ class DecoderObjective(ClipConditioned):
         text, image_embeds = self.condition_inputs(batch, image_embeds)
         noised, noise, timesteps = self.add_noise(clean, batch)
         style = self.style(batch)
-        conditions = self.conditions(
-            text, image_embeds, style, self.training_drafts(batch, text, image_embeds, style), grounding
-        )
+        drafts = self.training_drafts(batch, text, image_embeds, style)
+        conditions = self.conditions(text, image_embeds, style, drafts, grounding)
         inputs = torch.cat([noised, self.inpainting_input(clean, batch["random"])], 1)
         if grounding is not None:
             conditions["cross_attention_kwargs"] = {"names": expand_to_context(self.text_proj, grounding.names, 0)}
@@ -326,17 +316,13 @@ class DecoderObjective(ClipConditioned):
         self, batch: dict[str, Tensor], text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor, style: Tensor | None
     ) -> Tensor | None:
         """The drafts of a batch, some of them dropped (zeros); None without a draft head. `text` is from `encode_text`."""
-        project = self.text_proj
-        if getattr(project, "draft_head", None) is None:
+        if getattr(self.text_proj, "draft_head", None) is None:
             return None
-        draft, random = project.draft_image(image_embeds, style), batch["random"]
-        if project.layout_predictor is not None:
-            layout, guess = project.predict_layout(*text[1:])
-            predicted = (random[:, USE_SAMPLED] < self.sampled)[:, None, None]
-            embeds = torch.where(predicted, layout.embeddings(guess), batch["layer_embeds"])
-            scene = project.compose(embeds, batch["boxes"], batch["layers"] >= 0, batch["background"], style)
-            scene = scene * ~self.dropped(random)[1][:, None, None, None]
-            draft = torch.where((batch["icon"] >= 0)[:, None, None, None], draft, scene)
+        draft, random = self.text_proj.draft_image(image_embeds, style), batch["random"]
+        if self.text_proj.layout_predictor is not None:
+            scenes = scene_drafts(self.text_proj, batch, text[1:], style, random[:, USE_SAMPLED] < self.sampled)
+            scenes = scenes * ~self.dropped(random)[1][:, None, None, None]
+            draft = torch.where((batch["icon"] >= 0)[:, None, None, None], draft, scenes)
         return draft * (random[:, DROP_DRAFT] >= self.drop_draft)[:, None, None, None]
 
     def guided_conditions(self, batch: dict[str, Tensor], conditional: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -351,26 +337,31 @@ class DecoderObjective(ClipConditioned):
     @torch.no_grad()
     def sample(self) -> Image.Image:
         """Held-out scenes: true images, sampled from embedding and caption, and sampled from the caption alone."""
-        batch = self.held_out_batch(SAMPLES)
-        clean, embeds = self.images_and_embeddings(batch)
-        null = self.text_proj.learned_classifier_free_guidance_embeddings.expand(SAMPLES, -1)
-        start = seeded_noise(self.seed + IMAGE_NOISE, batch["index"], clean)
-        text = self.encode_text(batch)
-        inpainting = self.inpainting_input(clean, batch["random"]).repeat(2, 1, 1, 1)
-        rows = [clean]
-        for image_embeds in (embeds, null):
-            conditions = self.guided_conditions(batch, self.conditions(text, image_embeds, batch.get("style")))
-
-            def predict(x: Tensor, t: Tensor) -> Tensor:
-                inputs = torch.cat([x, inpainting], 1)
-                return self.decoder(inputs, t, **conditions).sample.float()  # noqa: B023
-
-            rows.append(denoise(predict, start, dpm_solver(self.schedule.config), 16, DenoisingOptions(guidance=2.0)))
-        return grid(torch.cat(rows) / 2 + 0.5, SAMPLES)
+        return sample_grid(self, self.held_out_batch(SAMPLES))
 
     def components(self) -> dict[str, Any]:
         scheduler = ancestral(self.schedule) if self.learned_variance else dpm_solver(self.schedule.config)
         return {**self.trained, "decoder_scheduler": scheduler}
+
+
+def sample_grid(objective: DecoderObjective, batch: dict[str, Tensor]) -> Image.Image:
+    """True images of a batch; sampled from embedding and caption; and sampled from the caption alone."""
+    count = len(batch["random"])
+    clean, embeds = objective.images_and_embeddings(batch)
+    null = objective.text_proj.learned_classifier_free_guidance_embeddings.expand(count, -1)
+    start = seeded_noise(objective.seed + IMAGE_NOISE, batch["index"], clean)
+    text = objective.encode_text(batch)
+    inpainting = objective.inpainting_input(clean, batch["random"]).repeat(2, 1, 1, 1)
+    rows = [clean]
+    for image_embeds in (embeds, null):
+        conditions = objective.guided_conditions(batch, objective.conditions(text, image_embeds, batch.get("style")))
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            inputs = torch.cat([x, inpainting], 1)
+            return objective.decoder(inputs, t, **conditions).sample.float()  # noqa: B023
+
+        rows.append(denoise(predict, start, dpm_solver(objective.schedule.config), 16, DenoisingOptions(guidance=2.0)))
+    return grid(torch.cat(rows) / 2 + 0.5, count)
 
 
 def inpainting_masks(random: Tensor, size: int) -> Tensor:
@@ -382,3 +373,28 @@ def inpainting_masks(random: Tensor, size: int) -> Tensor:
     sides = 0.1 + 0.8 * random[:, 2:4]
     inside = [((place - random[:, n, None]).abs() * 2 <= sides[:, n, None]) | (random[:, 4, None] < 0.2) for n in (0, 1)]
     return (inside[0][:, None, :, None] & inside[1][:, None, None, :]).float()
+
+
+def scene_drafts(
+    project: Any, batch: dict[str, Tensor], text: tuple[Tensor, Tensor], style: Tensor | None, predicted: Tensor
+) -> Tensor:
+    """Drafts [B, 3, S, S] of scenes, their objects in the true places, from CLIP's embeddings of the objects.
+
+    Where `predicted` [B], from those that `project` predicts from the text: encodings [B, N, D] and mask [B, N].
+    """
+    layout, guess = project.predict_layout(*text)
+    embeds = torch.where(predicted[:, None, None], layout.embeddings(guess), batch["layer_embeds"])
+    return project.compose(embeds, batch["boxes"], batch["layers"] >= 0, batch["background"], style)
+
+
+def widen_channels(decoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with zeros for the input and output channels that `decoder` has in addition; the image's come first."""
+    for layer, dim in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
+        if layer not in state:
+            continue
+        weight = state[layer]
+        missing = list(weight.shape)
+        missing[dim] = decoder.get_parameter(layer).shape[dim] - weight.shape[dim]
+        if missing[dim] > 0:
+            state[layer] = torch.cat([weight, weight.new_zeros(missing)], dim)
+    return state
