@@ -3,6 +3,7 @@
 # B batch, N text tokens, M context tokens, D embedding dimension, K context width, T time-embedding width
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
         text_head_dim: int = 64,
         text_images: bool = False,
         styles: Sequence[str] = (),
-        draft: dict[str, int] | None = None,
+        draft: dict[str, Any] | None = None,
         layout: dict[str, int] | None = None,
         dropout: float = 0.0,
         clip_fingerprint: str | None = None,

@@ -7,6 +7,10 @@ from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -26,7 +30,7 @@ def load(model: str, device: str | None, dtype: str, low_memory: bool = False):
     return UnCLIPPipeline.from_pretrained(model, low_memory=low_memory, **kwargs).to(where)
 
 
-def usable(device: str | None):
+def usable(device: str | None) -> "torch.device":
     """The device of that name, or the best one. Raises ValueError if it cannot be used."""
     import torch
 

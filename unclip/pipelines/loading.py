@@ -197,7 +197,7 @@ class Loading(LoRAMixin, DiffusionPipeline):
         if push_to_hub:
             push_folder(folder, to_hub.pop("repo_id", folder.name), **to_hub)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]  # with this package's options
         """Send this pipeline to the Hub as `OWNER/NAME`, complete or not at all; -> the commit's address.
 
         `options` are `private`, `token`, `commit_message`, `revision` and `create_pr`, and `variant` and `max_shard_size` of
