@@ -335,7 +335,7 @@ def main() -> None:
     options = parser.parse_args()
     if Path(unclip.__file__).resolve().parents[1] != Path.cwd().resolve():
         raise SystemExit(f"unclip comes from {unclip.__file__}, not from {Path.cwd()}")
-    if not options.fixed.is_dir():  # at its final place, which the runs note down
+    if not options.fixed.is_dir() and set(options.parts) != {"options"}:  # at its final place, which the runs note down
         options.fixed.mkdir(parents=True)
         try:
             _timed("checkpoints", Runner(options.fixed, options.fixed).train_fixed)

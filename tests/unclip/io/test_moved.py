@@ -10,10 +10,12 @@ import pytest
 from unclip import UnCLIPPipeline
 from unclip.io.checkpoints import load_components
 from unclip.io.moved import CLASSES, MODULES, class_module
+from unclip.io.moved import NAMES as NEW_NAMES
 
 NAMES = {
     "unclip.attention": "attention",
     "unclip.checkpoints": "load_components",
+    "unclip.cli.pictures": "output_files",
     "unclip.clip": "PARTS",
     "unclip.compiling": "compiled",
     "unclip.config": "load_config",
@@ -63,6 +65,7 @@ SPLIT = {  # modules whose names went to several
     ("unclip.convert", "clip_text"): "unclip.clip.stock",
     ("unclip.memory", "Residency"): "unclip.pipelines.residency",
     ("unclip.objectives.upsampler", "resize"): "upsamplers.model",
+    ("unclip.planning", "LiveBytes"): "unclip.training.counting",
     ("unclip.search", "axes_of"): "unclip.pipelines.axes",
     ("unclip.studio.page", "caption"): "unclip.studio.session",
     ("unclip.studio.page", "restored"): "unclip.studio.validation",
@@ -71,6 +74,7 @@ RENAMED = {
     ("unclip.sampling", "clean_from"): "unclip.diffusion.predictions.predict_x0",
     ("unclip.sampling", "guide"): "unclip.diffusion.guidance.apply_guidance",
     ("unclip.diffusion", "shifted"): "unclip.diffusion.predictions.offset_x0",
+    ("unclip.objectives.conditioned", "in_range"): "unclip.io.pixels.normalize",
     ("unclip.sharding", "whole"): "unclip.training.sharding.gather_full",
     ("unclip.training", "Run"): "unclip.training.config.TrainConfig",
     ("unclip.attention", "of_context"): "unclip.runtime.attention.context_kv_cache",
@@ -158,3 +162,10 @@ def test_a_model_saved_by_version_0_1_loads_without_a_warning(tiny_folder, tmp_p
         assert [type(part).__module__, type(part).__name__] == before["text_encoder"]
     for part in (pipe.prior_scheduler, parts["prior_scheduler"]):
         assert type(part).__module__ == "unclip.diffusion.scheduler"
+
+
+def test_every_renamed_name_is_there_and_every_old_one_is_gone():
+    for old, names in NEW_NAMES.items():
+        for name, new_name in names.items():
+            with pytest.warns(DeprecationWarning, match=rf"^{old}\.{name} has moved to \S+\.{new_name};"):
+                getattr(import_module(old), name)
