@@ -3,6 +3,7 @@
 # N images
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from ..report import Part, Sheet, Table
 
 def measure(context: EvaluationContext) -> Part:
     """Held-out combinations: each object among a hundred, and its attribute among all values."""
-    results, rows, sheets = {}, [], []
+    results: dict[str, dict[str, Any]] = {}
+    rows, sheets = [], []
     for kind, prompts in prompt_sets.composition(
         context.icons, context.split, context.limited_count(prompt_sets.PER_KIND)
     ).items():
@@ -28,7 +30,9 @@ def measure(context: EvaluationContext) -> Part:
         real, _ = answers_of(context, context.real_renders(prompts), prompts)
         groups = {kind: torch.ones(len(prompts), dtype=torch.bool)}
         if kind == "pair":
-            groups["unrelated"] = torch.tensor([len({context.icons.groups[c] for c in p.plan.concepts}) == 2 for p in prompts])
+            groups["unrelated"] = torch.tensor(
+                [len({context.icons.groups[c] for c in p.composition.concepts}) == 2 for p in prompts]
+            )
         for group, member in groups.items():
             if not member.any():
                 continue
@@ -63,7 +67,7 @@ def answers_of(context: EvaluationContext, images: Tensor, prompts: list[Prompt]
     The judge answers questions of one object, by captions; the detector those of two. All prompts have one object, or all two.
     """
     questions_of = [prompt_sets.questions(p, context.icons) for p in prompts]
-    if len(prompts[0].plan.concepts) == 2:
+    if len(prompts[0].composition.concepts) == 2:
         seen = context.pair_detector.similarities(images)
 
         def score(image: Tensor, question: prompt_sets.Question) -> Tensor:
