@@ -10,7 +10,7 @@ PUSH_OPTIONS = ("repo_id", "private", "token", "commit_message", "revision", "cr
 SENT = ("model_index.json", "README.md", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "images/*.png")
 
 
-def push_folder(
+def push_folder(  # noqa: PLR0913 - keywords of diffusers' push_to_hub
     folder: Path,
     repo_id: str,
     *,
