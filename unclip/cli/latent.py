@@ -196,7 +196,7 @@ def inpaint(  # noqa: PLR0913 - the parameters of a command are its options
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw the white part of a mask anew; the rest of the image is kept to the pixel."""
+    """Inpaint the white part of a mask; the rest of the image is kept to the pixel."""
     from ..io.images import open_image
 
     facts = {"inpaint_of": image.name, "mask": mask.name, "prompt": prompt, "seed": str(seed), "model": model}

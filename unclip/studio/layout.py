@@ -211,7 +211,7 @@ class Page:
         with gr.Tab("Explore", id="explore"):
             *smaller, largest = sizes = self.studio.pipe.sizes
             way = f"the nearest one's way to {largest} px"
-            gr.Markdown(f"How an image forms: the embeddings that the prior imagines, and {way}.")
+            gr.Markdown(f"How an image forms: the embeddings that the prior samples, and {way}.")
             self.explored = gr.Textbox(label="Prompt", max_length=MAX_PROMPT, elem_id="explored")
             self.explore = gr.Button("Explore", variant="primary", elem_id="explore-button")
             kwargs: dict[str, Any] = {

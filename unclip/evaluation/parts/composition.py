@@ -53,8 +53,8 @@ def measure(context: EvaluationContext) -> Part:
         marks = drawn[list(drawn)[-1]].bool().tolist()
         sheets.append(Sheet(kind, images[:24], [p.text for p in prompts[:24]], marks[:24]))
     note = (
-        "Combinations that were held out of training, of parts that were in it. Each object is told from 99 others; two by "
-        "a detector that compares each half of the image, in the judge's embeddings, with the renders of every concept. "
+        "Combinations that were held out of training, of parts that were in it. Each object is distinguished from 99 others; "
+        "two by a detector that compares each half of the image, in the judge's embeddings, with the renders of every concept. "
         "Unrelated: the pairs whose two objects are of different groups, as an animal and a tool."
     )
     columns = ["kind", "what is right", "drawn", "real renders", "of real's", "chance"]

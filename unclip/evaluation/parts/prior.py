@@ -70,7 +70,7 @@ def measure(context: EvaluationContext) -> Part:
     counts = f"{len(turns[0])} names, each drawn {TURNS} times, and {len(scenes)} scenes"
     note = f"{counts}, the same prompts and seeds for each; Fréchet distances to real renders of the same captions."
     columns = ["", "R@1", "R@5", "Fréchet distance, names", "Fréchet distance, scenes"]
-    summary = Table("What stands for the image embedding", columns, rows, note)
+    summary = Table("The decoder with different image embeddings", columns, rows, note)
     gains = [[f"than {way}", found["r1"], *map(found["frechet_distance"].get, asked)] for way, found in ahead.items()]
     note = "The prior's advantage, prompt by prompt, the seeds the same: more names first, less distance."
     gain = Table("How much better with the prior", [columns[0], columns[1], *columns[3:]], gains, note)
