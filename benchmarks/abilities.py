@@ -1,4 +1,4 @@
-"""DALL·E 1's abilities as a table, each with its score and images, from what `unclip evaluate` has written.
+"""DALL·E 1's abilities as a table, each with its score and images, from a report of `unclip evaluate`.
 
     unclip evaluate emoji --split test --out report --only composition --only rectangle
     python benchmarks/abilities.py report [--out docs/abilities.png]

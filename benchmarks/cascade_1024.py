@@ -1,4 +1,4 @@
-"""The shipped model, text to 1024 px, beside the cascade that a user would build from stock diffusers classes.
+"""Compare the shipped model, text to 1024 px, with a cascade of stock diffusers classes.
 
     python benchmarks/cascade_1024.py [--rounds 5] [--timed 1 | --timed 0] [--device cuda]
 

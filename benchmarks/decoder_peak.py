@@ -1,4 +1,4 @@
-"""How much of the machine's convolution peak the shipped decoder reaches, as it is and compiled.
+"""Share of the machine's convolution peak that the shipped decoder reaches, uncompiled and compiled.
 
     python benchmarks/decoder_peak.py [--batch 16] [--rounds 5] [--no-compile] [--device cuda]
 

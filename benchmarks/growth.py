@@ -1,4 +1,4 @@
-"""How the time of drawing grows with images, batch and size: a table, and a plot.
+"""Sampling time by number of images, batch and size: a table, and a plot.
 
     python benchmarks/growth.py [--rounds 5] [--out growth.png]
 

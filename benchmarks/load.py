@@ -1,4 +1,4 @@
-"""How the server bears clients, the tables of docs/server.md: latency, images a second, memory. On loopback only.
+"""Load test of the server, the tables of docs/server.md: latency, images a second, memory. On loopback only.
 
 `python benchmarks/load.py [--model emoji] [--size 64] [--clients 1,4,16,64] [--requests 200] [--seconds 120]`
 `python benchmarks/load.py --memory [--steps 2] [--size 64] [--clients 16] [--requests 1000] [--seconds 600]`

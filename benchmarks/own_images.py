@@ -1,4 +1,4 @@
-"""The README's path from a folder of 200 captioned images to samples, timed, and what it learned as an image.
+"""Training on a folder of 200 captioned images up to samples, timed, as in docs/train_your_own.md; with a sheet of samples.
 
     python benchmarks/own_images.py [--folder out/own] [--out docs/own_images.png]
 

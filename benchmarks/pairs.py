@@ -1,4 +1,4 @@
-"""Common concepts as two models sample them, side by side, from what `unclip evaluate --only pairs` has written of each.
+"""Common concepts as two models sample them, side by side, from two reports of `unclip evaluate --only pairs`.
 
     unclip evaluate OLD_MODEL --out old --only pairs
     unclip evaluate NEW_MODEL --out new --only pairs

@@ -1,4 +1,4 @@
-"""Our pipelines beside diffusers' deprecated ones, pixel by pixel: the table of docs/parity.md.
+"""Compare this package's pipelines with diffusers' deprecated ones, pixel by pixel: the table of docs/parity.md.
 
     PYTHONPATH=.:tests python benchmarks/parity.py
 

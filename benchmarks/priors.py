@@ -1,4 +1,4 @@
-"""Priors beside each other, by the embeddings that they draw and nothing else.
+"""Compare priors by the embeddings that they sample.
 
     python benchmarks/priors.py MODEL [MODEL ...] [--data data/emoji] [--count 256]
 

@@ -1,4 +1,4 @@
-"""What shows where an image was put together: from tiles, and from a kept and a repainted part, with the shipped model.
+"""Visibility of seams between tiles, and between kept and inpainted parts, with the shipped model.
 
     python benchmarks/seams.py [--prompt P] [--side 2048] [--device D]
     python benchmarks/seams.py --repaint N [--prompt P]

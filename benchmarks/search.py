@@ -1,4 +1,4 @@
-"""How fast a folder of images is indexed and searched: `python benchmarks/search.py [--built 2000] [--indexed 100000]`.
+"""Time of indexing and searching a folder of images: `python benchmarks/search.py [--built 2000] [--indexed 100000]`.
 
 Draws `--built` images of 256 px, no two alike, indexes their folder, then fills the index up to `--indexed` rows and searches
 it by a sentence and by an image; medians of nine queries, the tower's time included.

@@ -1,4 +1,4 @@
-"""How far a model's images are from those of many steps, by the decoder's steps and how they are shifted to high noise.
+"""Difference of a model's images from those of many steps, by the decoder's number of steps and timestep shift.
 
     python benchmarks/spacing.py emoji --data data/emoji [--steps 8 10 12 20] [--shifts 1 2 3 4] [--count 16]
 

@@ -1,4 +1,4 @@
-"""A training run of a few minutes on a GPU that was lent for as long, from inputs that were packed before.
+"""A training run of a few minutes on a GPU, from inputs that were packed before.
 
 python benchmarks/sprint.py --pack out/sprint --part 1      # and 2, 3: the inputs
 python benchmarks/sprint.py --minutes 7 --out out/trained   # trains from out/sprint, on a machine that may have no dataset

@@ -1,4 +1,4 @@
-"""The weights that `sprint.py` leaves: float16, in a few files of a size that a lent machine lets out."""
+"""The weights that `sprint.py` writes: float16, in a few files of bounded size."""
 
 import json
 import shutil

@@ -303,7 +303,7 @@ class Sprint:
         event.record()
         return event
 
-    # -- what is told and kept
+    # -- logging and saving
 
     def _report(self, seconds: float) -> None:
         """A line of the log, with the means since the last one."""

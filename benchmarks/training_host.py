@@ -1,4 +1,4 @@
-"""What a training step costs the host of a GPU, by cause: what a GPU, however fast, would be waiting for.
+"""Host time of a training step, by cause: time that a GPU, however fast, would wait for.
 
 What the host does by itself is timed, on a batch of the size that is asked for: taking it from the data workers, tokenising,
 drawing noise. What it only asks the device for is counted, operation by operation, in a step of two examples on the CPU, with

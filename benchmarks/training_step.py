@@ -88,14 +88,14 @@ def ours(batch: int, device: str, compiled: bool) -> tuple:
     dtype, levels = fast_dtype(device), schedule("v_prediction")
     clean, noise = torch.randn(2, batch, 3, 64, 64, device=device)
     embeds, encodings = torch.randn(batch, DIM, device=device), torch.randn(batch, TOKENS, DIM, device=device)
-    heard = torch.ones(batch, TOKENS, dtype=torch.bool, device=device)
-    mask = expand_to_context(trained["text_proj"], heard, True)
+    text_mask = torch.ones(batch, TOKENS, dtype=torch.bool, device=device)
+    mask = expand_to_context(trained["text_proj"], text_mask, True)
 
     def loss() -> torch.Tensor:
         t = torch.randint(0, 1000, (batch,), device=device)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             context, added = trained["text_proj"](
-                image_embeddings=embeds, prompt_embeds=embeds, text_encoder_hidden_states=encodings, text_mask=heard
+                image_embeddings=embeds, prompt_embeds=embeds, text_encoder_hidden_states=encodings, text_mask=text_mask
             )
             noised = levels.add_noise(clean, noise, t)
             answer = trained["decoder"](noised, t, context, class_labels=added, attention_mask=mask).sample.float()
@@ -123,8 +123,8 @@ def peer(batch: int, device: str) -> tuple:
     images = torch.rand(batch, 3, 64, 64, device=device)
     embeds, encodings = torch.randn(batch, DIM, device=device), torch.randn(batch, TOKENS, DIM, device=device)
     unet = decoder.unets[0]  # another one than was given: it takes the image embeddings too
-    told = {"image_embed": embeds, "text_encodings": encodings, "unet_number": 1}
-    return stepping(unet, lambda: decoder(images, **told), device, "float32")
+    conditioning = {"image_embed": embeds, "text_encodings": encodings, "unet_number": 1}
+    return stepping(unet, lambda: decoder(images, **conditioning), device, "float32")
 
 
 def stepping(trained, loss, device: str, dtype: str, **options) -> tuple:

@@ -1,4 +1,4 @@
-"""What the comparisons share: contestants that run in turn, so that noise hits all of them, and how a table says it.
+"""Shared by the comparisons: candidates run in turn, so that noise affects all of them alike, and rows of a table.
 
 Needs nothing but Python: a contestant's script may run in a virtual environment that has none of this package.
 """

@@ -1,4 +1,4 @@
-"""Sentences under images."""
+"""Captions below images."""
 
 from PIL import ImageDraw
 

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 
 # The base class of the parser's errors; typer has its own parser or uses click's, depending on its version.
-UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def _report(error: RuntimeError) -> bool:
     return True
 
 
-def _value_of(parameter) -> str:
+def _value_of(parameter: Any) -> str:
     """The value of an option, for an error message that does not name it."""
     words = sys.argv[1:]
     for name in getattr(parameter, "opts", ()):

@@ -97,7 +97,7 @@ def _is_there(path: Path, row: dict[str, str], force: bool) -> bool:
     try:
         with Image.open(path) as image:
             image.load()
-            found = dict(image.text)
+            found = dict(image.text)  # type: ignore[attr-defined] # PNG has it, other formats raise AttributeError
     except (OSError, SyntaxError, AttributeError) as error:
         if force:
             return False

@@ -33,7 +33,7 @@ def search(
     top: Annotated[int, typer.Option(help="How many to list.")] = 10,
     model: Model = "emoji",
     as_json: Json = False,
-    force: Annotated[bool, typer.Option("--force", help="Make the index anew.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild the index.")] = False,
 ) -> None:
     """List a folder's images that come nearest to a sentence or an image; the index is kept for the next time."""
     from ..clip.model import CLIP

@@ -1,6 +1,7 @@
 """`unclip data`: building datasets."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def emoji(
     need("resvg_py")
     from ..data.emoji import build
 
-    def progress(items, total):
+    def progress(items: Iterable, total: int) -> Iterable:
         return tqdm(items, total=total, desc="sprites", file=sys.stderr)
 
     counts = build(out, log=lambda text: print(text, file=sys.stderr), progress=progress, force=force)
@@ -43,7 +44,7 @@ def phrases(
 
     clip = CLIP.from_pretrained(components_folder(model), dtype=torch.float32).to(usable(device))
 
-    def progress(items, total):
+    def progress(items: Iterable, total: int) -> Iterable:
         return tqdm(items, total=total, desc="phrases", file=sys.stderr)
 
     count, concepts = add_phrases(data, clip.encode_text, progress)
@@ -82,7 +83,7 @@ def bank(  # noqa: PLR0913 - the parameters of a command are its options
         raise ValueError(f"{config} names no objective.clip, whose tokenizer the captions need; give one with --model")
     tokenizer = load_components(components_folder(clip), ["tokenizer"])["tokenizer"]
 
-    def progress(chunks, total):
+    def progress(chunks: Iterable, total: int) -> Iterable:
         return tqdm(chunks, total=total, desc="plans", file=sys.stderr)
 
     made = build_bank(settings.get("data") or {}, tokenizer, plans, ("train", settings.get("seed", 0)), processes, progress)

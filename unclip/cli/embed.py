@@ -1,6 +1,7 @@
 """`unclip embed`: CLIP embeddings of captioned images, computed once."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def embed(  # noqa: PLR0913 - the parameters of a command are its options
     images = read_captioned_images(data, caption_column, image_column, subset)
     frozen = FrozenCLIP.load(model).to(device or best_device())
 
-    def progress(shards):
+    def progress(shards: Iterable) -> Iterable:
         return tqdm(shards, desc="shards", file=sys.stderr)
 
     unreadable = write(frozen, images, out, size, shard, batch_size, dtype, max_unreadable, force, progress)

@@ -34,7 +34,7 @@ def evaluate(  # noqa: PLR0913 - the parameters of a command are its options
     prior_steps: Annotated[int | None, typer.Option(help="Denoising steps of the prior.")] = None,
     device: Device = None,
     dtype: Dtype = "auto",
-    force: Annotated[bool, typer.Option(help="Draw anew what the report's folder holds.")] = False,
+    force: Annotated[bool, typer.Option(help="Sample again what the report's folder holds.")] = False,
 ) -> None:
     """Measure a model by what it draws: a JSON and a one-page HTML report with images, protocol and intervals.
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def generate(  # noqa: PLR0913 - the parameters of a command are its options
         raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
     if prompts_file is not None and profile:
         raise ValueError("--profile goes with PROMPT, not with --prompts FILE")
-    jobs = jobs_of(read_prompts(prompts_file) if prompts_file is not None else prompts, num_images, seed)
+    jobs = jobs_of(read_prompts(prompts_file) if prompts_file is not None else prompts or [], num_images, seed)
     settings = {
         "size": size,
         "decoder_guidance_scale": guidance,
@@ -248,7 +249,7 @@ def rerank(  # noqa: PLR0913 - the parameters of a command are its options
     settings = {"decoder_num_inference_steps": steps}
     pipe.set_progress_bar_config(disable=True)
 
-    def bar(batches):
+    def bar(batches: Iterable) -> Iterable:
         return tqdm(batches, desc="candidates", file=sys.stderr)
 
     best = ranked(pipe, prompt, candidates, keep, seed, images_at_once(64), bar, **settings)

@@ -7,7 +7,7 @@ from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def load(model: str, device: str | None, dtype: str, low_memory: bool = False):
+def load(model: str, device: str | None, dtype: str, low_memory: bool = False) -> Any:
     """The pipeline of a model on a device. Raises ValueError for an unknown model or device."""
     import diffusers
     import torch
@@ -54,7 +54,7 @@ def need(*modules: str) -> None:
 def install_hint(module: str | None) -> str | None:
     """How to install a module of one of the package's extras; None for any other module."""
     for line in requires("unclip") or []:
-        name, extra = re.match(r"[\w.-]+", line)[0], re.search(r"extra == ['\"](\w+)", line)
+        name, extra = re.findall(r"[\w.-]+", line)[0], re.search(r"extra == ['\"](\w+)", line)
         if extra and module in (name.replace("-", "_"), name.removeprefix("python-")):
             return f"this needs {name}; install it with: pip install 'unclip[{extra[1]}]'"
     return None
@@ -106,10 +106,11 @@ def embedding_bar(batches: Iterable) -> Iterable:
     """A progress bar for embedding images, if there is more than one batch."""
     from tqdm import tqdm
 
+    batches = list(batches)
     return tqdm(batches, desc="embedding", file=sys.stderr, disable=len(batches) < 2)
 
 
-def row(images: list):
+def row(images: list) -> Any:
     """Images of one size side by side."""
     from PIL import Image
 
@@ -119,7 +120,7 @@ def row(images: list):
     return sheet
 
 
-def save(image, path: Path, facts: dict[str, str], transparent: bool = False) -> None:
+def save(image: Any, path: Path, facts: dict[str, str], transparent: bool = False) -> None:
     """Write a PNG atomically with `facts` as text chunks; `transparent` removes the white background."""
     from ..io.images import cut_out, png_facts
 
@@ -127,7 +128,7 @@ def save(image, path: Path, facts: dict[str, str], transparent: bool = False) ->
     write(path, lambda file: image.save(file, format="PNG", pnginfo=png_facts(facts)))
 
 
-def write(path: Path, save_to: Callable[[Path], None]) -> None:
+def write(path: Path, save_to: Callable[[Path], object]) -> None:
     """Write a file atomically. Raises ValueError if that fails."""
     from ..io.checkpoints import write_beside
 

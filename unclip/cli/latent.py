@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def variations(  # noqa: PLR0913 - the parameters of a command are its options
         raise ValueError(f"the number of images must be from 1 to {MAX_IMAGES}, got {count}")
     original = open_image(image)
     files = output_files(out, [f"{image.stem}-{seed + n}" for n in range(count)], force)
-    pipe = UnCLIPImageVariationPipeline.from_pipe(load(model, device, dtype))
+    pipe: Any = UnCLIPImageVariationPipeline.from_pipe(load(model, device, dtype))
     for n, path in enumerate(files):
         drawn = pipe(
             original,
@@ -78,7 +78,7 @@ def interpolate(  # noqa: PLR0913 - the parameters of a command are its options
     ends = [image_or_text(a), image_or_text(b)]
     files = [out / f"{n:03d}.png" for n in range(steps)] + [out / "grid.png", out / "path.webp"]
     check_free(files, force)
-    pipe = UnCLIPInterpolationPipeline.from_pipe(load(model, device, dtype))
+    pipe: Any = UnCLIPInterpolationPipeline.from_pipe(load(model, device, dtype))
     drawn = pipe(
         ends,
         steps=steps,
@@ -92,7 +92,13 @@ def interpolate(  # noqa: PLR0913 - the parameters of a command are its options
         save(result, path, facts | {"share": f"{n / (steps - 1):.4f}"})
     save(row(drawn), files[-2], facts)
     there_and_back = drawn + drawn[-2:0:-1]
-    animation = {"format": "WEBP", "save_all": True, "append_images": there_and_back[1:], "duration": 120, "loop": 0}
+    animation: dict[str, Any] = {
+        "format": "WEBP",
+        "save_all": True,
+        "append_images": there_and_back[1:],
+        "duration": 120,
+        "loop": 0,
+    }
     write(files[-1], lambda file: there_and_back[0].save(file, **animation))
     for path in files:
         print(path)
@@ -127,12 +133,12 @@ def pca(  # noqa: PLR0913 - the parameters of a command are its options
 
     original = open_image(image)
     check_free([out / "grid.png"] + ([save_axes] if save_axes else []), force)
-    pipe = UnCLIPPCAPipeline.from_pipe(load(model, device, dtype))
+    pipe: Any = UnCLIPPCAPipeline.from_pipe(load(model, device, dtype))
     axes = axes_of(model, pipe.clip, of, embedding_bar)
     counts = counts or sorted({min(k, len(axes.axes)) for k in COUNTS})
     files = [out / f"{k:03d}.png" for k in counts] + [out / "grid.png"] + ([save_axes] if save_axes else [])
     check_free(files, force)
-    settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
+    settings: dict[str, Any] = {"size": size, "decoder_num_inference_steps": decoder_steps}
     drawn = pipe(original, axes, counts, generator=torch.Generator().manual_seed(seed), **settings).images
     facts = {"pca_of": image.name, "seed": str(seed), "model": model}
     for path, result, kept in zip(files, drawn, counts, strict=False):
@@ -168,8 +174,8 @@ def edit(  # noqa: PLR0913 - the parameters of a command are its options
     strengths = strength or [0.35]
     original = open_image(image)
     files = output_files(out, [f"{image.stem}-{s:g}" for s in strengths], force)
-    pipe = UnCLIPTextDiffPipeline.from_pipe(load(model, device, dtype))
-    steps = {} if decoder_steps is None else {"decoder_num_inference_steps": decoder_steps}
+    pipe: Any = UnCLIPTextDiffPipeline.from_pipe(load(model, device, dtype))
+    steps: dict[str, Any] = {} if decoder_steps is None else {"decoder_num_inference_steps": decoder_steps}
     drawn = pipe(original, target, source, strengths, generator=torch.Generator().manual_seed(seed), size=size, **steps).images
     for path, result, share in zip(files, drawn, strengths, strict=True):
         facts = {"edit_of": image.name, "from": source, "to": target, "strength": f"{share:g}"}
@@ -190,11 +196,11 @@ def inpaint(  # noqa: PLR0913 - the parameters of a command are its options
     dtype: Dtype = "auto",
     force: Force = False,
 ) -> None:
-    """Draw the white part of a mask anew; the rest of the image is kept to the pixel."""
+    """Inpaint the white part of a mask; the rest of the image is kept to the pixel."""
     from ..io.images import open_image
 
     facts = {"inpaint_of": image.name, "mask": mask.name, "prompt": prompt, "seed": str(seed), "model": model}
-    settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
+    settings: dict[str, Any] = {"size": size, "decoder_num_inference_steps": decoder_steps}
     images = open_image(image), open_image(mask)
     path = _single_file(out, force)
     save(_inpainted((model, device, dtype), prompt, images, seed, settings), path, facts)
@@ -225,10 +231,10 @@ def outpaint(  # noqa: PLR0913 - the parameters of a command are its options
     if all(side is None for side in sides):
         margins = (original.width // 4, original.width // 4, original.height // 4, original.height // 4)
     else:
-        margins = tuple(side or 0 for side in sides)
+        margins = (left or 0, right or 0, top or 0, bottom or 0)
     canvas, mask = with_margins(original, *margins)
     facts = {"outpaint_of": image.name, "margins": str(margins), "prompt": prompt, "seed": str(seed), "model": model}
-    settings = {"size": size, "decoder_num_inference_steps": decoder_steps}
+    settings: dict[str, Any] = {"size": size, "decoder_num_inference_steps": decoder_steps}
     path = _single_file(out, force)
     save(_inpainted((model, device, dtype), prompt, (canvas, mask), seed, settings), path, facts)
     print(path)
@@ -238,17 +244,18 @@ def _single_file(out: Path, force: bool) -> Path:
     return output_files(out, [out.name or "repainted"], force)[0]
 
 
-def _inpainted(source: tuple, prompt: str, images: tuple, seed: int, settings: dict):
+def _inpainted(source: tuple, prompt: str, images: tuple, seed: int, settings: dict) -> Any:
     """The inpainted image of `images`, an image and its mask; `source` is a model, a device and a dtype."""
     import torch
 
     from ..pipelines import UnCLIPInpaintPipeline
 
-    pipe = UnCLIPInpaintPipeline.from_pipe(load(*source))
-    return pipe(prompt, *images, generator=[torch.Generator().manual_seed(seed)], **settings).images[0]
+    pipe: Any = UnCLIPInpaintPipeline.from_pipe(load(*source))
+    image, mask = images
+    return pipe(prompt, image, mask, generator=[torch.Generator().manual_seed(seed)], **settings).images[0]
 
 
-def image_or_text(word: str):
+def image_or_text(word: str) -> Any:
     """The image, if `word` is an image file, else the prompt."""
     from ..io.images import SUFFIXES, open_image
 

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * (1024 ** (len(str(unit)) // 3) if found[3] else unit))
 
 
-def describe(plan) -> str:
+def describe(plan: Any) -> str:
     """A plan as the lines that the command prints."""
     from ..training.planning import USABLE
 
@@ -67,8 +67,8 @@ def describe(plan) -> str:
         f"{'':34}{'weights':>9}{'average':>9}{'Adam':>9}{'gradients':>11}{'activations':>13}{'CLIP':>7}{'total':>9}",
     ]
     for s in plan.strategies:
-        parts = (s.weights, s.ema, s.optimiser, s.gradients, s.activations, s.frozen, s.total)
-        figures = "".join(f"{n / 1e9:>{w}.{1 if n > 1e9 else 3}f}" for n, w in zip(parts, (9, 9, 9, 11, 13, 7, 9), strict=True))
+        terms = (s.weights, s.ema, s.optimiser, s.gradients, s.activations, s.frozen, s.total)
+        figures = "".join(f"{n / 1e9:>{w}.{1 if n > 1e9 else 3}f}" for n, w in zip(terms, (9, 9, 9, 11, 13, 7, 9), strict=True))
         fits = "fits" if s.total <= USABLE * plan.memory else "does not fit"
         lines.append(f"{s.name:34}{figures}" + (f"  {fits}" if plan.gpus else ""))
     if plan.gpus:

@@ -1,5 +1,6 @@
 """`unclip serve`: the model behind OpenAI's image API."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ def serve(  # noqa: PLR0913 - the parameters of a command are its options
         run(app, listener, deadline)
 
 
-def _plugin(name: str):
+def _plugin(name: str) -> Callable:
     """The function that `package.module:function` names. Raises ValueError if there is none."""
     import sys
     from importlib import import_module

@@ -1,7 +1,8 @@
 """`unclip app`: the studio in the browser."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +30,9 @@ def app(
     open_page(page(load(model, device, dtype), model, search), port, share)
 
 
-def page(pipe, model: str, search: Path | None, worker=None, content_filter=None, rate=None):
+def page(
+    pipe: Any, model: str, search: Path | None, worker: Any = None, content_filter: Callable | None = None, rate: Any = None
+) -> Any:
     """The page for a loaded pipeline, and for the updated index of a folder."""
     from ..clip.search import Index
     from ..studio.generation import Studio

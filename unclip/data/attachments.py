@@ -19,7 +19,8 @@ from .layouts import FIT_SHIFT, FIT_SIZES
 from .plans import Plan
 from .render import GROUNDS, Layer
 
-BASES = {  # the anchors of a base that serve a relation; of two things worn each takes another
+# The anchors of a base that serve a relation; of two things worn each takes another.
+BASES: dict[str, tuple[str, ...]] = {
     "wearing": ("head", "eyes"),
     "holding": ("hand",),
     "riding": ("back",),
@@ -66,7 +67,7 @@ class Attachments:
     @cached_property
     def bases(self) -> dict[str, list[tuple[str, str]]]:
         """Relation -> the (concept, style) pairs with an anchor for it; for a badge, every object."""
-        found = {relation: [] for relation in WEIGHTS}
+        found: dict[str, list[tuple[str, str]]] = {relation: [] for relation in WEIGHTS}
         for concept in sorted(self.concepts & set(table()["bases"])):
             for style in self.icons.by_concept[concept]:
                 points = table()["bases"][concept].get(style, {})
@@ -105,12 +106,12 @@ class Attachments:
         if plan.relation == "wearing":
             return all(self._fits(thing, base, plan.style) for thing in things)
         points = table()["bases"].get(base, {}).get(plan.style, {})
-        return plan.relation == "badge" or any(anchor in points for anchor in BASES[plan.relation])
+        return plan.relation == "badge" or any(anchor in points for anchor in BASES[plan.relation or ""])
 
     def alternatives(self, plan: Plan, number: int) -> list[str]:
         """The concepts that could take the place of the base (0) or of the thing (1) of a plan of two."""
         if number == 0:
-            found = [base for base, style in self.bases[plan.relation] if style == plan.style]
+            found = [base for base, style in self.bases[plan.relation or ""] if style == plan.style]
         else:
             lists = {
                 "wearing": ["worn"],
@@ -119,7 +120,7 @@ class Attachments:
                 "face": ["faces"],
                 "inside": ["foods", "riders"],
             }
-            found = sorted({c for name in lists.get(plan.relation, ["riders"]) for c in table()[name]} & self.concepts)
+            found = sorted({c for name in lists.get(plan.relation or "", ["riders"]) for c in table()[name]} & self.concepts)
         plans = ((c, replace(plan, concepts=(c, plan.concepts[1]) if number == 0 else (plan.concepts[0], c))) for c in found)
         return [c for c, other in plans if c not in plan.concepts and self.allows(other)]
 
@@ -158,7 +159,7 @@ class Attachments:
         points = table()["bases"].get(plan.concepts[0], {}).get(plan.style, {})
         squares, order = [Square(0.5, 0.5, 1.0)], [0]
         for number, (concept, row) in enumerate(zip(plan.concepts[1:], rows[1:], strict=True), 1):
-            squares.append(self._attach(plan.relation, concept, row, plan.style, points, rng))
+            squares.append(self._attach(plan.relation or "", concept, row, plan.style, points, rng))
             behind = plan.relation == "inside" and "rim" in points
             order.insert(0 if behind else len(order), number)
         squares = self._fit(squares, rows, rng)
@@ -193,7 +194,7 @@ class Attachments:
         """The bounding box of an icon's opaque pixels, in fractions of its square."""
         alpha = np.asarray(self.icons.sprites[row][..., 3]) > 40
         side = alpha.shape[0]
-        down, across = alpha.any(1).nonzero()[0], alpha.any(0).nonzero()[0]
+        down, across = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
         return Box(across[0] / side, down[0] / side, (across[-1] + 1) / side, (down[-1] + 1) / side)
 
 

@@ -101,7 +101,7 @@ class PlanBank:
             concepts,
             STYLES[self.icon_styles[rows[0]]],
             colour=colours[0] if kind == "colour" else None,
-            count=layout.count if kind == "count" else 1,
+            count=layout.count if layout and kind == "count" else 1,
             relation=relation if kind != "pair" else None,
             background=(None, *ALL_GROUNDS)[self.grounds[number]],
             size=layout.size if layout else None,
@@ -196,4 +196,4 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def sprites_fingerprint(sprites: np.ndarray) -> str:
     """A hash of the sprites [N, S, S, 4] that a bank's rows refer to."""
-    return hashlib.sha256(np.ascontiguousarray(sprites)).hexdigest()[:16]
+    return hashlib.sha256(np.ascontiguousarray(sprites).data).hexdigest()[:16]

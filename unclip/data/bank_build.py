@@ -109,7 +109,9 @@ _SAMPLER: SceneSampler  # of a process of the pool
 
 def _start_worker(data: dict, split: str, seed: int) -> None:
     global _SAMPLER
-    _SAMPLER = captioned_examples(data, split, seed).sampler
+    examples = captioned_examples(data, split, seed)
+    assert isinstance(examples, EmojiScenes)  # as checked by build_bank
+    _SAMPLER = examples.sampler
 
 
 def _pack_chunk(bounds: tuple[int, int]) -> list[_PackedScene]:
@@ -135,7 +137,9 @@ def _pack(sampler: SceneSampler, index: int) -> _PackedScene:
         (None, *ALL_GROUNDS).index(plan.background),
         _Caption(scene.caption, scene_spans(scene), mentions_style(scene)),
         matrices,
-        _Attachment(_RELATIONS.index(plan.relation), _padded(order, NO_CONCEPT), _places(scene, sampler)) if attached else None,
+        _Attachment(_RELATIONS.index(plan.relation or ""), _padded(order, NO_CONCEPT), _places(scene, sampler))
+        if attached
+        else None,
     )
 
 

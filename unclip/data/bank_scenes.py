@@ -53,6 +53,24 @@ class BankScenes(nn.Module):
         ConfigError: if the bank was made with other sprites.
     """
 
+    # buffers
+    plans: Tensor
+    icons: Tensor
+    turns: Tensor
+    keys: Tensor
+    captions: Tensor
+    all_tokens: Tensor
+    spots: Tensor
+    concepts: Tensor
+    ranges: Tensor
+    is_single: Tensor
+    atlas: Tensor
+    empty_tokens: Tensor
+    empty_mask: Tensor
+    styles: Tensor
+    matrices: Tensor
+    colours: Tensor
+
     def __init__(self, bank: PlanBank, sprites: np.ndarray, seed: int = 0, single_pose: bool | None = None):
         super().__init__()
         if (made_with := bank.facts["sprites"]) != (found := sprites_fingerprint(sprites)):
@@ -136,7 +154,8 @@ class BankScenes(nn.Module):
         shift = shift[:, None] * torch.where((size < LARGE) | fitted, 1.0, LARGE_SHIFT)
         moved = shift[..., None] * torch.where(fitted[..., None], offsets[:, :1], offsets)
         places = moved + torch.where(fitted[..., None], 0.5 + scale[..., None] * spots[..., :2], spots[..., :2])
-        return Layers(torch.empty_like(layout)[:, None], *places.unbind(2), size * scale)
+        x, y = places.unbind(2)
+        return Layers(torch.empty_like(layout)[:, None], x, y, size * scale)
 
     def _background(self, indices: Tensor, ground: Tensor) -> Tensor:
         """Colours [B, 3] from 0 to 255."""

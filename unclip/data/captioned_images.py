@@ -39,7 +39,8 @@ class UnreadableImages:
     def __init__(self, limit: int):
         if limit < 0:
             raise ValueError(f"max_unreadable must be at least 0, got {limit}")
-        self.limit, self.names = limit, set()
+        self.limit = limit
+        self.names: set[str] = set()
 
     def add(self, name: str, error: object, of: int | None = None) -> None:
         """Count an image. Raises ValueError once there are more than the limit, or once all `of` them are unreadable."""
@@ -69,7 +70,7 @@ class ShuffledImages:
     cache: EmbeddingCache | None = None
     pixels: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names, validation = self.files.names, self.files.validation
         large = self._large_enough()
         is_held_out = (held_out(n) if validation is None else row in validation for row, n in enumerate(names))
@@ -146,7 +147,7 @@ class StreamedImages:
 
     BUFFER: ClassVar[int] = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from datasets import Image as ImageFeature
 
         self.columns = (self.caption_column, self.image_column)
@@ -172,7 +173,8 @@ class StreamedImages:
         self._restart()
 
     def _restart(self) -> None:
-        self._rows, self._buffer, self._start = self._read(), [], 0
+        self._rows, self._start = self._read(), 0
+        self._buffer: list[tuple[str, dict]] = []
 
     def open(self, index: int) -> LoadedImage:
         """Example `index`, or the next one that can be read."""
@@ -254,7 +256,7 @@ def _open_source(
         raise ValueError(f"data.streaming is for Hub datasets (data.path={HUB}OWNER/NAME), got {data.path}")
     if cache is not None:
         raise ValueError("data.embeddings wants images that can be read in any order: leave data.streaming out")
-    columns = {"subset": data.subset, "caption_column": data.caption_column, "image_column": data.image_column}
+    columns: dict[str, Any] = {"subset": data.subset, "caption_column": data.caption_column, "image_column": data.image_column}
     return StreamedImages(data.path.removeprefix(HUB), data.split, data.seed, data.max_unreadable, min_side, **columns)
 
 
@@ -277,7 +279,7 @@ class CaptionedImages(Dataset):
     embeddings: str | None = None
     pixels: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
         self.cache = EmbeddingCache(self.embeddings) if self.embeddings else None
@@ -324,7 +326,7 @@ class ImageCrops(Dataset):
     subset: str | None = None
     streaming: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.source = _open_source(self, min_side=self.size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def mentions_style(scene: Scene) -> bool:
     return style_phrase(scene.style) in scene.caption
 
 
-RELATION_WORDS = {
+RELATION_WORDS: dict[str | None, list[str]] = {
     "left": ["{} to the left of {}", "{} left of {}"],
     "right": ["{} to the right of {}", "{} right of {}"],
     "above": ["{} above {}", "{} over {}"],
@@ -107,7 +107,7 @@ RELATION_WORDS = {
 
 
 # {0} is the base and {1} the thing, with their articles; {2} is the thing without.
-ATTACHED_WORDS = {
+ATTACHED_WORDS: dict[str | None, list[str]] = {
     "wearing": ["{0} wearing {1}", "{0} with {1}", "{0} in {1}", "{0} with {1} on", "{1} on {0}"],
     "holding": ["{0} holding {1}", "{0} with {1} in its hand", "{0} carrying {1}", "{0} holding up {1}"],
     "riding": ["{1} riding {0}", "{1} riding on {0}", "{1} on {0}", "{0} with {1} on it"],
@@ -117,7 +117,7 @@ ATTACHED_WORDS = {
     "badge": ["{0} with {1} in the corner", "{0} and a small {2} in the corner", "{0} with {1} as a badge"],
     "face": ["{0} with the face of {1}", "{0} with the head of {1}", "{0} that has the face of {1}"],
 }
-GROUND_WORDS = {
+GROUND_WORDS: dict[str | None, list[str]] = {
     "grass": ["{} on green grass", "{} on the grass", "{} on a meadow", "{} in a green field"],
     "night": ["{} at night", "{} in the night", "{} in the dark"],
     "sea": ["{} in the sea", "{} in the ocean", "{} under water", "{} in the water"],
@@ -128,7 +128,7 @@ GROUND_WORDS = {
     "forest": ["{} in the forest", "{} in the woods", "{} in the jungle"],
     "sunset": ["{} at sunset", "{} in the evening", "{} in the evening light"],
 }
-SIZE_WORDS = {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}
+SIZE_WORDS: dict[str | None, list[str]] = {"small": ["small", "tiny", "little"], "large": ["big", "large", "huge"]}
 PAIR_WORDS = ("{} and {}", "{} with {}", "{} next to {}")
 
 

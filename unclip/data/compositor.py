@@ -2,9 +2,10 @@
 
 # B scenes, L layers of each, K layers at once, S side of a sprite, Y rows and X columns of an image
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,11 +44,17 @@ class Layers:
         if any(layer.matrix is not None for layers in scenes for layer in layers):
             same = torch.eye(3).flatten().tolist()
             matrices = torch.tensor([[layer.matrix or same for layer in layers] for layers in padded]).unflatten(2, (3, 3))
-        return cls(icons, *places.unbind(2), matrices)
+        x, y, size = places.unbind(2)
+        return cls(icons, x, y, size, matrices)
 
-    def __getitem__(self, key) -> "Layers":
-        """The same of each tensor, as `tensor[key]`."""
-        return Layers(*(None if (t := getattr(self, f.name)) is None else t[key] for f in fields(self)))
+    def __getitem__(self, key: Any) -> "Layers":
+        """Layers with `tensor[key]` of each tensor."""
+        return self._map(lambda tensor: tensor[key])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Layers":
+        """Layers with `change` applied to each tensor."""
+        changed: dict[str, Any] = {f.name: None if (t := getattr(self, f.name)) is None else change(t) for f in fields(self)}
+        return Layers(**changed)
 
 
 def compose(atlas: Tensor, layers: Layers, background: Tensor, size: int = 64) -> Tensor:
@@ -73,7 +80,7 @@ def compose(atlas: Tensor, layers: Layers, background: Tensor, size: int = 64) -
 def _blend_all(atlas: Tensor, layers: Layers, canvas: Tensor) -> Tensor:
     """Blend all `layers` over `canvas` [B, Y, 3, X] in one batch."""
     count = layers.icons.shape[1]
-    flat = Layers(*(None if t is None else t.flatten(0, 1) for t in vars(layers).values()))
+    flat = layers._map(lambda tensor: tensor.flatten(0, 1))
     for patch in _patches(atlas, flat, canvas.shape[1]).unflatten(0, (-1, count)).unbind(1):
         canvas = _blend(patch, canvas)
     return canvas

@@ -51,7 +51,7 @@ class EmojiScenes(Dataset):
     single_pose: bool = False
     sentences: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.icons, self.size = IconSet.load(self.path), SPRITE_SIZE
         settings = {f.name: getattr(self, f.name) for f in fields(SceneSettings) if hasattr(self, f.name)}
         self.sampler = SceneSampler(self.icons, self.split, self.seed, **settings)
@@ -138,7 +138,7 @@ class EmojiCrops(Dataset):
     TRIES: ClassVar[int] = 8
     POOL: ClassVar[int] = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.crops_each < 1:
             raise ValueError(f"crops_each must be at least 1, got {self.crops_each}")
         self.icons = IconSet.load(self.path)

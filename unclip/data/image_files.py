@@ -240,13 +240,19 @@ def _from_tars(paths: list[Path], caption_column: str) -> CaptionedFiles:
     return CaptionedFiles(names, captions, _Shards(places))
 
 
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # members are regular files
+    return file.read()
+
+
 def _tar_caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], column: str) -> str:
     if ".txt" in parts:
-        return " ".join(tar.extractfile(parts[".txt"]).read().decode("utf-8", "replace").split())
+        return " ".join(_member(tar, parts[".txt"]).decode("utf-8", "replace").split())
     if ".json" in parts:
         try:
-            caption = json.loads(tar.extractfile(parts[".json"]).read()).get(column)
+            caption = json.loads(_member(tar, parts[".json"])).get(column)
         except (ValueError, AttributeError):
-            raise ValueError(f"{tar.name}: {parts['.json'].name} is no JSON object") from None
+            raise ValueError(f"{tar.name!s}: {parts['.json'].name} is no JSON object") from None
         return caption.strip() if isinstance(caption, str) else ""
     return ""

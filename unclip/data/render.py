@@ -138,7 +138,7 @@ def dominant_colours(sprite: np.ndarray, min_share: float = 0.18) -> tuple[str, 
 def count_parts(sprite: np.ndarray) -> int:
     """The number of separate parts of similar size, 2 to 5, in a sprite [H, W, 4] uint8; 1 for any other drawing."""
     left = (sprite[..., 3] > 127).copy()
-    sizes = []
+    sizes: list[int] = []
     while left.any() and len(sizes) < 8:
         grown = np.zeros_like(left)
         grown[tuple(np.argwhere(left)[0])] = True

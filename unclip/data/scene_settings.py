@@ -55,7 +55,7 @@ class SceneSettings:
     single_pose: bool = False
     sentences: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = set(self.kinds or ()) - set(KIND_WEIGHTS | OPTIONAL_KINDS)
         if unknown:
             raise ValueError(f"unknown kinds of scene {sorted(unknown)}; choose from {list(KIND_WEIGHTS | OPTIONAL_KINDS)}")

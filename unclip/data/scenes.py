@@ -205,7 +205,7 @@ class SceneSampler:
         )
         rgb = sprite[sprite[..., 3] > 127][:, :3].astype(np.float32) / 255
         rgb = rgb if matrix is None else apply_matrix(rgb, matrix)
-        return bool((abs(rgb * 255 - GROUNDS[plan.background]).max(-1) > 60).mean() > 0.6)
+        return bool((abs(rgb * 255 - np.array(GROUNDS[plan.background or ""])).max(-1) > 60).mean() > 0.6)
 
     def changes(self, plan: Plan) -> list[Plan]:
         """The plans of this split that differ in one attribute: another colour, number, place or ground."""
@@ -241,7 +241,7 @@ class SceneSampler:
             spots = RELATION_SPOTS[choose(rng, PAIR_RELATIONS)]
         else:
             side = rng.uniform(*SINGLE_SIZES)
-            side = NAMED_SIZES.get(plan.size, POSE_SIZE if self.single_pose else side)
+            side = NAMED_SIZES.get(plan.size or "", POSE_SIZE if self.single_pose else side)
             spots = ((0.5, 0.5, side),)
         matrix = self._colour_matrix(rows[0], plan.colour)
         shrink = rng.uniform(SHRINK, 1.0) if len(rows) > 1 else 1.0
@@ -264,7 +264,7 @@ class SceneSampler:
         else:
             order = (0, 0, 1) if len(rows) == 2 else tuple(range(len(rows)))
             spots = COUNT_SPOTS[3] if plan.kind == "three" else ((0.5, 0.5, rng.uniform(*GROUND_SIZES)),)
-            spots = [spots[n] for n in rng.permutation(3)] if len(rows) == 2 else spots
+            spots = tuple(spots[n] for n in rng.permutation(3)) if len(rows) == 2 else spots
             shrink, moved = rng.uniform(SHRINK, 1.0), rng.uniform(-SHIFT, SHIFT, (len(spots), 2))
             placed = zip(order, spots, moved, strict=True)
             layers = [Layer(rows[n], x + dx, y + dy, size * shrink) for n, (x, y, size), (dx, dy) in placed]
@@ -352,7 +352,9 @@ def _ground(name: str | None, rng: np.random.Generator) -> tuple[int, int, int]:
     if not name:
         return WHITE
     shifts = (int(rng.integers(-GROUND_SHIFT, GROUND_SHIFT + 1)) for _ in range(3))
-    return tuple(min(max(v + shift, 0), 255) for v, shift in zip((BACKGROUNDS | GROUNDS)[name], shifts, strict=True))
+    colour = zip((BACKGROUNDS | GROUNDS)[name], shifts, strict=True)
+    red, green, blue = (min(max(value + shift, 0), 255) for value, shift in colour)
+    return red, green, blue
 
 
 def _normalised(weights: list[float]) -> np.ndarray:

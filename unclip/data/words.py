@@ -111,13 +111,13 @@ def read_vocabulary(wordnet: Path, keywords: Path, names: Path, concepts: Mappin
         words.sayings = list(dict.fromkeys(s for s in words.sayings if len(s) > 2))
     naming = {w for concept, words in found.items() for name in (concept, *words.names) for w in (name, *name.split())}
     common = _frequent_words(wordnet / "dict" / "index.sense")
-    nouns, adjectives = ([w for w in common[kind] if w not in naming] for kind in ("noun", "adj"))
-    return Vocabulary({c: w for c, w in found.items() if w != Words()}, nouns, adjectives)
+    context = [[w for w in common[kind] if w not in naming] for kind in ("noun", "adj")]
+    return Vocabulary({c: w for c, w in found.items() if w != Words()}, *context)
 
 
 def wordnet_phrases(wordnet: Path) -> list[str]:
     """WordNet's nouns, multi-word verbs and adjectives, definitions and usage examples; the shortest first."""
-    found = set()
+    found: set[str] = set()
     for part in ("noun", "adj", "verb"):
         for synset in _Lexicon(wordnet / "dict", part).synsets.values():
             found.update(w for w in _common_words(synset.words) if part == "noun" or " " in w)
@@ -143,7 +143,8 @@ def pseudo_label(
     concepts = sorted(tags)
     synonyms = {c: vocabulary.of[c].names[:6] if c in vocabulary.of else [] for c in concepts}
     descriptions = ([f"{c}: {', '.join(tags[c])}" for c in concepts], [", ".join([c, *synonyms[c]]) for c in concepts])
-    centres = sum(normalize(encode(texts), dim=-1) for texts in descriptions) / len(descriptions)
+    first, second = (normalize(encode(texts), dim=-1) for texts in descriptions)
+    centres = (first + second) / 2
     labelled: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for batch in phrases:
         cosines, nearest = (normalize(encode(batch), dim=-1) @ centres.T).max(1)

@@ -73,9 +73,10 @@ class EvaluationContext:
         settings = self.settings | changes
 
         def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-            more = {} if embeds is None else {"image_embeds": torch.stack([embeds[n] for n in chunk])}
+            more: dict[str, Any] = {} if embeds is None else {"image_embeds": torch.stack([embeds[n] for n in chunk])}
             texts = [prompts[n].text for n in chunk]
-            return self.pipe(texts, generator=generators, size=self.pipe.sizes[0], output_type="pt", **settings, **more).images
+            pipe: Any = self.pipe  # its call may return a tuple
+            return pipe(texts, generator=generators, size=self.pipe.sizes[0], output_type="pt", **settings, **more).images
 
         return self.sample_or_load(f"{name}-turn-{turn}" if turn else name, [p.text for p in prompts], batch, first=turn * TURN)
 
@@ -112,7 +113,7 @@ class EvaluationContext:
 
     def prior_embeddings(self, prompts: list[Prompt]) -> Tensor:
         """The embeddings [N, D] that the prior samples for the prompts, of unit length; number n by the seed of image n."""
-        source = UnCLIPPriorPipeline.from_pipe(self.pipe)
+        source: Any = UnCLIPPriorPipeline.from_pipe(self.pipe)
         source.set_progress_bar_config(disable=True)
         settings = {k: v for k, v in self.settings.items() if k.startswith("prior")}
         sampled = []
@@ -132,18 +133,22 @@ class EvaluationContext:
         """The judge's embeddings [T, D] of all concepts' names."""
         return self.judge.read(self.icons.recognisable)
 
-    def correct_names(self, prompts: list[Prompt]) -> Tensor:
-        """Which of all names are right for each prompt, bool [N, T]."""
+    def correct_names(self, right: Sequence[Sequence[str]]) -> Tensor:
+        """Which of all names are among the `right` concepts of each of N images, bool [N, T]."""
         number = {c: n for n, c in enumerate(self.icons.recognisable)}
-        table = torch.zeros(len(prompts), len(number), dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            table[row, [number[c] for c in prompt.right if c in number]] = True
+        table = torch.zeros(len(right), len(number), dtype=torch.bool)
+        for row, concepts in enumerate(right):
+            table[row, [number[c] for c in concepts if c in number]] = True
         return table
 
-    def name_recall(self, images: Tensor, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+    def name_recall(self, images: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Recall at 1 and at 5 of the judge's names for each image; float [N] each."""
-        scores, right = self.judge.see(images)[0] @ self.name_embeddings.T, self.correct_names(prompts)
-        return recall_at(scores, right, 1), recall_at(scores, right, 5)
+        return self.concept_recall(images, [prompt.right for prompt in prompts])
+
+    def concept_recall(self, images: Tensor, right: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """The same for images of which these concepts are `right`."""
+        scores, correct = self.judge.see(images)[0] @ self.name_embeddings.T, self.correct_names(right)
+        return recall_at(scores, correct, 1), recall_at(scores, correct, 5)
 
     @cached_property
     def pair_detector(self) -> PairDetector:

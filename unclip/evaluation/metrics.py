@@ -32,16 +32,16 @@ class Estimate:
 
 def mean(values: Tensor, seed: int = 0) -> Estimate:
     """The mean of `values` [N] with its percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3)."""
-    values = values.double().numpy()
-    means = values[_resampled(len(values), seed)].mean(1)
-    return Estimate(float(values.mean()), *map(float, np.percentile(means, (2.5, 97.5))), len(values))
+    numbers = values.double().numpy()
+    low, high = np.percentile(numbers[_resampled(len(numbers), seed)].mean(1), (2.5, 97.5))
+    return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))
 
 
 def median(values: Tensor, seed: int = 0) -> Estimate:
     """The median of `values` [N] with its percentile bootstrap interval."""
-    values = values.double().numpy()
-    medians = np.median(values[_resampled(len(values), seed)], 1)
-    return Estimate(float(np.median(values)), *map(float, np.percentile(medians, (2.5, 97.5))), len(values))
+    numbers = values.double().numpy()
+    low, high = np.percentile(np.median(numbers[_resampled(len(numbers), seed)], 1), (2.5, 97.5))
+    return Estimate(float(np.median(numbers)), float(low), float(high), len(numbers))
 
 
 def ratio(values: Tensor, reference: Tensor, seed: int = 0) -> Estimate:

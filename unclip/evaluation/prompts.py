@@ -47,6 +47,13 @@ class Prompt:
     plan: Plan | None = None
     known: bool = True
 
+    @property
+    def composition(self) -> Plan:
+        """`plan`, for prompts that have one."""
+        if self.plan is None:
+            raise ValueError(f"the prompt {self.text!r} has no plan")
+        return self.plan
+
 
 @dataclass(frozen=True)
 class Question:
@@ -109,7 +116,8 @@ def attachments(icons: IconSet, split: str, count: int = PER_KIND) -> list[Promp
     """Prompts of one thing attached to another, with combinations that were held out of training."""
     check_split(split)
     sampler = SceneSampler(icons, SPLITS[split], SEED, kinds=("attachment",), tones=0.0)
-    known, found = set(icons.recognisable), {}
+    known = set(icons.recognisable)
+    found: dict[str, Prompt] = {}
     for index in range(TRIES * count):
         try:
             plan = sampler.plan(index)
@@ -134,7 +142,8 @@ def scenes(icons: IconSet, split: str, count: int, first: int = 0) -> list[Promp
 
 def questions(prompt: Prompt, icons: IconSet) -> list[Question]:
     """The questions for a composition: each object among 100, and its attribute among all values."""
-    plan, styled = prompt.plan, prompt.plan.kind == "single"
+    plan = prompt.composition
+    styled = plan.kind == "single"
     shown = replace(plan, kind="pair", relation=None) if len(plan.concepts) == 2 else plan  # places are a question of their own
     rng = np.random.default_rng(_digest("distractors", prompt.text) % 2**63)
     known = set(icons.recognisable)

@@ -21,7 +21,7 @@ class Table:
 
     title: str
     columns: Sequence[str]
-    rows: list[Sequence[Any]]
+    rows: Sequence[Sequence[Any]]
     note: str = ""
     percent: bool = False
 
@@ -53,7 +53,7 @@ class Part:
 
     name: str
     results: dict[str, Any]
-    shown: list[Table | Sheet | Plot] = field(default_factory=list)
+    shown: Sequence[Table | Sheet | Plot] = field(default_factory=list)
 
 
 def write(folder: Path, command: str, protocol: dict, summary: Table, parts: list[Part], seconds: float) -> tuple[Path, Path]:
@@ -67,7 +67,7 @@ def write(folder: Path, command: str, protocol: dict, summary: Table, parts: lis
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(value).items()}
     raise TypeError(f"{type(value).__name__} cannot be written to the report")
 
@@ -98,7 +98,7 @@ def _page(command: str, protocol: dict, summary: Table, parts: list[Part]) -> st
     for part in parts:
         body.append(f"<h2>{html.escape(part.name.capitalize())}</h2>")
         for item in part.shown:
-            body.append({Table: _table, Sheet: _sheet, Plot: _plot}[type(item)](item))
+            body.append(_table(item) if isinstance(item, Table) else _sheet(item) if isinstance(item, Sheet) else _plot(item))
     facts = html.escape(json.dumps(protocol, indent=1, default=_plain))
     body += ["<h2>Protocol</h2>", f"<pre>{facts}</pre>"]
     return (

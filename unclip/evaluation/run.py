@@ -64,7 +64,7 @@ class Settings:
     force: bool = False
     scenes: int = SCENES
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_split(self.split)
         for name in self.only:
             if name not in PARTS:

@@ -27,7 +27,10 @@ BATCH = 256
 class StyleJudge(nn.Module):
     """Two layers over `features`, standardised by the mean and deviation of those it was trained on."""
 
-    def __init__(self):
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         width = sum(bins**3 for bins in BINS) + len(GRADIENT_BINS) + 1
         self.register_buffer("mean", torch.zeros(width))

@@ -66,7 +66,7 @@ class Settings:
     content_filter: ContentFilter | None = None
     log_prompts: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("deadline", "url_seconds", "body_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
@@ -93,7 +93,9 @@ def create(pipe: UnCLIPPipeline, settings: Settings, login: str | None = None) -
         yield
         await anyio.to_thread.run_sync(worker.close, settings.deadline)
 
-    errors = {status: {"model": wire.ErrorAnswer} for status in (400, 401, 403, 404, 405, 408, 413, 429, 500, 503, 504)}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": wire.ErrorAnswer} for status in (400, 401, 403, 404, 405, 408, 413, 429, 500, 503, 504)
+    }
     app = FastAPI(
         title="unclip", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors
     )  # FastAPI's documentation pages would load scripts from other servers
@@ -136,7 +138,7 @@ class Endpoints:
         self.started = int(time.time())
         self.name = Path(settings.model).name
         self._decoders = anyio.CapacityLimiter(DECODERS)
-        self._variation_pipe = self._inpaint_pipe = None
+        self._variation_pipe: UnCLIPImageVariationPipeline | None = None
         if pipe.image_encoder is not None and pipe.feature_extractor is not None:
             self._variation_pipe = UnCLIPImageVariationPipeline.from_pipe(pipe)
         self._inpaint_pipe = UnCLIPInpaintPipeline.from_pipe(pipe)
@@ -167,11 +169,12 @@ class Endpoints:
         if self._variation_pipe is None:
             raise APIError(400, f"the model {self.name!r} has no image tower: it cannot vary images")
         size, drawn = self._size(body)
-        pixels = await self._prepared(lambda image: self._variation_pipe.preprocess([image]), image=body.image)
+        pipe = self._variation_pipe
+        pixels = await self._prepared(lambda image: pipe.preprocess([image]), image=body.image)
         seeds = self._seeds(body)
         jobs = [(pixels, seed) for seed in seeds]
         outputs = Outputs(size, seeds, {"variation_of": "an upload"})
-        return await self._respond(request, body, VariationWork(self._variation_pipe, drawn), jobs, outputs)
+        return await self._respond(request, body, VariationWork(pipe, drawn), jobs, outputs)
 
     async def edits(self, body: Annotated[Edit, Form()], request: Request) -> ImagesResponse:
         await self._filter(body.prompt, "prompt")
@@ -262,8 +265,7 @@ class Endpoints:
         log |= {"pictures": len(jobs), "size": outputs.size}
         if self.settings.log_prompts:
             log["prompt"] = outputs.facts.get("prompt")
-        wait = self.rate.take(client, len(jobs)) if self.rate is not None else 0
-        if wait:
+        if self.rate is not None and (wait := self.rate.take(client, len(jobs))):
             say = self.rate.message(wait, len(jobs))
             if len(jobs) > self.rate.per_minute:  # it would never succeed
                 raise APIError(400, say, "n", "rate_limit_exceeded")
@@ -290,11 +292,11 @@ class Endpoints:
         except Busy as busy:
             headers = {"retry-after": str(busy.retry_after)}
             raise APIError(429, f"The server is busy: {busy}.", code="queue_full", headers=headers) from None
-        drawing = asyncio.gather(*map(asyncio.wrap_future, answers))
-        leaving = asyncio.ensure_future(_disconnected(request))
+        drawing: asyncio.Future = asyncio.gather(*map(asyncio.wrap_future, answers))
+        leaving: asyncio.Future = asyncio.ensure_future(_disconnected(request))
         try:
             async with asyncio.timeout(self.settings.deadline):
-                await asyncio.wait([drawing, leaving], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({drawing, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not drawing.done():
                 self._refund(client, self.worker.count_waiting(answers))
                 raise APIError(499, "the client left")

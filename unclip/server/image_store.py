@@ -4,12 +4,13 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 
 class ImageStore:
     """Up to `room` bytes of images, each for up to `seconds`; the oldest are evicted first."""
 
-    def __init__(self, seconds: float = 3600, room: int = 128 * 2**20, clock=time.monotonic):
+    def __init__(self, seconds: float = 3600, room: int = 128 * 2**20, clock: Callable[[], float] = time.monotonic):
         self.seconds, self.room, self._clock = seconds, room, clock
         self._images: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._bytes = 0

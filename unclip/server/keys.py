@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 MIN_KEY = 16  # characters
@@ -64,7 +65,7 @@ def _digest(key: str) -> bytes:
 class Rate:
     """At most `per_minute` images a minute for each client, also all at once."""
 
-    def __init__(self, per_minute: int, clock=time.monotonic):
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic):
         if per_minute < 1:
             raise ValueError(f"the rate must be at least 1 image a minute, got {per_minute}")
         self.per_minute, self._clock = per_minute, clock

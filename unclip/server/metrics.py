@@ -1,5 +1,7 @@
 """The metrics of `/metrics`, in Prometheus' text format."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .worker import Work, Worker
@@ -10,9 +12,9 @@ METHODS = {"GET", "POST", "HEAD", "OPTIONS"}
 class Metrics:
     """Counters of one server; each has its own registry, so that several servers can run in one process."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        kwargs = {"registry": self.registry}
+        kwargs: dict[str, Any] = {"registry": self.registry}
         slow = (0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 80, 160)
         self._requests = Counter("unclip_requests", "Requests answered.", ["method", "path", "status"], **kwargs)
         self._seconds = Histogram("unclip_request_seconds", "How long requests took.", ["path"], buckets=slow, **kwargs)

@@ -52,7 +52,8 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         number, started, status = f"req_{secrets.token_hex(12)}", time.monotonic(), 499  # 499: the client disconnected
-        scope["facts"] = facts = {}
+        facts: dict[str, Any] = {}
+        scope["facts"] = facts
 
         async def answer(message: Message) -> None:
             nonlocal status

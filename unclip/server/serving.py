@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,9 +23,10 @@ HEADER_BYTES = 32 * 1024
 class Connection(H11Protocol):
     """uvicorn's connection with timeouts for receiving headers and for sending a response."""
 
-    _header_timer = _write_timer = None
+    _header_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
         self._limit_header_time()
 
@@ -36,7 +38,8 @@ class Connection(H11Protocol):
         """Abort the connection if a request's headers take longer than `HEADER_SECONDS`."""
         idle = self.cycle is None or self.cycle.response_complete
         if not idle:
-            self._header_timer = _cancelled(self._header_timer)
+            _cancel(self._header_timer)
+            self._header_timer = None
         elif self._header_timer is None:
             self._header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
@@ -46,14 +49,16 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._write_timer = _cancelled(self._write_timer)
+        _cancel(self._write_timer)
+        self._write_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._header_timer, self._write_timer = _cancelled(self._header_timer), _cancelled(self._write_timer)
+        _cancel(self._header_timer)
+        _cancel(self._write_timer)
         super().connection_lost(exc)
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
 
@@ -61,8 +66,10 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> None:
 class Server(uvicorn.Server):
     """Sets the application's `stopping` event when it begins to shut down, which ends pages' heartbeat streams."""
 
-    def handle_exit(self, sig: int, frame) -> None:
-        self.config.app.state.stopping.set()
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        app.state.stopping.set()
         super().handle_exit(sig, frame)
 
 

@@ -1,5 +1,6 @@
 """The wire format of OpenAI's image API for DALL·E 2, and its errors."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
@@ -7,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 MAX_PROMPT = 1000  # characters
 MAX_IMAGES = 10
@@ -17,6 +19,7 @@ TYPES = {401: "invalid_request_error", 429: "requests", 500: "server_error", 503
 
 MAX_KEYS = 50
 
+Headers = Mapping[str, str] | None
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S")]
 
 
@@ -100,23 +103,27 @@ class ErrorAnswer(BaseModel):
 class APIError(HTTPException):
     """An error response in OpenAI's format."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, headers=None):
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, headers: Headers = None):
         super().__init__(status, message, headers)
         self.param, self.code = param, code
 
 
-def error_answer(status: int, message: str, param: str | None = None, code: str | None = None, headers=None) -> JSONResponse:
+def error_answer(
+    status: int, message: str, param: str | None = None, code: str | None = None, headers: Headers = None
+) -> JSONResponse:
     body = {"message": message, "type": TYPES.get(status, "invalid_request_error"), "param": param, "code": code}
     return JSONResponse({"error": body}, status, headers)
 
 
-def on_http_error(request: Any, error: HTTPException) -> JSONResponse:
+def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
     found = getattr(error, "param", None), getattr(error, "code", None)
     return error_answer(error.status_code, str(error.detail), *found, headers=error.headers)
 
 
-def on_invalid(request: Any, error: RequestValidationError) -> JSONResponse:
+def on_invalid(request: Request, error: Exception) -> JSONResponse:
     """400, never 422: the first thing that is wrong, with its value."""
+    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = where[0] if where else None

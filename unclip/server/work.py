@@ -1,13 +1,13 @@
 """The endpoints' work for the model: generations, variations and edits, in batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pipelines import UnCLIPImageVariationPipeline, UnCLIPInpaintPipeline, UnCLIPPipeline
 from ..pipelines.settings import images_at_once
 
 IsWanted = Callable[[], bool]  # whether a client still waits for the answer
@@ -17,9 +17,9 @@ IsWanted = Callable[[], bool]  # whether a client still waits for the answer
 class GenerationWork:
     """Images of prompts; a job is (prompt, seed)."""
 
-    pipe: UnCLIPPipeline = field(repr=False)
+    pipe: Any = field(repr=False)  # UnCLIPPipeline
     size: int
-    name = "generations"
+    name: ClassVar[str] = "generations"
 
     @property
     def batch(self) -> int:
@@ -27,7 +27,7 @@ class GenerationWork:
 
     def run(self, jobs: list[tuple[str, int]], is_wanted: IsWanted) -> list[Image.Image]:
         prompts = [prompt for prompt, _ in jobs]
-        settings = {"generator": generators(seed for _, seed in jobs), "size": self.size}
+        settings: dict[str, Any] = {"generator": generators(seed for _, seed in jobs), "size": self.size}
         return self.pipe(prompts, **settings, callback_on_step_end=stop_unless(is_wanted)).images
 
 
@@ -35,9 +35,9 @@ class GenerationWork:
 class VariationWork:
     """Variations of images; a job is (preprocessed image [1, 3, S, S], seed)."""
 
-    pipe: UnCLIPImageVariationPipeline = field(repr=False)
+    pipe: Any = field(repr=False)  # UnCLIPImageVariationPipeline
     size: int
-    name = "variations"
+    name: ClassVar[str] = "variations"
 
     @property
     def batch(self) -> int:
@@ -45,7 +45,7 @@ class VariationWork:
 
     def run(self, jobs: list[tuple[Tensor, int]], is_wanted: IsWanted) -> list[Image.Image]:
         pixels = torch.cat([pixels for pixels, _ in jobs])
-        settings = {"generator": generators(seed for _, seed in jobs), "size": self.size}
+        settings: dict[str, Any] = {"generator": generators(seed for _, seed in jobs), "size": self.size}
         return self.pipe(pixels, **settings, callback_on_step_end=stop_unless(is_wanted)).images
 
 
@@ -53,12 +53,12 @@ class VariationWork:
 class EditWork:
     """Inpainting of an image's masked part; a job is a seed. Equals only itself, as a batch has one image and one mask."""
 
-    pipe: UnCLIPInpaintPipeline = field(repr=False)
+    pipe: Any = field(repr=False)  # UnCLIPInpaintPipeline
     size: int
     prompt: str = field(repr=False)
     image: Image.Image = field(repr=False)
     mask: Image.Image = field(repr=False)
-    name = "edits"
+    name: ClassVar[str] = "edits"
 
     @property
     def batch(self) -> int:
@@ -81,7 +81,7 @@ def shrink(image: Image.Image, size: int, how: Image.Resampling = Image.Resampli
     return image.resize((size, size), how) if image.width > size else image
 
 
-def generators(seeds) -> list[torch.Generator]:
+def generators(seeds: Iterable[int]) -> list[torch.Generator]:
     """One generator for each image, so that a seed gives the same image alone and in a batch."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -89,7 +89,7 @@ def generators(seeds) -> list[torch.Generator]:
 def stop_unless(is_wanted: IsWanted) -> Callable:
     """A step callback that interrupts the pipeline once no client waits for the answer."""
 
-    def check(pipe, i, t, tensors: dict) -> dict:
+    def check(pipe: Any, i: int, t: Any, tensors: dict) -> dict:
         pipe._interrupt = not is_wanted()
         return {}
 

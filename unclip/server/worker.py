@@ -18,7 +18,13 @@ BATCH_WAIT = 0.02  # seconds that an idle model waits after the first job, to ba
 class Work(Protocol):
     """How jobs are run; up to `batch` jobs of equal works may be run together."""
 
-    batch: int
+    @property
+    def name(self) -> str:
+        """The operation, for metrics."""
+
+    @property
+    def batch(self) -> int:
+        """The largest batch."""
 
     def run(self, jobs: list[Any], is_wanted: Callable[[], bool]) -> list[Any]:
         """One answer for each job, in order; may stop early once `is_wanted()` is false."""
@@ -128,7 +134,7 @@ class Worker:
     def _remove(self, client: str, answer: Future) -> None:
         """Remove a cancelled job from the queue."""
         with self._changed:
-            places = self._clients.get(client, ())
+            places = self._clients.get(client, deque())
             dropped = next((place for place in places if place.answer is answer), None)
             if dropped is not None:
                 places.remove(dropped)

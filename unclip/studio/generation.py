@@ -24,6 +24,7 @@ from ..pipelines import (
 )
 from ..pipelines.samplers import SAMPLERS
 from ..pipelines.stages.text import encode_texts
+from ..server.keys import Rate
 from ..server.worker import FunctionWork, Worker
 
 OWN = "the model's own"
@@ -75,7 +76,12 @@ class Studio:
     """The pipelines over one model's networks, run one call at a time by `worker`, for any number of sessions."""
 
     def __init__(
-        self, pipe: UnCLIPPipeline, model: str = "emoji", worker: Worker | None = None, content_filter=None, rate=None
+        self,
+        pipe: UnCLIPPipeline,
+        model: str = "emoji",
+        worker: Worker | None = None,
+        content_filter: Callable[[str | Image.Image], str | None] | None = None,
+        rate: Rate | None = None,
     ):
         pipe.set_progress_bar_config(disable=True)
         self.rate = rate
@@ -90,65 +96,73 @@ class Studio:
 
     # ------------------------------------------------------------------------------------------ calls
 
-    def create(self, prompt: str, negative: str, seeds: list[int], sampler: str = OWN, **settings) -> Callable:
+    def create(self, prompt: str, negative: str, seeds: list[int], sampler: str = OWN, **settings: Any) -> Callable:
         if sampler not in (OWN, *SAMPLERS):
             raise ValueError(f"the sampler must be one of {', '.join((OWN, *SAMPLERS))}, got {sampler!r}")
         settings |= {"sampler": None if sampler == OWN else sampler}
+        pipe: Any = self.pipe
         prompts, count = [prompt] * len(seeds), len(seeds)
 
-        def sample(progress) -> list[Image.Image]:
+        def sample(progress: "ProgressCallback") -> list[Image.Image]:
             call = self._call(seeds, progress.for_kind("create", count, **settings))
-            return self.pipe(prompts, negative_prompt=negative or None, **call, **settings).images
+            return pipe(prompts, negative_prompt=negative or None, **call, **settings).images
 
         return sample
 
-    def vary(self, image: Image.Image, seeds: list[int], **settings) -> Callable:
-        pipe, images = UnCLIPImageVariationPipeline.from_pipe(self.pipe), [image] * len(seeds)
+    def vary(self, image: Image.Image, seeds: list[int], **settings: Any) -> Callable:
+        pipe: Any = UnCLIPImageVariationPipeline.from_pipe(self.pipe)
+        images = [image] * len(seeds)
         kind = ("vary", len(seeds))
         return lambda progress: pipe(images, **self._call(seeds, progress.for_kind(*kind, **settings)), **settings).images
 
-    def blend(self, ends: list[str | Image.Image], steps: int, seed: int, **settings) -> Callable:
-        pipe, generator = UnCLIPInterpolationPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
-        call = {"steps": steps, "generator": generator}
+    def blend(self, ends: list[str | Image.Image], steps: int, seed: int, **settings: Any) -> Callable:
+        pipe: Any = UnCLIPInterpolationPipeline.from_pipe(self.pipe)
+        generator = torch.Generator().manual_seed(seed)
+        call: dict[str, Any] = {"steps": steps, "generator": generator}
         kind = ("blend", steps, *(isinstance(end, str) for end in ends))  # the prior runs for each sentence
         return lambda progress: pipe(ends, **call, callback_on_step_end=progress.for_kind(*kind, **settings), **settings).images
 
-    def edit(self, image: Image.Image, target: str, source: str, strengths: list[float], seed: int, **settings) -> Callable:
-        pipe, generator = UnCLIPTextDiffPipeline.from_pipe(self.pipe), torch.Generator().manual_seed(seed)
+    def edit(
+        self, image: Image.Image, target: str, source: str, strengths: list[float], seed: int, **settings: Any
+    ) -> Callable:
+        pipe: Any = UnCLIPTextDiffPipeline.from_pipe(self.pipe)
+        generator = torch.Generator().manual_seed(seed)
         arguments, kind = (image, target, source, strengths), ("edit", len(strengths))
         return lambda progress: (
             pipe(*arguments, generator=generator, callback_on_step_end=progress.for_kind(*kind, **settings), **settings).images
         )
 
-    def inpaint(self, prompt: str, image: Image.Image, mask: Image.Image, seeds: list[int], **settings) -> Callable:
-        pipe, count = UnCLIPInpaintPipeline.from_pipe(self.pipe), len(seeds)
-        call, kind = {"num_images_per_prompt": count}, ("inpaint", count, image.width / image.height)
+    def inpaint(self, prompt: str, image: Image.Image, mask: Image.Image, seeds: list[int], **settings: Any) -> Callable:
+        pipe: Any = UnCLIPInpaintPipeline.from_pipe(self.pipe)
+        count = len(seeds)
+        call: dict[str, Any] = {"num_images_per_prompt": count}
+        kind = ("inpaint", count, image.width / image.height)
         return lambda progress: (
             pipe(prompt, image, mask, **call, **self._call(seeds, progress.for_kind(*kind, **settings)), **settings).images
         )
 
     def explore(self, prompt: str, seed: int, size: int) -> Callable:
         """Samples an `Exploration`: candidates of the prior, and the stages of the nearest one's image."""
-        prior = UnCLIPPriorPipeline.from_pipe(self.pipe)
-        drawing = UnCLIPImageVariationPipeline.from_pipe(self.pipe)
+        prior: Any = UnCLIPPriorPipeline.from_pipe(self.pipe)
+        drawing: Any = UnCLIPImageVariationPipeline.from_pipe(self.pipe)
 
-        def sample(progress) -> Exploration:
+        def sample(progress: "ProgressCallback") -> Exploration:
             progress.for_kind("explore", size=size)
             seeds = [seed + n for n in range(CANDIDATES)]
-            one = {"num_images_per_prompt": CANDIDATES, "prior_candidates": 1}
+            one: dict[str, Any] = {"num_images_per_prompt": CANDIDATES, "prior_candidates": 1}
             embeddings = prior(prompt, **one, **self._call(seeds, progress)).image_embeds  # [K, D]
             if prior.interrupt:  # the next call would take a step before it is interrupted
                 return Exploration([])
             text = encode_texts(prior, [prompt])[0]
             scores = (normalize(embeddings.float(), dim=-1) @ normalize(text.float(), dim=-1)[0]).tolist()
-            small = {"prompt": prompt, "size": self.pipe.sizes[0]}
+            small: dict[str, Any] = {"prompt": prompt, "size": self.pipe.sizes[0]}
             drawn = drawing(image_embeddings=embeddings, **small, **self._call([seed] * CANDIDATES, progress)).images
             order = sorted(range(CANDIDATES), key=lambda n: -scores[n])
             found = Exploration([(scores[n], drawn[n]) for n in order if n < len(drawn)])
             if drawing.interrupt:
                 return found
 
-            def record(pipe, i: int, t: Tensor, tensors: dict) -> dict:
+            def record(pipe: Any, i: int, t: Tensor, tensors: dict) -> dict:
                 last = pipe.num_timesteps - 1
                 if pipe.stage == "decoder" and i in {round(n * last / (TRAJECTORY - 1)) for n in range(TRAJECTORY)}:
                     found.trajectory += to_images(tensors["pred_original_sample"])
@@ -156,7 +170,7 @@ class Studio:
                     found.stages += to_images(tensors["pred_original_sample"])
                 return progress(pipe, i, t, tensors)
 
-            record.tensor_inputs = ProgressCallback.tensor_inputs
+            record.tensor_inputs = ProgressCallback.tensor_inputs  # type: ignore[attr-defined] # read by the pipeline
             best = embeddings[order[0]][None]
             images = drawing(image_embeddings=best, prompt=prompt, size=size, **self._call([seed], record)).images
             return found if drawing.interrupt else replace(found, images=images)
@@ -230,7 +244,7 @@ class ProgressCallback:
 
     def __call__(self, pipe: UnCLIPPipeline, i: int, t: Tensor, tensors: dict) -> dict:
         pipe._interrupt = not self._is_wanted()
-        stage, of = pipe.stage, max(pipe.num_timesteps, i + 1)  # an autoregressive prior has no timesteps
+        stage, of = pipe.stage or "", max(pipe.num_timesteps, i + 1)  # an autoregressive prior has no timesteps
         before, self._last = self._last, (stage, i)
         if stage != before[0] or i < before[1] or (i == before[1] and i + 1 == of):  # only a last step is never repeated
             self._ends.append(0.0)
@@ -242,7 +256,8 @@ class ProgressCallback:
 
     def _seconds_left(self, share: float) -> float | None:
         """Estimated seconds left after this share of the current stage."""
-        ends, now = [0.0, *self._durations.get(self._kind, ())], len(self._ends)
+        before = self._durations.get(self._kind, []) if self._kind is not None else []
+        ends, now = [0.0, *before], len(self._ends)
         return ends[-1] - ends[now - 1] - share * (ends[now] - ends[now - 1]) if now < len(ends) else None
 
     def finish(self) -> None:

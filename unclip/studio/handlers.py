@@ -11,7 +11,7 @@ from PIL import Image
 from ..clip.search import Index
 from ..io.images import on_white, open_image, open_upload, read_facts
 from ..pipelines.samplers import SAMPLERS
-from .generation import OWN, Studio
+from .generation import OWN, Exploration, Studio
 from .session import Sessions, status
 from .validation import (
     MAX_BLEND_IMAGES,
@@ -21,6 +21,7 @@ from .validation import (
     RESTORED,
     inpainting_inputs,
     number_between,
+    page_of,
     restored,
     restored_message,
     upload_bytes,
@@ -38,7 +39,18 @@ class Handlers:
         self.studio, self.index, self.sessions = studio, index, Sessions(studio)
 
     def on_draw(  # noqa: PLR0913 - one parameter for each input component
-        self, prompt, negative, number, seed, lock, size, guidance, steps, sampler, transparent, request: gr.Request
+        self,
+        prompt: Any,
+        negative: Any,
+        number: Any,
+        seed: Any,
+        lock: Any,
+        size: Any,
+        guidance: Any,
+        steps: Any,
+        sampler: Any,
+        transparent: Any,
+        request: gr.Request,
     ) -> Iterator:
         """Sample images of a prompt; then, unless the seed is kept, set the seed for the next ones."""
         seed = whole_number("seed", seed, 0, MAX_SEED)
@@ -59,7 +71,7 @@ class Handlers:
             yield *shown, gr.skip()
         yield *[gr.skip()] * 4, gr.skip() if lock else random.randrange(MAX_SEED)
 
-    def on_vary(self, file, number, far, size, request: gr.Request) -> Iterator:
+    def on_vary(self, file: Any, number: Any, far: Any, size: Any, request: gr.Request) -> Iterator:
         image, far = self._image("the image to vary", file), number_between("how far to go", far, 0, 1)
         count = whole_number("number of variations", number, 1, MAX_IMAGES)
         first = random.randrange(MAX_SEED)
@@ -68,7 +80,9 @@ class Handlers:
         each = [{"variation_of": "an upload", "seed": str(s), "size": str(size)} for s in seeds]
         yield from self.sessions.run(self.studio.vary(image, seeds, **settings), each, request)
 
-    def on_blend(self, first, first_text, second, second_text, steps, size, request: gr.Request) -> Iterator:  # noqa: PLR0913 - one parameter for each input component
+    def on_blend(  # noqa: PLR0913 - one parameter for each input component
+        self, first: Any, first_text: Any, second: Any, second_text: Any, steps: Any, size: Any, request: gr.Request
+    ) -> Iterator:
         ends = []
         for name, file, text in (("first", first, first_text), ("second", second, second_text)):
             ends.append(self._image(name, file) if file else self._text(f"{name} prompt", text))
@@ -87,7 +101,7 @@ class Handlers:
             place = gr.Slider(1, len(files), value=1)
             yield *[gr.skip()] * 4, files, gr.Group(visible=True), place, files[0]
 
-    def on_edit(self, file, source, target, strength, size, request: gr.Request) -> Iterator:
+    def on_edit(self, file: Any, source: Any, target: Any, strength: Any, size: Any, request: gr.Request) -> Iterator:
         image, strength = self._image("the image to change", file), number_between("how far to go", strength, 0, 1)
         source, target = self._text("from", source, empty=True), self._text("to", target)
         seed, size = random.randrange(MAX_SEED), self._size(size)
@@ -96,7 +110,19 @@ class Handlers:
         yield from self.sessions.run(sample, [facts], request)
 
     def on_paint(  # noqa: PLR0913 - one parameter for each input component
-        self, editor, prompt, left, top, width, height, west, east, north, south, size, request: gr.Request
+        self,
+        editor: Any,
+        prompt: Any,
+        left: Any,
+        top: Any,
+        width: Any,
+        height: Any,
+        west: Any,
+        east: Any,
+        north: Any,
+        south: Any,
+        size: Any,
+        request: gr.Request,
     ) -> Iterator:
         image, layers = self._editor(editor)
         prompt, seed, size = self._text("prompt", prompt), random.randrange(MAX_SEED), self._size(size)
@@ -109,12 +135,13 @@ class Handlers:
         sample = self.studio.inpaint(prompt, image, mask, [seed], size=size)
         yield from self.sessions.run(sample, [facts], request)
 
-    def on_explore(self, prompt, request: gr.Request) -> Iterator:
+    def on_explore(self, prompt: Any, request: gr.Request) -> Iterator:
         size, seed = self.studio.pipe.sizes[-1], random.randrange(MAX_SEED)
         facts = {"prompt": self._text("prompt", prompt), "seed": str(seed), "size": str(size)}
-        explore, found = self.studio.explore(facts["prompt"], seed, size), []
+        explore = self.studio.explore(facts["prompt"], seed, size)
+        found: list[Exploration] = []
 
-        def sample(progress) -> list[Image.Image]:
+        def sample(progress: Any) -> list[Image.Image]:
             found[:] = [explore(progress)]
             return found[0].images
 
@@ -126,7 +153,8 @@ class Handlers:
             stages = [(image, f"{image.width} px") for image in found[0].stages]
             yield *[gr.skip()] * 4, gr.Column(visible=True), candidates, found[0].trajectory, stages
 
-    def on_find(self, text, file) -> tuple:
+    def on_find(self, text: Any, file: Any) -> tuple:
+        assert self.index is not None  # else there is no Search tab
         query = self._image("the image", file) if file else self._text("query", text)
         with user_errors():
             found = self.index.search(query, len(self.index.stamps))
@@ -143,20 +171,20 @@ class Handlers:
         return images, status(f"{len(images)} images, the nearest first.")
 
     def on_cancel(self, request: gr.Request) -> tuple:
-        cancelled = self.studio.cancel(request.session_hash)
+        cancelled = self.studio.cancel(page_of(request))
         return status("Cancelled." if cancelled else "There was nothing to cancel."), gr.Button(interactive=False)
 
-    def on_open(self, session, request: gr.Request) -> list:
+    def on_open(self, session: Any, request: gr.Request) -> list:
         """The history of the browser session with this id; with API keys, of this id and key."""
         if not isinstance(session, str) or not re.fullmatch("[0-9a-f]{32}", session):
-            return self.sessions.histories.of(request.session_hash)
-        return self.sessions.histories.open(request.session_hash, (getattr(request, "username", None), session))
+            return self.sessions.histories.of(page_of(request))
+        return self.sessions.histories.open(page_of(request), (getattr(request, "username", None), session))
 
     def on_leave(self, request: gr.Request) -> None:
-        self.studio.cancel(request.session_hash)
-        self.sessions.histories.close(request.session_hash)
+        self.studio.cancel(page_of(request))
+        self.sessions.histories.close(page_of(request))
 
-    def on_restore(self, file) -> list:
+    def on_restore(self, file: Any) -> list:
         data = upload_bytes("the image to restore", file)
         with user_errors():
             facts = read_facts(data, "the file")
@@ -169,21 +197,21 @@ class Handlers:
     def on_select(self, event: gr.SelectData) -> int:
         return whole_number("place in the gallery", event.index, 0, MAX_BLEND_IMAGES)
 
-    def on_recall(self, history, event: gr.SelectData) -> tuple:
+    def on_recall(self, history: list, event: gr.SelectData) -> tuple:
         """Show an image of the history in the gallery, from where it can be sent to a tab."""
         return [history[whole_number("place in the history", event.index, 0, len(history) - 1)]] if history else gr.skip(), 0
 
-    def on_place(self, path: list[str], place) -> Any:
+    def on_place(self, path: list[str], place: Any) -> Any:
         return path[min(whole_number("place on the way", place, 1, MAX_BLEND_IMAGES), len(path)) - 1] if path else gr.skip()
 
     def on_play(self, playing: bool) -> tuple:
         return not playing, gr.Timer(active=not playing), "Play" if playing else "Stop"
 
-    def on_tick(self, path: list[str], place) -> int:
+    def on_tick(self, path: list[str], place: Any) -> int:
         return whole_number("place on the way", place, 1, MAX_BLEND_IMAGES) % max(len(path), 1) + 1
 
     def sender(self, tab: str) -> Callable:
-        def send(images, chosen) -> tuple:
+        def send(images: list, chosen: int) -> tuple:
             if not images:
                 raise gr.Error("Draw an image first.", print_exception=False)
             file = images[min(chosen, len(images) - 1)][0]

@@ -7,9 +7,15 @@ import shutil
 import signal
 import sys
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..io.images import UPLOAD_BYTES
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from ..server.keys import Keys
 
 
 def prepare() -> None:
@@ -44,10 +50,10 @@ def settings() -> dict[str, Any]:
 class BlockServerFunctions:
     """Answer 404 to calls of components' server functions: the page needs none, and the editor's stores all uploads."""
 
-    def __init__(self, app):
+    def __init__(self, app: "ASGIApp"):
         self.app = app
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/component_server"):
             from starlette.responses import PlainTextResponse
 
@@ -56,7 +62,7 @@ class BlockServerFunctions:
         await self.app(scope, receive, send)
 
 
-def open_page(page, port: int | None, share: bool) -> None:
+def open_page(page: Any, port: int | None, share: bool) -> None:
     """Serve the page on loopback until interrupted; with `share` also through Gradio's tunnel, with a password."""
     from starlette.middleware import Middleware
 
@@ -67,7 +73,7 @@ def open_page(page, port: int | None, share: bool) -> None:
         auth = ("unclip", secrets.token_urlsafe(12))
         print("others can open the shared address with the name {} and the password {}".format(*auth), file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that atexit deletes the files
-    options = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
+    options: dict[str, Any] = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
     middleware = [Middleware(BlockServerFunctions)]
     if not share:  # the tunnel has another host name, and the password protects it
         middleware.append(Middleware(OriginCheck, hosts=LOOPBACK))
@@ -80,7 +86,7 @@ def open_page(page, port: int | None, share: bool) -> None:
     page.block_thread()
 
 
-def mount(app, page, path: str, keys=None) -> None:
+def mount(app: "FastAPI", page: Any, path: str, keys: "Keys | None" = None) -> None:
     """Mount the page into the server's application; with `keys`, it asks for a key and its name at login."""
     import gradio as gr
 

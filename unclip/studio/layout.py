@@ -145,7 +145,7 @@ class Page:
 
     def _blend_tab(self) -> None:
         with gr.Tab("Blend", id="blend"):
-            instead = {"placeholder": "or a sentence", "max_length": MAX_PROMPT}
+            instead: dict[str, Any] = {"placeholder": "or a sentence", "max_length": MAX_PROMPT}
             with gr.Row():
                 with gr.Column(min_width=140):
                     self.first = self._upload("First image", "first")
@@ -211,10 +211,16 @@ class Page:
         with gr.Tab("Explore", id="explore"):
             *smaller, largest = sizes = self.studio.pipe.sizes
             way = f"the nearest one's way to {largest} px"
-            gr.Markdown(f"How an image forms: the embeddings that the prior imagines, and {way}.")
+            gr.Markdown(f"How an image forms: the embeddings that the prior samples, and {way}.")
             self.explored = gr.Textbox(label="Prompt", max_length=MAX_PROMPT, elem_id="explored")
             self.explore = gr.Button("Explore", variant="primary", elem_id="explore-button")
-            kwargs = {"interactive": False, "object_fit": "contain", "buttons": [], "show_label": False, "height": "auto"}
+            kwargs: dict[str, Any] = {
+                "interactive": False,
+                "object_fit": "contain",
+                "buttons": [],
+                "show_label": False,
+                "height": "auto",
+            }
             kwargs["elem_classes"] = "strip"
             with gr.Column(visible=False) as self.exploration:
                 say = "Candidates, each drawn at 64 px: the nearest to the prompt first, with its cosine to it"
@@ -260,11 +266,12 @@ class Page:
             )
 
     def _connect_events(self) -> None:
-        model = {"concurrency_limit": SESSIONS, "concurrency_id": "model"}  # the worker runs them one by one
+        model: dict[str, Any] = {"concurrency_limit": SESSIONS, "concurrency_id": "model"}  # the worker runs them one by one
         model |= {"api_visibility": "private", "show_progress": "hidden"}
         uploads = model | {"preprocess": False}  # handlers open files themselves, with limits and error messages
-        quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         shown = [self.images, self.status, self.cancel, self.history]
+        inputs: list[Any]
         inputs = [self.prompt, self.negative, self.number, self.seed, self.lock, self.size, self.guidance, self.steps]
         inputs += [self.sampler, self.transparent]
         gr.on([self.draw.click, self.prompt.submit], self.handlers.on_draw, inputs, [*shown, self.seed], **model)

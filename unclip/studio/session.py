@@ -13,7 +13,7 @@ from PIL import Image
 from ..io.images import cut_out, png_facts
 from .generation import Step, Studio
 from .history import SessionHistories
-from .validation import client_of, user_errors
+from .validation import client_of, page_of, user_errors
 
 
 class Sessions:
@@ -32,7 +32,7 @@ class Sessions:
     def _steps(self, sample: Callable, request: gr.Request) -> Iterator[Any]:
         """The steps, then the result, None if cancelled."""
         with user_errors():
-            yield (yield from self.studio.stream(request.session_hash, sample, getattr(request, "username", None)))
+            yield (yield from self.studio.stream(page_of(request), sample, getattr(request, "username", None)))
 
     def run(
         self, sample: Callable, facts: list[dict], request: gr.Request, clear: bool = False, files: list | None = None
@@ -49,21 +49,20 @@ class Sessions:
                     images = step
             self.check_content(*images or ())
         except Exception as error:
-            is_user_error = isinstance(error, gr.Error)
-            if is_user_error and images is None and self.studio.rate is not None:
+            if isinstance(error, gr.Error) and images is None and self.studio.rate is not None:
                 self.studio.rate.refund(client_of(request), len(facts))
-            say = error.message if is_user_error else "That failed; the log says more."
+            say = error.message if isinstance(error, gr.Error) else "That failed; the log says more."
             yield gr.skip(), status(say), gr.Button(interactive=False), gr.skip()
             raise
         if images is None:
-            if not self.studio.is_busy(request.session_hash):  # else a newer call replaced it, which reports itself
+            if not self.studio.is_busy(page_of(request)):  # else a newer call replaced it, which reports itself
                 yield gr.skip(), status("Cancelled."), gr.Button(interactive=False), gr.skip()
             return
         saved = [self._save(cut_out(i) if clear else i, f) for i, f in zip(images, facts, strict=True)]
         if files is not None:
             files += saved
         shown = [(path, caption(f)) for path, f in zip(saved, facts, strict=True)]
-        history = self.histories.add(request.session_hash, shown)
+        history = self.histories.add(page_of(request), shown)
         what = "The image is" if len(shown) == 1 else f"{len(shown)} images are"
         yield shown, status(f"{what} done."), gr.Button(interactive=False), history
 

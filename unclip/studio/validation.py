@@ -74,7 +74,8 @@ def inpainting_inputs(
     left, top, width, height = rectangle
     if width and height:
         box = [left * image.width, top * image.height, (left + width) * image.width, (top + height) * image.height]
-        mask.paste(255, tuple(round(min(b / 100, side)) for b, side in zip(box, image.size * 2, strict=True)))
+        x0, y0, x1, y1 = (round(min(b / 100, side)) for b, side in zip(box, image.size * 2, strict=True))
+        mask.paste(255, (x0, y0, x1, y1))
     if any(margins):
         sides = (image.width, image.width, image.height, image.height)
         new = [math.ceil(m * side / 100) for m, side in zip(margins, sides, strict=True)]
@@ -106,7 +107,13 @@ def upload_bytes(name: str, file: Any) -> bytes:
 
 
 def client_of(request: gr.Request) -> str:
+    """Whose rate a request counts on: its key's name, else its address."""
     return request.username or request.client.host
+
+
+def page_of(request: gr.Request) -> str:
+    """The id of the open page that sent a request."""
+    return request.session_hash or ""
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> int:

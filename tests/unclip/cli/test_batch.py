@@ -52,7 +52,7 @@ def test_a_file_of_prompts(command, words, tmp_path):
     assert code == 2 and "was made with another settings" in error and same(pixels(out), drawn)
     (out / names[0]).write_bytes((out / names[0]).read_bytes()[:200])
     code, _, error = command(*words, "--out", out)
-    assert code == 2 and f"{names[0]} is no whole image" in error
+    assert code == 2 and f"{names[0]} is no complete image" in error
     assert command(*words, "--out", out, "--force")[0] == 0 and same(pixels(out), drawn)
 
 

@@ -113,7 +113,7 @@ def test_the_commands(command, folder, tiny_folder, tmp_path, monkeypatch):
     assert code == 0 and {line.split("\t")[1] for line in said.splitlines()} == {"star", "ring"}
     (tmp_path / "empty").mkdir()
     code, said, error = command("search", "a star", tmp_path / "empty", "--model", tiny_folder)
-    assert code == 0 and said == "" and error.endswith(f"{tmp_path / 'empty'} holds no picture that can be read\n")
+    assert code == 0 and said == "" and error.endswith(f"{tmp_path / 'empty'} holds no image that can be read\n")
     for words, message in (
         (["search", "a", tmp_path / "none"], "none is not a folder"),
         (["search", " ", folder], "query is empty"),

@@ -166,7 +166,7 @@ def test_whole_combinations_are_held_out_in_every_style_and_by_either_name(icons
 
 
 @pytest.mark.parametrize("kind", ["three", "ground"])
-def test_three_things_and_grounding(icons, kind):
+def test_three_things_and_named_backgrounds(icons, kind):
     sampler = SceneSampler(icons, "train", kinds=(kind,), all_concepts=True)
     for n in range(100):
         plan, scene = sampler.plan(n), sampler.scene(n)

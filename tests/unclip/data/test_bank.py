@@ -206,7 +206,7 @@ def test_tokens_are_those_of_the_captions(batch, wanted, tokenizer):
     assert not spelt.attention_mask[:, length:].any()
 
 
-def test_names_are_marked_as_the_frozen_clip_marks_them(batch, wanted, frozen):
+def test_name_tokens_are_those_of_the_frozen_clip(batch, wanted, frozen):
     marked = frozen.tokens_of(wanted["caption"], wanted["spans"])
     assert torch.equal(batch["names"], marked[:, : batch["names"].shape[1]])
     assert {-1, 0, 1} == set(batch["names"].unique().tolist())
@@ -330,7 +330,7 @@ def test_attachments_keep_their_places_and_fill_the_image_as_the_sampler_lets_th
     assert (np.ptp(found, axis=0) > 0.9 * (bounds[1] - bounds[0])).all()
 
 
-def test_grounding_are_those_of_the_words_and_move_a_little(bank, batch):
+def test_backgrounds_have_the_captions_colours_with_jitter(bank, batch):
     """The corner of an image is its ground: white, or the colour that the plan names, at most 10 of 255 off."""
     corners = batch["image"][:, :, 0, 0].short()
     plans = bank.plans()

@@ -148,7 +148,7 @@ def test_held_out_ones_that_do_not_open_are_skipped_too(tmp_path):
     assert [o.caption for o in after] == [o.caption for o in before[1:]]
 
 
-def test_what_a_data_worker_cannot_read_is_told_in_its_own_words(tmp_path, command):
+def test_an_unreadable_image_in_a_data_worker_gives_one_line(tmp_path, command):
     for n in range(8):
         paint(tmp_path / f"{n}.png", n, (300, 300))
         (tmp_path / f"{n}.png").write_bytes((tmp_path / f"{n}.png").read_bytes()[:200])

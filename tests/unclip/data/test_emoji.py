@@ -90,7 +90,7 @@ def test_build_is_deterministic_and_complete(packages, tmp_path):
     assert rows == {s: list(load_from_disk(str(packages))[s]) for s in rows}
 
 
-def test_phrases_of_english_are_heard_as_concepts(packages, tiny_folder, command):
+def test_english_phrases_are_assigned_to_concepts(packages, tiny_folder, command):
     code, _, errors = command("data", "phrases", tiny_folder, "--data", packages)
     assert code == 2 and errors.count("\n") == 1 and f"unclip data emoji --out {packages} --force" in errors
     build(packages, log=lambda _: None, scenes=2)

@@ -87,7 +87,7 @@ def test_turning_back_gives_the_colours_again(degrees):
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_a_turned_sprite_has_the_colour_that_its_caption_names(colour):
+def test_a_recoloured_sprite_has_the_colour_that_its_caption_names(colour):
     sprites = [*SPRITES, render_svg(SQUARE.replace("#e23b3b", "#f0c030"), 64)]
     matrices = [recolouring_matrix(sprite, colour) for sprite in sprites]
     assert any(matrices)
@@ -95,7 +95,7 @@ def test_a_turned_sprite_has_the_colour_that_its_caption_names(colour):
         assert matrix is None or colour_share(sprite, colour, matrix) >= 0.6
 
 
-def test_a_sprite_of_many_hues_is_not_turned():
+def test_a_sprite_of_many_hues_is_not_recoloured():
     rainbow = np.full((64, 64, 4), 255, dtype=np.uint8)
     rainbow[:32, :, :3], rainbow[32:, :, :3] = (230, 30, 30), (30, 230, 230)
     assert recolouring_matrix(rainbow, "blue") is None

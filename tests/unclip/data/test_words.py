@@ -44,14 +44,14 @@ def test_a_concept_has_its_synonyms_kinds_and_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(("tags", "sense"), [(["sweet", "candles"], "baked with candles"), (["soap"], "block of soap")])
-def test_tags_say_which_sense_is_meant(tmp_path, tags, sense):
+def test_tags_choose_the_sense(tmp_path, tags, sense):
     write_words(tmp_path, ["cake bar 06 | a block of soap", "cake#2 gateau 06 | baked with candles", "act 04 | soap"], {})
     found = read(tmp_path, cake=EmojiFacts(CAKE, tags, "objects"), act=EmojiFacts("?", ["soap"], "objects")).of
     assert found["cake"].sayings == [sense]
     assert "act" not in found  # what one does is not an object
 
 
-def test_faces_are_called_by_what_they_feel(tmp_path):
+def test_faces_have_their_moods_as_names(tmp_path):
     moods = ["angry 00 &furious &mad(p) | feeling anger", "furious raging 00 | very angry", "mad(p) 00 | angry"]
     write_words(tmp_path, [], {}, {"adj": moods})
     found = read(
@@ -60,7 +60,7 @@ def test_faces_are_called_by_what_they_feel(tmp_path):
     assert found["angry face"].names == ["angry", "furious", "raging", "mad"] and "angry bird" not in found
 
 
-def test_what_many_share_says_nothing_and_long_sayings_end_at_a_clause(tmp_path):
+def test_shared_keywords_are_dropped_and_long_definitions_end_at_a_clause(tmp_path):
     long = "a thing of many parts, each of which is described here at length, and the last of them once more"
     write_words(tmp_path, [f"gadget 06 | {long}"], {str(n): ["thing", f"only {n}"] for n in range(7)} | {CAT: ["thing"]})
     found = read(
@@ -70,7 +70,7 @@ def test_what_many_share_says_nothing_and_long_sayings_end_at_a_clause(tmp_path)
     assert found["gadget"].names == [] and "c3" not in found
 
 
-def test_common_words_that_call_no_concept_are_context(tmp_path):
+def test_common_words_that_name_no_concept_are_context(tmp_path):
     nouns = ["meadow%1 4", "meadow%1 2", "cat%1 40", "house%1 9", "new_york%1 9"]
     used = [*nouns, "rare%3 4", "fluffy%3 3", "fluffy%5 3", "run%2 90"]
     write_words(tmp_path, ["cat house_cat 05 | a pet"], {}, used=used)
@@ -78,7 +78,7 @@ def test_common_words_that_call_no_concept_are_context(tmp_path):
     assert (found.nouns, found.adjectives) == (["meadow"], ["fluffy"])  # a house cat is a cat
 
 
-def test_phrases_are_heard_as_what_they_are_like(tmp_path):
+def test_phrases_are_assigned_to_the_most_similar_concept(tmp_path):
     nouns = ["cat 05 | a pet", "catkin 20 | a spike", "cake 13 | a dish"]
     adjectives = ['sweet 00 | like a cake; "the cake is a cake"']
     write_words(tmp_path, nouns, {CAKE: ["tart"]}, {"adj": adjectives, "verb": ["eat_cake 34 | dine"]})

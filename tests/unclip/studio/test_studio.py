@@ -472,7 +472,7 @@ def test_histories_are_bounded_and_follow_a_page_into_its_session(tmp_path):
     assert histories.of("one") == [] and len(histories.open("four", "session")) == 3
 
 
-def test_a_film_is_as_long_as_its_strip_and_ends_with_the_image(page, monkeypatch):
+def test_a_trajectory_has_its_length_and_ends_with_the_image(page, monkeypatch):
     from unclip.studio import generation
 
     monkeypatch.setattr(generation, "TRAJECTORY", 2)

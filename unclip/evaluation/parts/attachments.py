@@ -1,5 +1,7 @@
 """Attachments: one thing worn, held, ridden, contained by another, or in its corner."""
 
+from typing import Any
+
 import torch
 
 from .. import prompts as prompt_sets
@@ -21,20 +23,21 @@ def measure(context: EvaluationContext) -> Part:
     hits: dict[str, list[list[bool]]] = {about: [] for about in (*QUESTIONS, "all of it")}
     chances: dict[str, list[float]] = {about: [] for about in QUESTIONS}
     for prompt, images in zip(prompts, zip(drawn, real, strict=True), strict=True):
-        found, chance = detector.answers(images, prompt.plan)
+        found, chance = detector.answers(images, prompt.composition)
         found["all of it"] = [all(answers) for answers in zip(*found.values(), strict=True)]
-        for about, answers in found.items():
-            hits[about].append(answers)
+        for about, both in found.items():
+            hits[about].append(both)
         for about in QUESTIONS:
             chances[about].append(chance[about])
-    right = {about: torch.tensor(answers).float() for about, answers in hits.items()}  # [prompts, 2]: drawn, real
-    results, rows = {}, []
+    right = {about: torch.tensor(pairs).float() for about, pairs in hits.items()}  # [prompts, 2]: drawn, real
+    results: dict[str, Any] = {}
+    rows = []
     for about, answers in right.items():
         results[about] = _found(answers)
         if about in chances:
             results[about]["chance"] = sum(chances[about]) / len(prompts)
         rows.append([about, *results[about].values(), *([""] if about not in chances else [])])
-    relations = [prompt.plan.relation for prompt in prompts]
+    relations = [str(prompt.composition.relation) for prompt in prompts]
     for relation in sorted(set(relations)):
         member = torch.tensor([r == relation for r in relations])
         results[relation] = _found(right["all of it"][member])

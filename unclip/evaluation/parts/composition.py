@@ -3,6 +3,7 @@
 # N images
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from ..report import Part, Sheet, Table
 
 def measure(context: EvaluationContext) -> Part:
     """Held-out combinations: each object among a hundred, and its attribute among all values."""
-    results, rows, sheets = {}, [], []
+    results: dict[str, dict[str, Any]] = {}
+    rows, sheets = [], []
     for kind, prompts in prompt_sets.composition(
         context.icons, context.split, context.limited_count(prompt_sets.PER_KIND)
     ).items():
@@ -28,7 +30,9 @@ def measure(context: EvaluationContext) -> Part:
         real, _ = answers_of(context, context.real_renders(prompts), prompts)
         groups = {kind: torch.ones(len(prompts), dtype=torch.bool)}
         if kind == "pair":
-            groups["unrelated"] = torch.tensor([len({context.icons.groups[c] for c in p.plan.concepts}) == 2 for p in prompts])
+            groups["unrelated"] = torch.tensor(
+                [len({context.icons.groups[c] for c in p.composition.concepts}) == 2 for p in prompts]
+            )
         for group, member in groups.items():
             if not member.any():
                 continue
@@ -49,8 +53,8 @@ def measure(context: EvaluationContext) -> Part:
         marks = drawn[list(drawn)[-1]].bool().tolist()
         sheets.append(Sheet(kind, images[:24], [p.text for p in prompts[:24]], marks[:24]))
     note = (
-        "Combinations that were held out of training, of parts that were in it. Each object is told from 99 others; two by "
-        "a detector that compares each half of the image, in the judge's embeddings, with the renders of every concept. "
+        "Combinations that were held out of training, of parts that were in it. Each object is distinguished from 99 others; "
+        "two by a detector that compares each half of the image, in the judge's embeddings, with the renders of every concept. "
         "Unrelated: the pairs whose two objects are of different groups, as an animal and a tool."
     )
     columns = ["kind", "what is right", "drawn", "real renders", "of real's", "chance"]
@@ -63,7 +67,7 @@ def answers_of(context: EvaluationContext, images: Tensor, prompts: list[Prompt]
     The judge answers questions of one object, by captions; the detector those of two. All prompts have one object, or all two.
     """
     questions_of = [prompt_sets.questions(p, context.icons) for p in prompts]
-    if len(prompts[0].plan.concepts) == 2:
+    if len(prompts[0].composition.concepts) == 2:
         seen = context.pair_detector.similarities(images)
 
         def score(image: Tensor, question: prompt_sets.Question) -> Tensor:

@@ -151,8 +151,8 @@ def _most_similar(context: EvaluationContext, image: Tensor, box: Box, rows: lis
 
 def _render(context: EvaluationContext, layers: list[Layer], ground: Tensor, side: int) -> Tensor:
     """Each layer alone on the background [3]: uint8 [N, 3, side, side]."""
-    colour = tuple(int(v) for v in (ground * 255).round())
-    images = np.stack([compose_sprites([layer], context.icons.sprites, side, colour) for layer in layers])
+    red, green, blue = (int(v) for v in (ground * 255).round())
+    images = np.stack([compose_sprites([layer], context.icons.sprites, side, (red, green, blue)) for layer in layers])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 

@@ -6,7 +6,6 @@ from ...data.distort import DISTORTIONS
 from ...data.judged import distorted_icons, icon_rows
 from ..context import EvaluationContext
 from ..metrics import mean
-from ..prompts import Prompt
 from ..report import Part, Table
 
 CHECKED = 500
@@ -15,9 +14,9 @@ CHECKED = 500
 def measure(context: EvaluationContext) -> Part:
     """Recall of the judge on real renders, clean and with distortions that it was not trained with."""
     rows = icon_rows(context.icons, context.limited_count(CHECKED), seed=1)
-    wanted = [Prompt("", None, (context.icons.icons[r]["concept"],)) for r in rows]
+    concepts = [(context.icons.icons[row]["concept"],) for row in rows]
     hits = {
-        kind or "clean": context.name_recall(distorted_icons(context.icons, rows, kind, seed=1), wanted)[0]
+        kind or "clean": context.concept_recall(distorted_icons(context.icons, rows, kind, seed=1), concepts)[0]
         for kind in (None, *DISTORTIONS)
     }
     found = {kind: mean(values) for kind, values in hits.items()}

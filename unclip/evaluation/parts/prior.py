@@ -2,6 +2,8 @@
 
 # N images, D embedding dimension
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,8 @@ def measure(context: EvaluationContext) -> Part:
             embeds = context.true_embeddings(prompts)
         return context.sample(folder if way == "prior" else folder + _after(way), prompts, embeds, turn)
 
-    results, rows, shown, firsts, features = {}, [], [], {}, {}
+    results: dict[str, Any] = {}
+    rows, shown, firsts, features = [], [], {}, {}
     for way in WAYS:
         names = torch.cat([sample(way, "recognition", prompts, turn) for turn, prompts in enumerate(turns)])
         drawn = {"names": names, "scenes": sample(way, "scenes", scenes)}
@@ -57,7 +60,7 @@ def measure(context: EvaluationContext) -> Part:
         other, ours = x.chunk(2, 1)
         return frechet(other, y) - frechet(ours, y)
 
-    ahead = {}
+    ahead: dict[str, dict[str, Any]] = {}
     for way in ("text embedding", "no prior"):
         both = {kind: torch.cat([seen, features["prior"][kind]], 1) for kind, seen in features[way].items()}
         less = {kind: jackknife(distance_gain, pairs, real[kind], units[kind]) for kind, pairs in both.items()}
@@ -67,12 +70,12 @@ def measure(context: EvaluationContext) -> Part:
     counts = f"{len(turns[0])} names, each drawn {TURNS} times, and {len(scenes)} scenes"
     note = f"{counts}, the same prompts and seeds for each; Fréchet distances to real renders of the same captions."
     columns = ["", "R@1", "R@5", "Fréchet distance, names", "Fréchet distance, scenes"]
-    first = Table("What stands for the image embedding", columns, rows, note)
+    summary = Table("The decoder with different image embeddings", columns, rows, note)
     gains = [[f"than {way}", found["r1"], *map(found["frechet_distance"].get, asked)] for way, found in ahead.items()]
     note = "The prior's advantage, prompt by prompt, the seeds the same: more names first, less distance."
     gain = Table("How much better with the prior", [columns[0], columns[1], *columns[3:]], gains, note)
     second = Table("Cosine of image embeddings", ["", "cosine"], list(cosines.items()), "On the same scenes.")
-    return Part("prior", results, [first, gain, second, *shown])
+    return Part("prior", results, [summary, gain, second, *shown])
 
 
 def depends_on_prior(name: str) -> bool:

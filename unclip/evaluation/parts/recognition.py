@@ -2,6 +2,8 @@
 
 # N images, T captions
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,9 @@ def retrieval(context: EvaluationContext, name: str, title: str, prompts: list[P
     """
     drawn, real = context.sample(name, prompts), context.real_renders(prompts)
     ours, theirs = context.name_recall(drawn, prompts), context.name_recall(real, prompts)
-    chance = context.correct_names(prompts).float().mean(1)
-    results, rows = {}, []
+    chance = context.correct_names([prompt.right for prompt in prompts]).float().mean(1)
+    results: dict[str, Any] = {}
+    rows = []
     for group, member in groups.items():
         if not member.any():
             continue

@@ -28,7 +28,7 @@ def measure(context: EvaluationContext) -> Part:
     hole = torch.zeros(real.shape[-2:], dtype=torch.bool)
     hole[real.shape[-2] // 4 :, real.shape[-1] // 4 :] = True
     mask = Image.fromarray(hole.byte().mul(255).numpy())
-    tool = UnCLIPInpaintPipeline.from_pipe(context.pipe)
+    tool: Any = UnCLIPInpaintPipeline.from_pipe(context.pipe)
     tool.set_progress_bar_config(disable=True)
     settings = {k: v for k, v in context.settings.items() if k != "sampler"}  # inpainting has its own
 
@@ -49,7 +49,7 @@ def measure(context: EvaluationContext) -> Part:
         }
         for n, among in enumerate(("first", "first five"))
     }
-    results["first"]["chance"] = context.correct_names(prompts).float().mean().item()
+    results["first"]["chance"] = context.correct_names([prompt.right for prompt in prompts]).float().mean().item()
     sides = {"right": "drawn anew", "floor": "left white (floor)", "real": "real renders"}
     rows = [[name, results["first"][side], results["first five"][side]] for side, name in sides.items()]
     if drawn.shape == real.shape:

@@ -85,4 +85,4 @@ def _of_images(context: EvaluationContext, judge: StyleJudge, images: Tensor, re
         similar = context.single_concepts.nearest(some).rows
         found["style judge"].append(judge.read(some))
         found["most similar render"].append(styles(context.icons, similar.tolist()))
-    return {name: tuple((read == wanted).float() for read in both) for name, both in found.items()}
+    return {name: ((sampled == wanted).float(), (rendered == wanted).float()) for name, (sampled, rendered) in found.items()}

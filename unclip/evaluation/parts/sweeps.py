@@ -24,7 +24,7 @@ def measure(context: EvaluationContext) -> Part:
         lines: dict[str, list[tuple[float, Estimate]]] = {"R@1": [], "R@5": [], "cosine": []}
         for value in values:
             folder = "recognition" if value == own[setting] else f"sweep-{name}-{value:g}"
-            images = context.sample(folder, prompts, **{setting: value})
+            images = context.sample(folder, prompts, None, 0, **{setting: value})
             found = (*context.name_recall(images, prompts), (context.judge.see(images)[0] * wanted).sum(1))
             for line, numbers in zip(lines.values(), found, strict=True):
                 line.append((value, mean(numbers)))
