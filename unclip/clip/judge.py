@@ -25,6 +25,7 @@ from prior.blocks import Block
 from prior.storage import Int8Storage
 
 from ..io.checkpoints import components_folder, load_components
+from ..io.pixels import uint8_to_float
 from .model import CLIP, PARTS
 from .towers import mean_over_tokens
 
@@ -164,7 +165,7 @@ class Judge(CLIP):
         """Unit embeddings [N, D] and mean hidden features [N, C] of images uint8 [N, 3, H, W]."""
         embeds, features = [], []
         for chunk in images.split(batch):
-            pixels = self.preprocess(chunk.float() / 255).contiguous(memory_format=torch.channels_last)
+            pixels = self.preprocess(uint8_to_float(chunk)).contiguous(memory_format=torch.channels_last)
             output = self.image_encoder(pixels.to(self.image_encoder.device))
             embeds.append(output.image_embeds.float().cpu())
             features.append(output.last_hidden_state.float().mean(1).cpu())

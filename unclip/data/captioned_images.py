@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..io.images import open_image, square
+from ..io.pixels import to_uint8_tensor, uint8_to_float
 from .embeddings import EmbeddingCache
 from .image_files import HUB, CaptionedFiles, hub_splits, read_captioned_images
 
@@ -304,7 +305,7 @@ class CaptionedImages(Dataset):
     def held_out(self, limit: int = 2000) -> tuple[torch.Tensor, list[str]]:
         """Up to `limit` images [N, 3, S, S] in [0, 1] of this split with their captions, in order."""
         found = self.source.first(limit)
-        images = [to_uint8(square(o.image, self.size)).float() / 255 for o in found if o.image is not None]
+        images = [uint8_to_float(to_uint8(square(o.image, self.size))) for o in found if o.image is not None]
         return torch.stack(images), [o.caption for o in found]
 
 
@@ -346,4 +347,4 @@ def held_out(name: str) -> bool:
 
 def to_uint8(image: Image.Image) -> torch.Tensor:
     """The image's pixels, uint8 [3, S, S]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return to_uint8_tensor(image).contiguous()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..io.pixels import float_to_uint8, uint8_to_float
 from .render import Layer
 
 _CHUNK = 32  # layers at once on a CPU: 64 KB each, so that they fit its cache
@@ -71,10 +72,10 @@ def compose(atlas: Tensor, layers: Layers, background: Tensor, size: int = 64) -
     """
     device = layers.icons.device.type
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        ground = background.float() / 255
+        ground = uint8_to_float(background)
         blend = _blend_few if device == "cpu" and not torch.compiler.is_compiling() else _blend_all
         canvas = blend(atlas, layers, ground[:, None, :, None].expand(-1, size, -1, size))  # [B, Y, 3, X]
-        return (canvas.clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2).contiguous()
+        return float_to_uint8(canvas.clamp(0, 1)).transpose(1, 2).contiguous()
 
 
 def _blend_all(atlas: Tensor, layers: Layers, canvas: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ def _blend(patch: Tensor, canvas: Tensor) -> Tensor:
 
 def _patches(atlas: Tensor, layers: Layers, size: int) -> Tensor:
     """Single `layers` [K] resampled onto their images: premultiplied RGBA [K, Y, 4, X]; 0 outside and for padding."""
-    source = atlas[layers.icons.clamp_min(0)].transpose(2, 3).float() / 255  # [K, S, 4, S]
+    source = uint8_to_float(atlas[layers.icons.clamp_min(0)].transpose(2, 3))  # [K, S, 4, S]
     rgb, alpha = source[:, :, :3], source[:, :, 3:]
     if layers.matrices is not None:
         rgb = _recolour(rgb, layers.matrices)

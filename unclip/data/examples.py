@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from upsamplers.degrade import bsr
 
+from ..io.pixels import float_to_uint8
 from ..runtime.config import ConfigError, construct
 from .captioned_images import CaptionedImages, ImageCrops
 from .captions import concepts_of_layers, scene_spans
@@ -205,7 +206,7 @@ class Degraded(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         crop = self.crops[index]
         low = bsr(crop["image"] / 255, np.random.default_rng([self.seed, 6, index]), self.scale)
-        return crop | {"low": (low * 255).round().byte()}
+        return crop | {"low": float_to_uint8(low)}
 
 
 def seeded_noise(seed: int, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

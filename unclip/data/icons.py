@@ -15,6 +15,7 @@ from torch import Tensor
 
 from decoder.layout import POSE_SIZE
 
+from ..io.pixels import uint8_to_float
 from .captions import SIZE_WORDS, is_everyday, style_phrase, with_tone
 from .plans import NUMBERS, Scene
 from .render import BACKGROUNDS, COLOURS, area_weights, compose_sprites, compose_svg
@@ -68,7 +69,7 @@ class IconSet:
 
     def on_white(self, rows: Sequence[int]) -> Tensor:
         """The drawings of these rows: [N, 3, 64, 64] in [0, 1]."""
-        sprites = torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2).float() / 255
+        sprites = uint8_to_float(torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2))
         return sprites[:, :3] * sprites[:, 3:] + 1 - sprites[:, 3:]
 
     def in_pose(self, rows: Sequence[int], size: int = 64, opacity: bool = False) -> Tensor:
@@ -79,7 +80,7 @@ class IconSet:
         side = POSE_SIZE * size
         start = (size - side) / 2
         weights = torch.from_numpy(area_weights(self.sprites.shape[1], start, side, 0, size))  # [size, S]
-        sprites = torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2).float() / 255
+        sprites = uint8_to_float(torch.from_numpy(self.sprites[list(rows)]).permute(0, 3, 1, 2))
         colours = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)  # premultiplied
         colours = weights @ colours @ weights.T
         on_white = (colours[:, :3] + 1 - colours[:, 3:]).clamp(0, 1)

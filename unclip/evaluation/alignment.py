@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.icons import IconSet
+from ..io.pixels import float_to_uint8, uint8_to_float
 from .poses import in_pose
 
 SCALES = tuple(1 + n / 50 for n in range(-5, 6))  # 0.9 to 1.1 of the icon's size in its pose
@@ -68,7 +69,7 @@ def shifted_errors(image: Tensor, candidates: Tensor, ground: Tensor | None = No
         float32 [K, W, W] in [0, 1], W = 2 * `SHIFT` + 1.
     """
     ground = torch.ones(3) if ground is None else ground
-    a, b = (x.float() / 255 - ground[:, None, None] for x in (image, candidates))
+    a, b = (uint8_to_float(x) - ground[:, None, None] for x in (image, candidates))
     mask = torch.ones(a.shape[1:]) if inside is None else inside.float()
     a = a * mask
     side = a.shape[-1] + 2 * SHIFT
@@ -83,7 +84,7 @@ def shifted_errors(image: Tensor, candidates: Tensor, ground: Tensor | None = No
 def shift(render: Tensor, down: int, across: int, ground: Tensor | None = None) -> Tensor:
     """An image uint8 [3, S, S] moved by whole pixels; the background [3] in [0, 1], default white, fills the rest."""
     ground = torch.ones(3) if ground is None else ground
-    moved = (ground * 255).round().byte()[:, None, None].expand_as(render).clone()
+    moved = float_to_uint8(ground)[:, None, None].expand_as(render).clone()
     rows, columns = (slice(max(by, 0), render.shape[-1] + min(by, 0)) for by in (down, across))
     before, left = (slice(max(-by, 0), render.shape[-1] + min(-by, 0)) for by in (down, across))
     moved[:, rows, columns] = render[:, before, left]

@@ -17,6 +17,7 @@ from ..clip.judge import Judge
 from ..clip.model import CLIP
 from ..data.scenes import IconSet
 from ..io.checkpoints import write_beside
+from ..io.pixels import uint8_to_float
 from ..pipelines import UnCLIPPipeline, UnCLIPPriorPipeline
 from .metrics import recall_at
 from .pair_detector import PairDetector
@@ -100,7 +101,7 @@ class EvaluationContext:
         def batch(chunk: Sequence[int], generators: list[torch.Generator]) -> Tensor:
             return self.pipe.upsample(low[list(chunk)], size, generators)
 
-        return self.sample_or_load(name, texts, batch, batch=UPSAMPLER_BATCH).float() / 255
+        return uint8_to_float(self.sample_or_load(name, texts, batch, batch=UPSAMPLER_BATCH))
 
     def real_renders(self, prompts: list[Prompt]) -> Tensor:
         """Real renders of the prompts, uint8 [N, 3, 64, 64]."""
@@ -109,7 +110,7 @@ class EvaluationContext:
 
     def true_embeddings(self, prompts: list[Prompt]) -> Tensor:
         """The embeddings [N, D] that the model's own CLIP gives real renders of the prompts."""
-        return torch.cat([self.clip.encode_image(chunk.float() / 255) for chunk in self.real_renders(prompts).split(64)])
+        return torch.cat([self.clip.encode_image(uint8_to_float(chunk)) for chunk in self.real_renders(prompts).split(64)])
 
     def prior_embeddings(self, prompts: list[Prompt]) -> Tensor:
         """The embeddings [N, D] that the prior samples for the prompts, of unit length; number n by the seed of image n."""

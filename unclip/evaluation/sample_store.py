@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..io.checkpoints import write_beside
+from ..io.pixels import float_to_uint8
 from ..runtime.processes import together
 
 BATCH = 16
@@ -45,7 +46,7 @@ class SampleStore:
         for chunk in mine:
             if not all(files[n].is_file() for n in chunk):
                 generators = [torch.Generator().manual_seed(self.seed + first + n) for n in chunk]
-                sampled = (sampler(chunk, generators).float().cpu().clamp(0, 1) * 255).round().byte()
+                sampled = float_to_uint8(sampler(chunk, generators).float().cpu().clamp(0, 1))
                 for n, image in zip(chunk, sampled, strict=True):
                     _write(files[n], image)
             bar.update(len(chunk))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.captions import style_phrase
 from ..data.icons import IconSet
 from ..data.plans import split_of_icon
+from ..io.pixels import float_to_uint8, uint8_to_float
 from . import prompts as prompt_sets
 from .alignment import Match, nearest_icon
 from .poses import in_pose, jittered
@@ -60,7 +61,7 @@ class SingleConcepts:
     @cached_property
     def true_embeddings(self) -> Tensor:
         """The embeddings of `real` by the model's own CLIP: [N, D]."""
-        return torch.cat([self.context.clip.encode_image(chunk.float() / 255) for chunk in self.real.split(64)])
+        return torch.cat([self.context.clip.encode_image(uint8_to_float(chunk)) for chunk in self.real.split(64)])
 
     @cached_property
     def from_prior(self) -> Tensor:
@@ -81,8 +82,8 @@ class SingleConcepts:
         """The first `count` of `from_prior` through the upsampler, uint8 [count, 3, size, size]."""
         low = self.from_prior[:count]
         texts = [prompt.text for prompt in self.prompts[:count]]
-        large = self.context.upsample(f"upsampled-names-{low.shape[-1]}-{size}", texts, low.float() / 255, size)
-        return (large * 255).round().byte()
+        large = self.context.upsample(f"upsampled-names-{low.shape[-1]}-{size}", texts, uint8_to_float(low), size)
+        return float_to_uint8(large)
 
     def nearest(self, images: Tensor) -> Match:
         """For each of the names' images the most similar real render of the name, of any style."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..clip.judge import SHIPPED
 from ..data.icon_packages import STYLES
+from ..io.pixels import uint8_to_float
 from .metrics import gradient_magnitude, object_mask
 
 FILE = SHIPPED / "style.safetensors"
@@ -56,7 +57,7 @@ class StyleJudge(nn.Module):
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
         """Numbers in `STYLES` [N] of images uint8 [N, 3, 64, 64]."""
-        return self(torch.cat([features(chunk.float() / 255) for chunk in images.split(BATCH)])).argmax(1)
+        return self(torch.cat([features(uint8_to_float(chunk)) for chunk in images.split(BATCH)])).argmax(1)
 
 
 def features(images: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def train(images: Tensor, styles: Tensor, views: int = 4, updates: int = 1500, s
         styles: numbers in `STYLES` [N].
     """
     generator = torch.Generator().manual_seed(seed)
-    clean = images.float() / 255
+    clean = uint8_to_float(images)
     found = torch.cat(
         [features(chunk) for n in range(views + 1) for chunk in (augmented(clean, generator) if n else clean).split(BATCH)]
     )

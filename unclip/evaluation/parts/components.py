@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...io.pixels import uint8_to_float
 from ..context import EvaluationContext
 from ..metrics import mean, object_mask
 from ..report import Part, Sheet, Table
@@ -57,7 +58,7 @@ def component_counts(images: Tensor) -> Tensor:
 
     `images` uint8 [N, 3, S, S], on white. Every pixel takes the largest label of its neighbours, until none changes.
     """
-    inside = object_mask(images.float() / 255)
+    inside = object_mask(uint8_to_float(images))
     numbers = torch.arange(1, inside[0].numel() + 1, dtype=torch.float32).view_as(inside[0])
     labels = numbers * inside  # [N, S, S], 0 outside
     while True:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.scenes import IconSet, split_of_icon
+from ...io.pixels import uint8_to_float
 from .. import prompts as prompt_sets
 from ..context import SCENES, EvaluationContext
 from ..metrics import frechet, jackknife, kernel_distance, mean, precision_recall
@@ -67,7 +68,7 @@ def training_renders(icons: IconSet) -> tuple[Tensor, Tensor]:
     rows = [n for n, i in enumerate(icons.icons) if split_of_icon(i["concept"], i["style"], all_concepts=True) == "train"]
     kept = []
     for start in range(0, len(rows), 512):
-        white = _on_white(icons, torch.tensor(rows[start : start + 512])).float() / 255
+        white = uint8_to_float(_on_white(icons, torch.tensor(rows[start : start + 512])))
         for side in (55, 58, 61):
             small = F.interpolate(white, (side, side), mode="area")
             left = (64 - side) // 2
@@ -78,7 +79,7 @@ def training_renders(icons: IconSet) -> tuple[Tensor, Tensor]:
 
 def nearest_render(images: Tensor, training: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Root mean square difference [N] of images uint8 [N, 3, 64, 64] to their nearest training render, and its row [N]."""
-    small = F.avg_pool2d(images.float() / 255, images.shape[-1] // 16).flatten(1)
+    small = F.avg_pool2d(uint8_to_float(images), images.shape[-1] // 16).flatten(1)
     found = [torch.cdist(chunk, training[0]).min(1) for chunk in small.split(256)]
     distance = torch.cat([f.values for f in found]) / small.shape[1] ** 0.5
     return distance, training[1][torch.cat([f.indices for f in found])]

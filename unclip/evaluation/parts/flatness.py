@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...data.icons import IconSet
 from ...data.render import Layer, compose_svg, flatten, render_svg
+from ...io.pixels import uint8_to_float
 from ..context import EvaluationContext
 from ..metrics import colour_count, flat_share, median
 from ..poses import POSE
@@ -22,7 +23,7 @@ def measure(context: EvaluationContext) -> Part:
     """Medians of the flat share of the object and of the number of colours that cover 90% of it, beside real renders'."""
     singles, sizes = context.single_concepts, context.pipe.sizes
     pairs = {sizes[0]: (singles.from_prior, singles.real)}
-    true = {name: median(statistic(singles.from_true.float() / 255)) for name, statistic in STATISTICS.items()}
+    true = {name: median(statistic(uint8_to_float(singles.from_true))) for name, statistic in STATISTICS.items()}
     if len(sizes) > 1:
         count = context.limited_count(LARGE)
         pairs[sizes[1]] = (singles.upsampled(sizes[1], count), rendered_in_pose(context.icons, singles.rows[:count], sizes[1]))
@@ -31,7 +32,7 @@ def measure(context: EvaluationContext) -> Part:
         found = {}
         for name, statistic in STATISTICS.items():
             sides = {"sampled": sampled, "real": real}
-            found[name] = {side: median(statistic(images.float() / 255)) for side, images in sides.items()}
+            found[name] = {side: median(statistic(uint8_to_float(images))) for side, images in sides.items()}
         results[f"{size} px"] = found
     rows = [[size, name, *found[name].values()] for size, found in results.items() for name in STATISTICS]
     first = f"{sizes[0]} px"

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...io.pixels import uint8_to_float
 from ..alignment import Match, nearest_icon
 from ..context import EvaluationContext
 from ..metrics import Estimate, mean, psnr
@@ -43,7 +44,7 @@ def measure(context: EvaluationContext) -> Part:
 def _real(context: EvaluationContext) -> dict[str, Estimate]:
     """PSNR of real renders at another size and place, at half the resolution, and of another style."""
     singles = context.single_concepts
-    exact = singles.real.float() / 255
+    exact = uint8_to_float(singles.real)
     small = F.interpolate(F.avg_pool2d(exact, 2), exact.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
     moved = mean(singles.nearest_to_jittered.psnr)
     found = {"another size and place": moved, "half the resolution, enlarged again": mean(psnr(small, exact))}

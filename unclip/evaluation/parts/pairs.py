@@ -1,5 +1,6 @@
 """Samples of common concepts, for comparison of two models by eye (`benchmarks/pairs.py` joins two reports)."""
 
+from ...io.pixels import float_to_uint8, uint8_to_float
 from .. import prompts as prompt_sets
 from ..context import EvaluationContext, UnsupportedPart
 from ..metrics import mean, ratio
@@ -15,7 +16,7 @@ def measure(context: EvaluationContext) -> Part:
     images, folder = context.sample("common", prompts), "common"
     if len(sizes) > 1:
         folder = f"upsampled-common-{sizes[0]}-{sizes[1]}"
-        images = (context.upsample(folder, texts, images.float() / 255, sizes[1]) * 255).round().byte()
+        images = float_to_uint8(context.upsample(folder, texts, uint8_to_float(images), sizes[1]))
     sampled, real = (context.name_recall(some, prompts) for some in (images, context.real_renders(prompts)))
     results = {
         "r1": mean(sampled[0]),

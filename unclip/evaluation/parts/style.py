@@ -11,6 +11,7 @@ from ...data.icon_packages import STYLES
 from ...data.icons import IconSet
 from ...data.judged import distorted_icons, icon_rows
 from ...data.plans import split_of_concept
+from ...io.pixels import uint8_to_float
 from ..context import EvaluationContext
 from ..metrics import mean, ratio
 from ..poses import in_pose
@@ -61,7 +62,7 @@ def _of_embeddings(context: EvaluationContext, real: Tensor) -> dict[str, tuple[
     icons, rows = context.icons, icon_rows(context.icons)
 
     def encoded(images: Tensor) -> Tensor:
-        return torch.cat([context.clip.encode_image(chunk.float() / 255).cpu() for chunk in images.split(BATCH)])
+        return torch.cat([context.clip.encode_image(uint8_to_float(chunk)).cpu() for chunk in images.split(BATCH)])
 
     known = encoded(in_pose(icons, rows))
     own = [icons.icons[row] for row in context.single_concepts.rows]

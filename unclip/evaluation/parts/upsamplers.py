@@ -13,6 +13,7 @@ from upsamplers.model import resize
 from ...data.judged import icon_rows
 from ...data.render import flatten, render_svg
 from ...data.scenes import split_of_concept
+from ...io.pixels import float_to_uint8, uint8_to_float
 from .. import prompts as prompt_sets
 from ..context import EvaluationContext, UnsupportedPart
 from ..metrics import mean, psnr, ratio, sharpness, ssim
@@ -30,11 +31,11 @@ def measure(context: EvaluationContext) -> Part:
     rows = [r for r in icon_rows(icons, seed=2) if split_of_concept(icons.icons[r]["concept"]) == split]
     rows = context.limited(rows, ENLARGED)
     texts = [icons.icons[r]["concept"] for r in rows]
-    truth = {sizes[-1]: torch.stack([_render(icons.icons[r]["svg"], sizes[-1]) for r in rows]).float() / 255}
+    truth = {sizes[-1]: uint8_to_float(torch.stack([_render(icons.icons[r]["svg"], sizes[-1]) for r in rows]))}
     for size in reversed(sizes[:-1]):
         truth[size] = F.avg_pool2d(truth[sizes[-1]], sizes[-1] // size)
-    drawn = (
-        context.sample("recognition", context.limited(prompt_sets.recognition(icons, context.split), ENLARGED)).float() / 255
+    drawn = uint8_to_float(
+        context.sample("recognition", context.limited(prompt_sets.recognition(icons, context.split), ENLARGED))
     )
     results, lines, generated, shown = {}, [], [], []
     for low, high in zip(sizes, sizes[1:], strict=False):
@@ -89,6 +90,6 @@ def _strip(title: str, true: Tensor, plain: Tensor, ours: Tensor, texts: list[st
     side, size = 192, true.shape[-1]
     left = (size - side) // 2
     rows = torch.stack([true[:count], plain[:count], ours[:count]], 1).flatten(0, 1)
-    crops = (rows[..., left : left + side, left : left + side] * 255).round().byte()
+    crops = float_to_uint8(rows[..., left : left + side, left : left + side])
     labels = [f"{t}, {how}" for t in texts[:count] for how in ("true", "bicubic", "enlarged")]
     return Sheet(title, crops, labels, side=192)

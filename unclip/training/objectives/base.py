@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from ... import networks
 from ...io.checkpoints import save_components
+from ...io.pixels import float_to_uint8
 from ...runtime.compiling import forget_broken
 from ...runtime.config import ConfigError
 
@@ -132,6 +133,6 @@ def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
     missing = -len(images) % columns
     images = torch.cat([images, torch.ones(missing, *images.shape[1:])])
     rows = [torch.cat(list(row), -1) for row in images.split(columns)]
-    pixels = (torch.cat(rows, -2) * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels = float_to_uint8(torch.cat(rows, -2)).permute(1, 2, 0).numpy()
     sheet = Image.fromarray(pixels)
     return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST) if scale > 1 else sheet
