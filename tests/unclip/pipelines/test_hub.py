@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import huggingface_hub
 import pytest
@@ -91,7 +92,9 @@ def test_killed_in_the_middle_nothing_is_there_and_the_next_push_goes_on(fake, m
     process = None
 
     def kill(number: int) -> None:
-        if number == 3:
+        if number >= 3:  # of several that come at the same time
+            while not fake.objects:
+                time.sleep(0.01)
             process.kill()
             raise ConnectionResetError
 
@@ -105,7 +108,7 @@ def test_killed_in_the_middle_nothing_is_there_and_the_next_push_goes_on(fake, m
     before, fake.puts, fake.before_put = set(fake.objects), 0, lambda number: None
     push_folder(model, REPO)
     assert fake.files(REPO) == contents(model)
-    assert fake.puts == len(fake.objects.keys() - before), "what had arrived is not sent again"
+    assert 0 < fake.puts <= len(fake.objects) - len(before), "what had arrived is not sent again"
 
 
 @pytest.mark.parametrize("change", ["incomplete", "unauthorised"])
