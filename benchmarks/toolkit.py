@@ -27,9 +27,10 @@ from unclip import (
     UnCLIPTextDiffPipeline,
 )
 from unclip.clip.search import Index, classify
-from unclip.diffusion.latents import AXES_FILE, PrincipalAxes
+from unclip.diffusion.latents import PrincipalAxes
 from unclip.evaluation.metrics import psnr
 from unclip.io.checkpoints import resolve
+from unclip.io.hub import AXES_FILE
 from unclip.io.images import with_margins
 from unclip.pipelines.rerank import rerank
 

@@ -13,9 +13,11 @@ from .embed import embed
 from .evaluate import evaluate
 from .generate import generate, rerank
 from .images import install_hint
+from .inspect import inspect
 from .latent import edit, inpaint, interpolate, outpaint, pca, variations
 from .plan import plan
 from .plot import plot
+from .push import push
 from .serve import serve
 from .studio import app as studio
 from .train import export, train
@@ -102,7 +104,7 @@ def _options(
 
 
 sampling = (generate, rerank, variations, interpolate, edit, inpaint, outpaint, pca, classify, search)
-for command in (*sampling, embed, serve, evaluate, plan, train, plot, export):
+for command in (*sampling, embed, serve, evaluate, plan, train, plot, export, push, inspect):
     app.command()(command)
 app.command("app")(studio)
 convert_app.command()(karlo)

@@ -12,7 +12,7 @@ import typer
 
 from .batch import read_prompts, sample_all
 from .images import load, output_files, save, slug
-from .options import Device, Dtype, Force, LowMemory, Model, Sampler, Seed, Size, Steps, Transparent
+from .options import Device, Dtype, Force, LowMemory, Model, NoMetadata, Sampler, Seed, Size, Steps, Transparent
 
 Prompts = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; several sentences give several images.")
@@ -80,12 +80,15 @@ def generate(  # noqa: PLR0913 - the parameters of a command are its options
     dtype: Dtype = "auto",
     model: Model = "emoji",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Draw images of sentences and print the files' names."""
     if (not prompts) == (prompts_file is None):
         raise ValueError("give one PROMPT or several, or --prompts FILE" + (", not both" if prompts else ""))
     if prompts_file is not None and profile:
         raise ValueError("--profile goes with PROMPT, not with --prompts FILE")
+    if prompts_file is not None and no_metadata:
+        raise ValueError("--no-metadata goes with PROMPT: --prompts FILE tells by the metadata what is drawn already")
     jobs = jobs_of(read_prompts(prompts_file) if prompts_file is not None else prompts or [], num_images, seed)
     settings = {
         "size": size,
@@ -100,7 +103,7 @@ def generate(  # noqa: PLR0913 - the parameters of a command are its options
         "clip_guidance": clip_guidance,
         "style": style,
     }
-    request = Request(jobs, settings, model, device, dtype, transparent, low_memory, compile_networks)
+    request = Request(jobs, settings, model, device, dtype, transparent, low_memory, compile_networks, no_metadata)
     if prompts_file is not None:
         _generate_file(request, out, force)
     else:
@@ -133,6 +136,7 @@ class Request:
     transparent: bool
     low_memory: bool
     compile_networks: bool
+    no_metadata: bool = False
 
     def sample(self, jobs: list[Job], pipe: Any) -> list:
         """One image for each job."""
@@ -201,7 +205,8 @@ def _generate_prompts(request: Request, out: Path | None, profile: bool, force: 
         with timed.watch(pipe) if profile and start == 0 else nullcontext():
             images = request.sample(chunk, pipe)
         for image, (prompt, seed), path in zip(images, chunk, files[start : start + batch], strict=True):
-            save(image, path, {"prompt": prompt, "seed": str(seed), "model": request.model})
+            facts = {"prompt": prompt, "seed": str(seed), "model": request.model}
+            save(image, path, None if request.no_metadata else facts)
             print(path)
     if profile:
         _print_profile(pipe, timed, counted, min(batch, len(jobs)))
@@ -230,6 +235,7 @@ def rerank(  # noqa: PLR0913 - the parameters of a command are its options
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Draw many small images, keep those that CLIP finds nearest to the prompt, and draw these in full."""
     import torch
@@ -255,5 +261,6 @@ def rerank(  # noqa: PLR0913 - the parameters of a command are its options
     best = ranked(pipe, prompt, candidates, keep, seed, images_at_once(64), bar, **settings)
     for (score, number), path in zip(tqdm(best, desc="drawing the best", file=sys.stderr), files, strict=True):
         image = pipe(prompt, generator=[torch.Generator().manual_seed(number)], size=size, **settings).images[0]
-        save(image, path, {"prompt": prompt, "seed": str(number), "model": model, "score": f"{score:.4f}"}, transparent)
+        facts = {"prompt": prompt, "seed": str(number), "model": model, "score": f"{score:.4f}"}
+        save(image, path, None if no_metadata else facts, transparent)
         print(path)

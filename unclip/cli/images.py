@@ -120,12 +120,15 @@ def row(images: list) -> Any:
     return sheet
 
 
-def save(image: Any, path: Path, facts: dict[str, str], transparent: bool = False) -> None:
-    """Write a PNG atomically with `facts` as text chunks; `transparent` removes the white background."""
-    from ..io.images import cut_out, png_facts
+def save(image: Any, path: Path, facts: dict[str, str] | None, transparent: bool = False) -> None:
+    """Write a PNG atomically that says that it is synthetic, with `facts` as text chunks.
+
+    `transparent` removes the white background.
+    """
+    from ..io.images import cut_out, save_image
 
     image = cut_out(image) if transparent else image
-    write(path, lambda file: image.save(file, format="PNG", pnginfo=png_facts(facts)))
+    write(path, lambda file: save_image(image, file, facts))
 
 
 def write(path: Path, save_to: Callable[[Path], object]) -> None:

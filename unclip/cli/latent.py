@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .images import check_free, embedding_bar, load, output_files, row, save, write
-from .options import DecoderSteps, Device, Dtype, Force, Model, Sampler, Seed, Size, Transparent
+from .options import DecoderSteps, Device, Dtype, Force, Model, NoMetadata, Sampler, Seed, Size, Transparent
 
 
 def variations(  # noqa: PLR0913 - the parameters of a command are its options
@@ -25,6 +25,7 @@ def variations(  # noqa: PLR0913 - the parameters of a command are its options
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Draw other images with the same content and style."""
     import torch
@@ -50,7 +51,7 @@ def variations(  # noqa: PLR0913 - the parameters of a command are its options
         ).images[0]
         facts = {"variation_of": image.name, "seed": str(seed + n), "model": model}
         facts |= ({"eta": str(eta)} if eta is not None else {}) | ({"prompt": prompt} if prompt else {})
-        save(drawn, path, facts, transparent)
+        save(drawn, path, None if no_metadata else facts, transparent)
         print(path)
 
 
@@ -67,10 +68,12 @@ def interpolate(  # noqa: PLR0913 - the parameters of a command are its options
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Draw the path from one image or sentence to another: single images, a grid and an animated WebP."""
     import torch
 
+    from ..io.images import xmp_packet
     from ..pipelines import UnCLIPInterpolationPipeline
 
     if not 2 <= steps <= 1000:
@@ -89,8 +92,8 @@ def interpolate(  # noqa: PLR0913 - the parameters of a command are its options
     ).images
     facts = {"from": a, "to": b, "seed": str(seed), "model": model}
     for n, (path, result) in enumerate(zip(files, drawn, strict=False)):
-        save(result, path, facts | {"share": f"{n / (steps - 1):.4f}"})
-    save(row(drawn), files[-2], facts)
+        save(result, path, None if no_metadata else facts | {"share": f"{n / (steps - 1):.4f}"})
+    save(row(drawn), files[-2], None if no_metadata else facts)
     there_and_back = drawn + drawn[-2:0:-1]
     animation: dict[str, Any] = {
         "format": "WEBP",
@@ -98,6 +101,7 @@ def interpolate(  # noqa: PLR0913 - the parameters of a command are its options
         "append_images": there_and_back[1:],
         "duration": 120,
         "loop": 0,
+        "xmp": xmp_packet({}),
     }
     write(files[-1], lambda file: there_and_back[0].save(file, **animation))
     for path in files:
@@ -122,6 +126,7 @@ def pca(  # noqa: PLR0913 - the parameters of a command are its options
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Draw what the first principal components of an image's embedding hold, ever more of them."""
     import torch
@@ -142,8 +147,8 @@ def pca(  # noqa: PLR0913 - the parameters of a command are its options
     drawn = pipe(original, axes, counts, generator=torch.Generator().manual_seed(seed), **settings).images
     facts = {"pca_of": image.name, "seed": str(seed), "model": model}
     for path, result, kept in zip(files, drawn, counts, strict=False):
-        save(result, path, facts | {"components": str(kept)})
-    save(row(drawn), out / "grid.png", facts | {"components": " ".join(map(str, counts))})
+        save(result, path, None if no_metadata else facts | {"components": str(kept)})
+    save(row(drawn), out / "grid.png", None if no_metadata else facts | {"components": " ".join(map(str, counts))})
     if save_axes:
         write(save_axes, axes.save)
     for path in files:
@@ -164,6 +169,7 @@ def edit(  # noqa: PLR0913 - the parameters of a command are its options
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Change an image as one sentence differs from another (a text diff)."""
     import torch
@@ -179,7 +185,7 @@ def edit(  # noqa: PLR0913 - the parameters of a command are its options
     drawn = pipe(original, target, source, strengths, generator=torch.Generator().manual_seed(seed), size=size, **steps).images
     for path, result, share in zip(files, drawn, strengths, strict=True):
         facts = {"edit_of": image.name, "from": source, "to": target, "strength": f"{share:g}"}
-        save(result, path, facts | {"seed": str(seed), "model": model}, transparent)
+        save(result, path, None if no_metadata else facts | {"seed": str(seed), "model": model}, transparent)
         print(path)
 
 
@@ -195,6 +201,7 @@ def inpaint(  # noqa: PLR0913 - the parameters of a command are its options
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Inpaint the white part of a mask; the rest of the image is kept to the pixel."""
     from ..io.images import open_image
@@ -203,7 +210,7 @@ def inpaint(  # noqa: PLR0913 - the parameters of a command are its options
     settings: dict[str, Any] = {"size": size, "decoder_num_inference_steps": decoder_steps}
     images = open_image(image), open_image(mask)
     path = _single_file(out, force)
-    save(_inpainted((model, device, dtype), prompt, images, seed, settings), path, facts)
+    save(_inpainted((model, device, dtype), prompt, images, seed, settings), path, None if no_metadata else facts)
     print(path)
 
 
@@ -222,6 +229,7 @@ def outpaint(  # noqa: PLR0913 - the parameters of a command are its options
     device: Device = None,
     dtype: Dtype = "auto",
     force: Force = False,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Draw what lies beyond an image's edges."""
     from ..io.images import open_image, with_margins
@@ -236,7 +244,7 @@ def outpaint(  # noqa: PLR0913 - the parameters of a command are its options
     facts = {"outpaint_of": image.name, "margins": str(margins), "prompt": prompt, "seed": str(seed), "model": model}
     settings: dict[str, Any] = {"size": size, "decoder_num_inference_steps": decoder_steps}
     path = _single_file(out, force)
-    save(_inpainted((model, device, dtype), prompt, (canvas, mask), seed, settings), path, facts)
+    save(_inpainted((model, device, dtype), prompt, (canvas, mask), seed, settings), path, None if no_metadata else facts)
     print(path)
 
 

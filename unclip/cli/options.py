@@ -20,3 +20,7 @@ LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Read each network's weights when its stage begins, and let them go after it.")
 ]
 Transparent = Annotated[bool, typer.Option("--transparent", help="Cut the white background out, for stickers.")]
+NoMetadata = Annotated[
+    bool,
+    typer.Option("--no-metadata", help="Leave prompt, seed and model out of the file; it still says that it is synthetic."),
+]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..io.checkpoints import check_safetensors, save_tensors
 
-AXES_FILE = "image_components.safetensors"  # in a model folder, of the embeddings that its stages were trained on
 EPSILON = 1e-7
 
 

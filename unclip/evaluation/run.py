@@ -14,8 +14,8 @@ from .. import __version__
 from ..clip.judge import Judge
 from ..data.scenes import IconSet
 from ..io.checkpoints import resolve
+from ..io.hub import DISTILLED_FILE
 from ..pipelines import UnCLIPPipeline
-from ..pipelines.distilled import FILE as DISTILLED
 from ..runtime.config import nearest
 from .context import SCENES, TURN, EvaluationContext, UnsupportedPart
 from .parts import PARTS
@@ -144,7 +144,7 @@ def _protocol_of_images(settings: Settings, pipe: UnCLIPPipeline) -> dict[str, A
     """Everything that determines the images: if one of these changes, it is another evaluation."""
     folder, data = resolve(settings.model), Path(settings.data) / "icons.json.gz"
     distilled = settings.sampling.get("sampler") == "distilled"
-    left_out = {"model_index.json"} if distilled else {"model_index.json", DISTILLED}  # `sampling` below covers the first
+    left_out = {"model_index.json"} if distilled else {"model_index.json", DISTILLED_FILE}  # `sampling` below covers the first
     files: dict[str, list[Path]] = {"weights": [], **{key: [] for key in DEPENDENCES}}
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name not in left_out):
         component = path.relative_to(folder).parts[0]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..io.checkpoints import write_beside
+from ..io.images import save_image
 from ..io.pixels import float_to_uint8
 from ..runtime.processes import together
 
@@ -62,7 +63,7 @@ class SampleStore:
 
 
 def _write(path: Path, image: Tensor) -> None:
-    write_beside(path, lambda partial: Image.fromarray(image.permute(1, 2, 0).numpy()).save(partial, "PNG"))
+    write_beside(path, lambda partial: save_image(Image.fromarray(image.permute(1, 2, 0).numpy()), partial))
 
 
 def read_images(files: Sequence[Path]) -> Tensor:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..runtime.memory import readable_size
+from .hub import fetch
 from .moved import class_module
 
 # The statistics that whiten a prior's embeddings; where they are missing, diffusers keeps the defaults without an error.
@@ -184,32 +185,25 @@ def _sha256(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- pipelines
 
 
-def resolve(model: str | Path, revision: str | None = None, **hub: Any) -> Path:
+def resolve(
+    model: str | Path, revision: str | None = None, variant: str | None = None, subfolder: str | None = None, **hub: Any
+) -> Path:
     """The folder of a model: the name of a shipped one ("emoji"), a folder, or a Hub id (fetched, safetensors only).
 
-    `hub` are options of its client: cache_dir, token, local_files_only, force_download. Raises ValueError, in one line, for a
-    name that is none of these and for a Hub that cannot be reached.
+    `subfolder` is where in the folder or repository the model is. Of a Hub id with a `variant`, no other networks' weights
+    are fetched. `hub` are options of its client: cache_dir, token, local_files_only, force_download. Raises ValueError, in one
+    line, for a name that is none of these and for a Hub that cannot be reached.
     """
     name = str(model)
     if (PRETRAINED / name / "model_index.json").is_file() and "/" not in name:
         return PRETRAINED / name
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return folder / (subfolder or "")
     shipped = sorted(p.parent.name for p in PRETRAINED.glob("*/model_index.json"))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"unknown model {name!r}: not a shipped model ({', '.join(shipped) or 'none'}), a folder, or a Hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    allowed = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, **hub))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"model {name!r} is no folder and not in the Hub's cache, and the Hub cannot be reached") from error
-    except Exception as error:  # the Hub client raises a dozen kinds: not found, gated, time-out
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {name!r} is neither a folder nor could it be fetched from the Hub: {reason}") from error
+    return fetch(name, revision, variant, subfolder, **hub)
 
 
 def check_folder(folder: Path, lacking: Collection[str] = (), variant: str | None = None) -> dict[str, Any]:

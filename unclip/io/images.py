@@ -2,8 +2,11 @@
 
 import io
 import logging
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from xml.sax.saxutils import quoteattr, unescape
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
@@ -15,6 +18,11 @@ MAX_PIXELS = 100_000_000
 # Limits of uploads: such files decode within a second or two, whatever they contain.
 UPLOAD_BYTES, UPLOAD_PIXELS, UPLOAD_SCANS = 10 * 2**20, 4096 * 4096, 64
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
+XMP_CHUNK = "XML:com.adobe.xmp"  # the keyword of a PNG's text chunk with XMP
+IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+OWN_NAMES = "urn:unclip:settings"
+QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 90}}
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -146,20 +154,89 @@ def _reached_from_border(free: np.ndarray) -> np.ndarray:
     return reached
 
 
-def png_facts(facts: dict[str, str]) -> PngInfo:
-    """Text chunks with the settings that an image was sampled with and this package's version, for `Image.save(pnginfo=)`."""
+def save_image(
+    image: Image.Image, file: Path | io.BytesIO, facts: Mapping[str, str] | None = None, format: str = "PNG"
+) -> None:
+    """Write a PNG, JPEG or WebP that says that it is synthetic and, where given, the settings that it was sampled with.
+
+    A PNG has the settings in text chunks, the others in XMP, where all three have IPTC's digital source type. Raises
+    ValueError for another format.
+    """
+    if format == "PNG":
+        image.save(file, format=format, pnginfo=png_facts(facts))
+    elif format in ("JPEG", "WEBP"):
+        image.save(file, format=format, xmp=xmp_packet(_with_version(facts)), **QUALITY[format])
+    else:
+        raise ValueError(f"format must be PNG, JPEG or WEBP, got {format!r}")
+
+
+def png_facts(facts: Mapping[str, str] | None = None) -> PngInfo:
+    """Chunks for `Image.save(pnginfo=)`: XMP that says that an image is synthetic and, as texts, the settings that it was
+    sampled with and this package's version. Without settings (None) there are no texts.
+    """
+    info = PngInfo()
+    for key, value in _with_version(facts).items():
+        info.add_itxt(key, value.encode(errors="replace").decode())  # a file's name may not be valid Unicode
+    info.add_itxt(XMP_CHUNK, xmp_packet({}).decode())
+    return info
+
+
+def _with_version(facts: Mapping[str, str] | None) -> dict[str, str]:
     from .. import __version__
 
-    info = PngInfo()
-    for key, value in (facts | {"version": __version__}).items():
-        info.add_itxt(key, value.encode(errors="replace").decode())  # a file's name may not be valid Unicode
-    return info
+    return {} if facts is None else {**facts, "version": __version__}
+
+
+def xmp_packet(facts: Mapping[str, str]) -> bytes:
+    """XMP with IPTC's `digitalSourceType` = trainedAlgorithmicMedia, and with `facts` as properties of this package's.
+
+    Source: IPTC Photo Metadata Standard 2023.2; Adobe's XMP specification, part 1, section 7.
+    """
+    kept = {name: value.encode(errors="replace").decode() for name, value in facts.items()}
+    own = "".join(f" unclip:{name}={quoteattr(_without_controls(value))}" for name, value in kept.items())
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="{IPTC}" xmlns:unclip="{OWN_NAMES}"'
+        f' Iptc4xmpExt:DigitalSourceType="{SYNTHETIC}"{own}/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+    ).encode()
+
+
+def _without_controls(text: str) -> str:
+    """XML 1.0 has no control characters but tab, line feed and carriage return."""
+    return "".join(c if c >= " " or c in "\t\n\r" else "\ufffd" for c in text)
+
+
+def open_with_metadata(source: Path) -> Image.Image:
+    """An image file as it is, with its metadata. Raises ValueError, naming the file, for what `open_image` raises it for."""
+    source = source.expanduser()
+    if not source.is_file():
+        raise ValueError(f"{source} is not a file")
+    _load(source, source, MAX_PIXELS)  # complains of what cannot be read
+    with Image.open(source) as file:
+        file.load()  # a PNG's text may stand behind its pixels
+        return file
+
+
+def stated(image: Image.Image) -> dict[str, str]:
+    """What an opened image file says of itself: `digital_source_type`, and the settings that it was sampled with."""
+    text = image.info.get(XMP_CHUNK) or image.info.get("xmp") or b""
+    found = {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str) and k != XMP_CHUNK}
+    packet = text.decode(errors="replace") if isinstance(text, bytes) else text
+    for name, quoted, bare in re.findall(r"""([\w]+:[\w.-]+)=(?:"([^"]*)"|'([^']*)')""", packet):
+        prefix, key = name.split(":")
+        value = unescape(quoted or bare, {"&quot;": '"', "&apos;": "'", "&#10;": "\n", "&#9;": "\t", "&#13;": "\r"})
+        if key == "DigitalSourceType":
+            found["digital_source_type"] = value.rsplit("/", 1)[-1]
+        elif prefix == "unclip":
+            found[key] = value
+    return found
 
 
 def read_facts(data: bytes, name: str) -> dict[str, str]:
     """What `png_facts` wrote into a PNG file. Raises ValueError, calling it `name`, where it wrote none, or for no image."""
     image = open_upload(data, name)
-    facts = {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
+    facts = {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str) and k != XMP_CHUNK}
     if "version" not in facts:
         raise ValueError(f"{name} does not say how it was made: it is no PNG that unclip drew, or was converted since")
     return facts

@@ -9,8 +9,9 @@ import torch
 from ..clip.model import CLIP
 from ..clip.search import BATCH, Index
 from ..data.scenes import IconSet, split_of_icon
-from ..diffusion.latents import AXES_FILE, PrincipalAxes
+from ..diffusion.latents import PrincipalAxes
 from ..io.checkpoints import resolve
+from ..io.hub import AXES_FILE
 
 
 def axes_of(

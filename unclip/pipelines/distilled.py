@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..io.checkpoints import check_safetensors, save_tensors
 
-FILE = "decoder_distilled.safetensors"  # in a model folder, beside the full decoder
 _FACTORS = ("lora_A", "lora_B")
 
 

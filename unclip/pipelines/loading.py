@@ -15,16 +15,20 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from decoder import Decoder
 from upsamplers import Upsampler
 
-from ..diffusion.latents import AXES_FILE
-from ..io.checkpoints import check_folder, holds_network, import_own_modules, ready_to_share, resolve
+from ..io.checkpoints import (
+    check_folder,
+    holds_network,
+    import_own_modules,
+    ready_to_share,
+    resolve,
+)
+from ..io.hub import AXES_FILE, CARD, DISTILLED_FILE
 from ..io.moved import CLASSES, class_module
-from .distilled import FILE as DISTILLED
 from .distilled import Distilled
 from .hub import PUSH_OPTIONS, push_folder
 from .lora import LoRAMixin
 from .residency import Residency
 
-CARD = "README.md"  # the model card, in a model's folder
 # Arguments of diffusers' `from_pretrained` for the Hub's client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
 
@@ -74,12 +78,14 @@ class Loading(LoRAMixin, DiffusionPipeline):
         """The shipped model ("emoji"), a folder, or a Hub id (its safetensors and configurations only).
 
         `attention` is "auto", "xformers", "sdpa" or "math"; `revision`, `cache_dir`, `token`, `local_files_only` and
-        `force_download` are for the Hub, `variant` is a suffix of the weights' files, as "fp16". With `low_memory` each
-        network's weights are loaded from its file when its stage begins, and freed when the next begins. Raises ValueError,
-        in one line, for an unknown name and for a folder with a missing, truncated or pickled file.
+        `force_download` are for the Hub, `variant` is a suffix of the weights' files, as "fp16", and `subfolder` is where in
+        the folder or repository the model is. With `low_memory` each network's weights are loaded from its file when its
+        stage begins, and freed when the next begins. Raises ValueError, in one line, for an unknown name and for a folder
+        with a missing, truncated or pickled file.
         """
         hub = {n: kwargs.pop(n) for n in _HUB if n in kwargs}
-        folder = resolve(os.fspath(pretrained_model_name_or_path), kwargs.pop("revision", None), **hub)
+        where = {"variant": kwargs.get("variant"), "subfolder": kwargs.pop("subfolder", None)}
+        folder = resolve(os.fspath(pretrained_model_name_or_path), kwargs.pop("revision", None), **where, **hub)
         given = {n for n in kwargs if n in cls.component_names()}
         index = check_folder(folder, given, kwargs.get("variant"))
         missing = [n for n in cls.required_components() if index.get(n, [None])[0] is None and n not in kwargs]
@@ -96,8 +102,8 @@ class Loading(LoRAMixin, DiffusionPipeline):
             kwargs |= residency.networks
         pipe = super().from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
         pipe._shared.dtype_chosen, pipe._residency = dtype is not None, residency
-        if (folder / DISTILLED).is_file() and "decoder" in cls.component_names() and "decoder" not in given:
-            pipe._distilled = Distilled.load(folder / DISTILLED)
+        if (folder / DISTILLED_FILE).is_file() and "decoder" in cls.component_names() and "decoder" not in given:
+            pipe._distilled = Distilled.load(folder / DISTILLED_FILE)
         extra = [CARD] if given & {"text_encoder", "image_encoder"} else [CARD, AXES_FILE]  # the axes are of their embeddings
         pipe._extra_files = {name: (folder / name).read_bytes() for name in extra if (folder / name).is_file()}
         if attention != "auto":
@@ -107,7 +113,8 @@ class Loading(LoRAMixin, DiffusionPipeline):
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, revision: str | None = None, **kwargs: Any) -> str:
         """Fetch a model's configurations and safetensors, nothing else; -> the folder."""
-        return str(resolve(os.fspath(pretrained_model_name), revision, **{n: kwargs[n] for n in _HUB if n in kwargs}))
+        names = (*_HUB, "variant", "subfolder")
+        return str(resolve(os.fspath(pretrained_model_name), revision, **{n: kwargs[n] for n in names if n in kwargs}))
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -191,22 +198,41 @@ class Loading(LoRAMixin, DiffusionPipeline):
             self._load_only()
         ready_to_share(folder)
         if self._distilled is not None:
-            self._distilled.save(folder / DISTILLED)
+            self._distilled.save(folder / DISTILLED_FILE)
         for name, content in self._extra_files.items():
             (folder / name).write_bytes(content)
         if push_to_hub:
             push_folder(folder, to_hub.pop("repo_id", folder.name), **to_hub)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]  # with this package's options
-        """Send this pipeline to the Hub as `OWNER/NAME`, complete or not at all; -> the commit's address.
+    def push_to_hub(  # noqa: PLR0913 - diffusers' signature
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        revision: str | None = None,
+    ) -> str:
+        """As `DiffusionPipeline.push_to_hub`, complete or not at all; -> the commit's address.
 
-        `options` are `private`, `token`, `commit_message`, `revision` and `create_pr`, and `variant` and `max_shard_size` of
-        `save_pretrained`.
+        `revision` is a branch, which is created if needed. Raises ValueError, in one line, for what the Hub refuses.
         """
-        to_hub = {name: options.pop(name) for name in PUSH_OPTIONS if name in options}
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **options)
-            return push_folder(Path(folder), repo_id, **to_hub)
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(
+                Path(folder),
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                subfolder=subfolder,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
 
     def _load_only(self, *names: str) -> None:
         """With `low_memory`, load the weights of these networks and free all others'.

@@ -13,7 +13,7 @@ from prior.storage import Int8Storage, store_in_8_bits
 
 from .. import __version__
 from ..clip.model import PARTS
-from ..diffusion.latents import AXES_FILE, PrincipalAxes
+from ..diffusion.latents import PrincipalAxes
 from ..io.checkpoints import (
     check_folder,
     components_folder,
@@ -23,8 +23,8 @@ from ..io.checkpoints import (
     resolve,
     save_components,
 )
+from ..io.hub import AXES_FILE, DISTILLED_FILE
 from ..pipelines import UnCLIPPipeline
-from ..pipelines.distilled import FILE as DISTILLED
 from ..pipelines.distilled import Distilled, fingerprint
 
 STORAGES = ("fp16", "int8")
@@ -60,8 +60,8 @@ def export_pipeline(
     distilled: Path | None = None
     for run in runs:
         folder = resolve(components_folder(run))
-        distilled = folder / DISTILLED if (folder / DISTILLED).is_file() else distilled
-        if not (folder / "model_index.json").is_file() and distilled == folder / DISTILLED:
+        distilled = folder / DISTILLED_FILE if (folder / DISTILLED_FILE).is_file() else distilled
+        if not (folder / "model_index.json").is_file() and distilled == folder / DISTILLED_FILE:
             continue  # a run of decoder_distill leaves nothing else
         index = check_folder(folder)
         names = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
@@ -120,10 +120,10 @@ def _quantise(folder: Path, components: dict) -> None:
             for file in (folder / name).glob("*.safetensors"):
                 store_in_8_bits(file)
                 make_readable(file)
-    if (folder / DISTILLED).is_file():
-        distilled = Distilled.load(folder / DISTILLED)
+    if (folder / DISTILLED_FILE).is_file():
+        distilled = Distilled.load(folder / DISTILLED_FILE)
         distilled.decoder = fingerprint(type(components["decoder"]).from_pretrained(folder / "decoder"))
-        distilled.save(folder / DISTILLED)
+        distilled.save(folder / DISTILLED_FILE)
 
 
 def _mean(name: str, networks: list[nn.Module]) -> nn.Module:

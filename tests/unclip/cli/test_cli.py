@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from unclip import __version__
+from unclip.io.images import stated
 from unclip.runtime.precision import fast_dtype
 
 
@@ -24,13 +25,23 @@ def test_generate_writes_images_and_prints_only_their_names(run, command, tiny_f
     with Image.open(out) as image:
         assert image.size == (1024, 1024) and image.mode == "RGB"
         facts = {"prompt": "a ring", "seed": "5", "model": str(tiny_folder), "version": __version__}
-        assert image.text == facts
+        assert stated(image) == facts | {"digital_source_type": "trainedAlgorithmicMedia"}
         before = image.tobytes()
     code, said, error = command(*words)
     assert code == 2 and said == "" and "--force" in error and len(error.splitlines()) == 1
     assert command(*words, "--force")[0] == 0
     with Image.open(out) as image:
         assert image.tobytes() == before
+
+
+def test_no_metadata_leaves_out_all_but_that_it_is_synthetic(command, tiny_folder, tmp_path):
+    words = ["generate", "a ring", "--model", tiny_folder, "--out", tmp_path / "ring.png", "--size", 64, "--steps", 2]
+    assert command(*words, "--no-metadata")[0] == 0
+    with Image.open(tmp_path / "ring.png") as image:
+        assert stated(image) == {"digital_source_type": "trainedAlgorithmicMedia"}
+    (tmp_path / "prompts.txt").write_text("a ring\n")
+    code, _, error = command("generate", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "many", "--no-metadata")
+    assert code == 2 and "--no-metadata goes with PROMPT" in error
 
 
 def test_several_prompts_and_seeds_go_to_a_folder(command, tiny_folder, tmp_path):

@@ -1,8 +1,10 @@
 """Image files that people have, and that they should not have."""
 
 import io
+import json
 import struct
 import zlib
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,7 +13,20 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from unclip import __version__
-from unclip.io.images import UPLOAD_PIXELS, cut_out, on_white, open_image, open_upload, png_facts, read_facts
+from unclip.io.images import (
+    IPTC,
+    SYNTHETIC,
+    UPLOAD_PIXELS,
+    cut_out,
+    on_white,
+    open_image,
+    open_upload,
+    open_with_metadata,
+    png_facts,
+    read_facts,
+    save_image,
+    stated,
+)
 
 RED = (200, 30, 40)
 
@@ -144,3 +159,47 @@ def test_what_is_cut_out_is_what_a_flood_from_the_border_reaches(seed, share):
             waiting += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
     alpha = np.array(cut_out(image).getchannel("A"))
     assert all(alpha[y, x] == 0 for y, x in reached) and (alpha[dark] == 255).all()
+
+
+FACTS = {"prompt": 'a "cat" & <dog>, 🐸', "seed": "0"}
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("facts", [None, FACTS])
+def test_every_image_says_that_it_is_synthetic(tmp_path, format, facts):
+    """IPTC's digital source type in XMP, read as another program would, and the settings only where they were given."""
+    file = tmp_path / f"image.{format.lower()}"
+    save_image(Image.new("RGB", (16, 16), RED), file, facts, format)
+    packet = file.read_bytes()
+    start, end = packet.index(b"<x:xmpmeta"), packet.index(b"</x:xmpmeta>") + len(b"</x:xmpmeta>")
+    description = ElementTree.fromstring(packet[start:end])[0][0]
+    assert description.get(f"{{{IPTC}}}DigitalSourceType") == SYNTHETIC and SYNTHETIC.endswith("/trainedAlgorithmicMedia")
+    said = stated(open_with_metadata(file))
+    assert said.pop("digital_source_type") == "trainedAlgorithmicMedia"
+    assert said == ({} if facts is None else facts | {"version": __version__})
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=60))
+@settings(max_examples=30)
+def test_settings_come_back_from_jpeg_as_they_were(text):
+    file = io.BytesIO()
+    save_image(Image.new("RGB", (8, 8)), file, {"prompt": text}, "JPEG")
+    assert stated(Image.open(file))["prompt"] == text
+
+
+def test_another_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="format must be PNG, JPEG or WEBP, got 'BMP'"):
+        save_image(Image.new("RGB", (8, 8)), tmp_path / "a.bmp", None, "BMP")
+
+
+def test_inspect(command, tmp_path):
+    save_image(Image.new("RGB", (16, 8), RED), tmp_path / "a.png", FACTS)
+    code, said, _ = command("inspect", tmp_path / "a.png")
+    assert code == 0 and said.splitlines()[:3] == ["format: PNG", "size: 16x8", "digital_source_type: trainedAlgorithmicMedia"]
+    assert f"prompt: {FACTS['prompt']}" in said
+    Image.new("RGB", (16, 8)).save(tmp_path / "b.jpg")
+    code, said, _ = command("inspect", tmp_path / "b.jpg", "--json")
+    assert code == 0 and json.loads(said) == {"format": "JPEG", "size": "16x8", "digital_source_type": "not stated"}
+    (tmp_path / "c.png").write_text("no image")
+    code, _, complaint = command("inspect", tmp_path / "c.png")
+    assert code == 2 and len(complaint.strip().splitlines()) == 1

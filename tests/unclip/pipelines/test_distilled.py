@@ -17,7 +17,8 @@ from unclip import UnCLIPImageVariationPipeline, UnCLIPPipeline
 from unclip.data.examples import seeded_noise
 from unclip.diffusion.sampling import shift_timesteps
 from unclip.io.checkpoints import save_components
-from unclip.pipelines.distilled import FILE, Distilled, fingerprint
+from unclip.io.hub import DISTILLED_FILE
+from unclip.pipelines.distilled import Distilled, fingerprint
 from unclip.runtime.config import ConfigError
 from unclip.training.export import export_pipeline
 from unclip.training.objectives.decoder_distill import DecoderDistillObjective, solve_x0_and_noise
@@ -151,7 +152,7 @@ def judged(folder, clip, base, *settings) -> tuple[dict, dict]:
 def test_the_student_learns_what_the_teacher_says(clip, base, tmp_path):
     before, after = judged(tmp_path, clip, base, "max_steps=40", "validate_every=40")
     assert after["loss"] < 0.8 * before["loss"] and after["apart"] < 0.8 * before["apart"]
-    assert (tmp_path / "run" / "final" / FILE).stat().st_size < 200_000
+    assert (tmp_path / "run" / "final" / DISTILLED_FILE).stat().st_size < 200_000
 
 
 @pytest.mark.slow
@@ -184,16 +185,16 @@ def test_it_resumes_exports_and_is_drawn_with(clip, base, tmp_path):
     drawn = draw(pipe, sampler="distilled", size=64, decoder_num_inference_steps=None)
     assert drawn.isfinite().all()
     again = export_pipeline([folder, tmp_path / "tiny"], tmp_path / "another")  # its decoder is the tiny one's now
-    assert not (again / FILE).exists() and (export_pipeline([folder], tmp_path / "copy") / FILE).exists()
+    assert not (again / DISTILLED_FILE).exists() and (export_pipeline([folder], tmp_path / "copy") / DISTILLED_FILE).exists()
 
 
 def test_it_goes_on_from_another_adapter(clip, base, tmp_path):
     common = (f"objective.clip={clip}", f"init_from={base}", "objective.resolution=16", "batch_size=2", "warmup_steps=0")
     common += ("objective.lora={rank: 2}",)
-    one = run_here("decoder_distill", tmp_path / "one", *common, "max_steps=2", "learning_rate=1e-2") / "final" / FILE
+    one = run_here("decoder_distill", tmp_path / "one", *common, "max_steps=2", "learning_rate=1e-2") / "final" / DISTILLED_FILE
     for adapter in (one, one.parent.parent):
         kept = (f"objective.adapter={adapter}", "max_steps=1", "learning_rate=0", "objective.lora={rank: 2, alpha: 6}")
-        other = run_here("decoder_distill", tmp_path / f"from_{adapter.name}", *common, *kept) / "final" / FILE
+        other = run_here("decoder_distill", tmp_path / f"from_{adapter.name}", *common, *kept) / "final" / DISTILLED_FILE
         one_is, other_is = Distilled.load(one), Distilled.load(other)
         assert one_is.factors.keys() == other_is.factors.keys()
         for layer, (down, up) in one_is.factors.items():
@@ -323,7 +324,7 @@ def test_what_it_cannot_be_asked_is_refused(few, asked, message):
 def test_what_is_no_distilled_decoder_is_refused(tiny, few, tmp_path):
     with pytest.raises(ValueError, match="no distilled decoder: sampler must be one of dpmsolver"):
         draw(tiny, sampler="distilled")
-    save_file({"x": torch.ones(1)}, tmp_path / "few" / FILE)
+    save_file({"x": torch.ones(1)}, tmp_path / "few" / DISTILLED_FILE)
     with pytest.raises(ValueError, match="is not a distilled decoder"):
         UnCLIPPipeline.from_pretrained(tmp_path / "few")
     few._distilled.factors = {"nowhere": few._distilled.factors["down.1.0.block.conv_in"]}

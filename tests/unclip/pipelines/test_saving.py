@@ -9,10 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from unclip import UnCLIPPipeline, UnCLIPPriorPipeline
-from unclip.diffusion.latents import AXES_FILE
 from unclip.io.checkpoints import make_readable
+from unclip.io.hub import AXES_FILE, DISTILLED_FILE
 from unclip.pipelines import hub
-from unclip.pipelines.distilled import FILE as DISTILLED
 from unclip.pipelines.distilled import Distilled, fingerprint
 
 
@@ -34,7 +33,7 @@ def whole(tiny_folder, tmp_path_factory):
     (layer, *_) = (n for n, m in pipe.decoder.named_modules() if isinstance(m, torch.nn.Linear))
     weight = pipe.decoder.get_submodule(layer).weight
     factors = {layer: (torch.ones(1, weight.shape[1]), torch.ones(weight.shape[0], 1))}
-    Distilled(factors, 1e-3, 4, 2.0, fingerprint(pipe.decoder)).save(folder / DISTILLED)
+    Distilled(factors, 1e-3, 4, 2.0, fingerprint(pipe.decoder)).save(folder / DISTILLED_FILE)
     save_file({"mean": torch.zeros(32), "axes": torch.eye(32)}, folder / AXES_FILE)
     make_readable(folder / AXES_FILE)
     (folder / "README.md").write_text("# A model of 🐸\n", encoding="utf-8")
@@ -87,7 +86,7 @@ def test_all_is_there_before_anything_is_sent(whole, tmp_path, monkeypatch):
     pipe = UnCLIPPipeline.from_pretrained(whole, dtype=torch.float32)
     pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="someone/model", private=True)
     assert sent.pop("repo_id") == "someone/model" and sent.pop("options") == {"private": True}
-    assert sent == contents(tmp_path / "saved") and {DISTILLED, AXES_FILE, "README.md"} <= sent.keys()
+    assert sent == contents(tmp_path / "saved") and {DISTILLED_FILE, AXES_FILE, "README.md"} <= sent.keys()
     assert load_file(tmp_path / "saved" / AXES_FILE)["axes"].shape == (32, 32)
 
 

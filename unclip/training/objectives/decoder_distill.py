@@ -17,7 +17,8 @@ from ...diffusion.predictions import target
 from ...diffusion.sampling import DenoisingOptions, Predict, denoise, shift_timesteps
 from ...diffusion.schedules import dpm_solver, levels
 from ...io.checkpoints import components_folder, resolve
-from ...pipelines.distilled import FILE, Distilled, fingerprint
+from ...io.hub import DISTILLED_FILE
+from ...pipelines.distilled import Distilled, fingerprint
 from ...runtime.config import ConfigError
 from .base import Objective, grid
 from .conditioned import to_floats
@@ -282,14 +283,14 @@ class DecoderDistillObjective(Objective):
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self.distilled().save(folder / FILE)
+        self.distilled().save(folder / DISTILLED_FILE)
 
 
 def _file(adapter: str) -> Path:
     """The file of an adapter, which is named by itself, its run or a pipeline's folder."""
-    path = Path(adapter) if Path(adapter).is_file() else components_folder(resolve(adapter)) / FILE
+    path = Path(adapter) if Path(adapter).is_file() else components_folder(resolve(adapter)) / DISTILLED_FILE
     if not path.is_file():
-        raise ConfigError(f"objective.adapter={adapter} holds no {FILE}")
+        raise ConfigError(f"objective.adapter={adapter} holds no {DISTILLED_FILE}")
     return path
 
 
