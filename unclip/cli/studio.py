@@ -1,5 +1,6 @@
 """`unclip app`: the studio in the browser."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +21,26 @@ def app(
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Open the studio: a page to draw with, on this machine's own address."""
+    """Open the studio: a page to draw with, on this machine's own address.
+
+    In a Space or a container the environment says where: GRADIO_SERVER_NAME, and PORT where --port is not given.
+    """
     need("gradio")
     from ..studio.launch import open_page, prepare
 
+    port = _port_of_environment() if port is None else port
     if port is not None and not 1 <= port <= 65535:
         raise ValueError(f"port must be from 1 to 65535, got {port}")
     prepare()
-    open_page(page(load(model, device, dtype), model, search), port, share)
+    open_page(page(load(model, device, dtype), model, search), port, share, os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1")
+
+
+def _port_of_environment() -> int | None:
+    """PORT, as hosts of containers set it. Raises ValueError where that is no number."""
+    given = os.environ.get("PORT", "")
+    if given and not given.isdecimal():
+        raise ValueError(f"PORT must be a number, got {given!r}")
+    return int(given) if given else None
 
 
 def page(

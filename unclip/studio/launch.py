@@ -62,8 +62,11 @@ class BlockServerFunctions:
         await self.app(scope, receive, send)
 
 
-def open_page(page: Any, port: int | None, share: bool) -> None:
-    """Serve the page on loopback until interrupted; with `share` also through Gradio's tunnel, with a password."""
+def open_page(page: Any, port: int | None, share: bool, host: str = "127.0.0.1") -> None:
+    """Serve the page until interrupted; with `share` also through Gradio's tunnel, with a password.
+
+    On loopback only requests to this machine's own names are answered; on another `host` (as a Space's 0.0.0.0) all are.
+    """
     from starlette.middleware import Middleware
 
     from ..server.middleware import LOOPBACK, OriginCheck
@@ -73,9 +76,9 @@ def open_page(page: Any, port: int | None, share: bool) -> None:
         auth = ("unclip", secrets.token_urlsafe(12))
         print("others can open the shared address with the name {} and the password {}".format(*auth), file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that atexit deletes the files
-    options: dict[str, Any] = {"server_name": "127.0.0.1", "server_port": port, "share": share, "auth": auth}
+    options: dict[str, Any] = {"server_name": host, "server_port": port, "share": share, "auth": auth}
     middleware = [Middleware(BlockServerFunctions)]
-    if not share:  # the tunnel has another host name, and the password protects it
+    if host in LOOPBACK and not share:  # the tunnel has another host name, and the password protects it
         middleware.append(Middleware(OriginCheck, hosts=LOOPBACK))
     options["app_kwargs"] = {"middleware": middleware}
     try:

@@ -1,5 +1,6 @@
 """The configuration of a training run: the keys at the top level of its file."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class TrainConfig:
     explosion: float = 100.0  # a loss this many times the median of the steps before it stops the run; 0 never does
     profile_steps: list[int] | None = None  # [first, last]: torch's profiler writes a trace of these steps to profile/
     report_to: list[str] | str | None = None  # trackers beside log.jsonl, by Accelerate's names: tensorboard, wandb, ...
+    push_to_hub: str | None = None  # OWNER/NAME: send final/ there when the run is finished
 
     def __post_init__(self) -> None:
         self.betas = (self.betas[0], self.betas[1])
@@ -85,6 +87,8 @@ class TrainConfig:
                 raise ValueError(f"report_to: {tracker} is not installed: pip install {tracker}")
 
     def _check_choices(self) -> None:
+        if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(self.push_to_hub)):
+            raise ValueError(f"push_to_hub must be OWNER/NAME, got {self.push_to_hub!r}")
         if self.precision not in ("auto", "no", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, no, bf16 or fp16, got {self.precision!r}")
         if self.optimizer not in OPTIMIZERS:

@@ -22,8 +22,17 @@ FILE = "config.yaml"
 LIBRARIES = ("unclip", "torch", "diffusers", "transformers", "accelerate")
 # Keys that change no weight: where results go, how often, and from where the same things are read.
 UNIMPORTANT = {"output_dir", "workers", "log_every", "save_every", "save_minutes", "keep", "validate_every", "sample_every"}
-UNIMPORTANT |= {"init_from", "report_to", "profile_steps", "resume_changed", "max_steps", "data.path", "data.embeddings"}
-UNIMPORTANT |= {"data.max_unreadable", "objective.clip", "objective.prior", "objective.adapter"}
+UNIMPORTANT |= {
+    "init_from",
+    "report_to",
+    "push_to_hub",
+    "profile_steps",
+    "resume_changed",
+    "max_steps",
+    "data.path",
+    "data.embeddings",
+}
+UNIMPORTANT |= {"push_to_hub", "data.max_unreadable", "objective.clip", "objective.prior", "objective.adapter"}
 REFUSED = ("stage", "seed", "data_fingerprint", "clip_fingerprint", "model.sample_size")  # and all of data and objective
 
 

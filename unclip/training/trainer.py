@@ -27,6 +27,7 @@ from .objectives.base import to_device
 from .optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from .record import check_resumed, recorded_stage, run_record, write_record
 from .sharding import Shards, gather_full
+from .sharing import push_final
 from .signals import Interrupted, StopSignals
 from .starting_weights import load_starting_weights
 from .step_profiler import StepProfiler
@@ -218,6 +219,8 @@ class Trainer:
         self.evaluator.write("final")
         self.checkpointer.finish()
         self.distributed.report(f"finished: {folder / 'final'}")
+        if (repository := self.config.push_to_hub) and self.distributed.is_main:
+            push_final(folder / "final", repository, self.distributed.report)
 
     def _is_due(self, every: int) -> bool:
         """Whether this step is one of `every`; 0 is never."""

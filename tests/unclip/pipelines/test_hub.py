@@ -14,11 +14,13 @@ import yaml
 from conftest import ROOT, seeds
 from fake_hub import TOKEN, FakeHub
 from PIL import Image
+from running import run_here
 
 from unclip import UnCLIPPipeline
 from unclip.io.hub import AXES_FILE, CARD
 from unclip.pipelines.hub import push_folder
 from unclip.pipelines.model_card import CardFacts
+from unclip.runtime.config import ConfigError
 
 REPO = "someone/circles"
 CLIENT = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -159,3 +161,21 @@ def test_the_command(fake, command, tiny_folder, tmp_path):
     assert {CARD, "images/0.png", "model_index.json"} <= fake.files(REPO).keys()
     code, _, complaint = command("push", tmp_path / "nowhere", REPO)
     assert code == 2 and complaint.strip() == f"error: {tmp_path / 'nowhere'} is no folder"
+
+
+def test_a_finished_run_is_sent(fake, tmp_path, capsys, monkeypatch):
+    settings = ("max_steps=1", f"push_to_hub={REPO}")
+    run_here("upsampler_256", tmp_path / "run", *settings)
+    assert fake.files(REPO).keys() - {CARD} == contents(tmp_path / "run" / "final").keys()
+    assert "One stage of an unCLIP" in fake.files(REPO)[CARD].decode()
+    assert f"sent: {fake.url}/{REPO}/commit/" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "another")
+    run_here("upsampler_256", tmp_path / "other", "max_steps=1", "push_to_hub=someone/other")
+    said = capsys.readouterr().err
+    assert f"to try again: unclip push {tmp_path / 'other' / 'final'} someone/other" in said and "Traceback" not in said
+    assert (tmp_path / "other" / "final").is_dir()
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match="push_to_hub must be OWNER/NAME, got 'circles'"):
+        run_here("upsampler_256", tmp_path / "run", "push_to_hub=circles")
