@@ -12,6 +12,7 @@ from unclip.data.layouts import MAX_LAYERS
 from unclip.runtime.config import ConfigError
 from unclip.training.objectives.base import to_device
 from unclip.training.objectives.decoder import DecoderObjective
+from unclip.training.objectives.draft import DraftObjective
 from unclip.training.objectives.layout import LayoutObjective
 
 STYLES = ["noto", "flat", "3d", "twemoji"]
@@ -99,3 +100,24 @@ def test_the_decoder_is_given_the_objects_in_their_true_places(clip, prior):
     assert from_text.any()
     torch.testing.assert_close(draft[from_icons], composed[from_icons])
     assert not torch.allclose(draft[from_text], composed[from_text])
+
+
+def test_the_head_learns_from_what_the_text_predicts(run, clip, tmp_path):
+    settings = [f"objective.clip={clip}", f"init_from={run}", "objective.from_text=0.5", "max_steps=12", "batch_size=16"]
+    project = ",".join(f"{k}: {json.dumps(v)}" for k, v in PROJECT.items())
+    trained = run_here("draft", tmp_path, *settings, f"model.text_proj={{{project}}}", "ema=0")
+    first, last = rows(trained, "train")[0], rows(trained, "train")[-1]
+    assert last["text"] < 0.8 * first["text"]
+    objective = DraftObjective(MODEL, {"path": "shapes"}, 0, str(clip / "final"), from_text=0.5)
+    examples = torch.utils.data.default_collate([objective.examples[n] for n in range(64)])
+    batch = objective.to_tensors(examples)
+    from_text = examples["random"][:, 0] < 0.5
+    assert torch.equal(batch["from_text"], from_text)
+    assert not torch.isclose(batch["embeds"], objective.icon_bank.embeds()[examples["row"]]).all(1)[from_text].any()
+    torch.testing.assert_close(batch["embeds"][~from_text], objective.icon_bank.embeds()[examples["row"]][~from_text])
+
+
+def test_embeddings_from_text_need_a_layout(clip):
+    model = MODEL | {"text_proj": {k: v for k, v in PROJECT.items() if k != "layout"}}
+    with pytest.raises(ConfigError, match=r"objective.from_text needs model.text_proj.layout"):
+        DraftObjective(model, {"path": "shapes"}, 0, str(clip / "final"), from_text=0.5)

@@ -31,6 +31,7 @@ class DraftObjective(Objective):
     A share `sampled` of the embeddings are what `prior` (a training run's or a pipeline's) samples for captions of the icon,
     so that the head learns to correct the prior; `samples` of them are made for each icon, once. Others are CLIP's own.
     `embedding_noise` is the largest norm of the noise added to either. The style is dropped in `drop_style` of the examples.
+    A share `from_text` are what `text_proj` predicts from the icon's name alone (`layout`), as for the objects of a scene.
     A head with `opacity` learns that of the icon too. The rest of `text_proj` stays as in `init_from`.
     """
 
@@ -48,9 +49,12 @@ class DraftObjective(Objective):
         samples: int = 4,
         embedding_noise: float = 0.3,
         drop_style: float = 0.1,
+        from_text: float = 0.0,
     ):
         super().__init__()
-        check_shares(sampled=sampled, drop_style=drop_style)
+        check_shares(sampled=sampled, drop_style=drop_style, from_text=from_text)
+        if prior and sampled + from_text > 1:
+            raise ConfigError(f"objective.sampled and from_text may add up to 1, got {sampled} and {from_text}")
         if samples < 1 or embedding_noise < 0:
             raise ConfigError(
                 f"objective.samples must be at least 1 and embedding_noise at least 0, got {samples} and {embedding_noise}"
@@ -61,14 +65,17 @@ class DraftObjective(Objective):
         project: Any = networks.decoder(model, self.frozen.dim, self.frozen.fingerprint)["text_proj"]
         if project.draft_head is None or list(project.config.styles) != list(STYLES):
             raise ConfigError(f"the stage draft needs model.text_proj with a draft and styles: [{', '.join(STYLES)}]")
+        if from_text and project.layout_predictor is None:
+            raise ConfigError("objective.from_text needs model.text_proj.layout")
         project.requires_grad_(False)
         project.draft_head.requires_grad_(True)
         self.trained = nn.ModuleDict({"text_proj": project})
         self.icon_bank = IconBank(self.icons, Path(self.path), self.frozen, prior, samples, seed)
         self.seed, self.sampled = seed, sampled if prior else 0.0
-        self.embedding_noise, self.drop_style = embedding_noise, drop_style
+        self.embedding_noise, self.drop_style, self.from_text = embedding_noise, drop_style, from_text
         self.images: Any = None  # a tensor, once it is filled
         self.noise: Any = None
+        self.predicted: Any = None
 
     @property
     def text_proj(self) -> Any:
@@ -110,6 +117,15 @@ class DraftObjective(Objective):
         self.images = images.to(device)
         noise = torch.randn(NOISES, self.frozen.dim, generator=torch.Generator().manual_seed(self.seed))
         self.noise = noise.to(device) / self.frozen.dim**0.5
+        if self.from_text:
+            self.predicted = torch.cat([self._predict(r) for r in progress(rows)])
+
+    @torch.no_grad()
+    def _predict(self, rows: range) -> Tensor:
+        """The embeddings [B, D] that `text_proj` predicts for the only object of captions that name an icon."""
+        _, encodings, mask = self.frozen.text([self.icons.captions(n)[0] for n in rows])
+        layout, guess = self.text_proj.predict_layout(encodings, mask)
+        return layout.embeddings(guess)[:, 0]
 
     def to_tensors(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         random, rows = batch["random"], batch["row"]
@@ -117,27 +133,37 @@ class DraftObjective(Objective):
         from_prior = random[:, USE_SAMPLED] < self.sampled
         noise = self.noise[(batch["index"] * 2_654_435_761 % NOISES).to(rows.device, non_blocking=True)]
         embeds = self._embeds(rows, random[:, WHICH_SAMPLE], from_prior)
-        looked_up = {"embeds": embeds, "noise": noise, "image": self.images[rows], "from_prior": from_prior}
+        from_text = ~from_prior & (random[:, USE_SAMPLED] < self.sampled + self.from_text)
+        if self.predicted is not None:
+            embeds = torch.where(from_text[:, None], self.predicted[rows], embeds)
+        looked_up = {"embeds": embeds, "noise": noise, "image": self.images[rows]}
+        looked_up |= {"from_prior": from_prior, "from_text": from_text}
         return {"random": random, "style": batch["style"]} | looked_up
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        random, embeds, from_prior = batch["random"], batch["embeds"], batch["from_prior"]
+        random, embeds = batch["random"], batch["embeds"]
         if self.embedding_noise:
             embeds = F.normalize(embeds + self.embedding_noise * random[:, EMBEDDING_NOISE, None] * batch["noise"], dim=-1)
         style = torch.where(random[:, DROP_STYLE] < self.drop_style, len(STYLES), batch["style"])
         drafts = self.text_proj.draft_head(embeds, style).float()
         losses = (drafts - batch["image"]).square().mean((1, 2, 3))  # [B]
-        metrics = {}
-        for name, chosen in (("true", ~from_prior), ("sampled", from_prior)):
-            metrics[name] = (losses.detach() * chosen).sum() / chosen.sum().clamp_min(1)
-        return losses.mean(), metrics
+        from_prior, from_text = batch["from_prior"], batch["from_text"]
+        sources = {"true": ~(from_prior | from_text), "sampled": from_prior}
+        if self.from_text:
+            sources["text"] = from_text
+        means = {k: (losses.detach() * chosen).sum() / chosen.sum().clamp_min(1) for k, chosen in sources.items()}
+        return losses.mean(), means
 
     def dummy_batch(self, size: int) -> dict[str, Tensor]:
         head = self.text_proj.draft_head
         rows, embeds = torch.zeros(size, dtype=torch.long), torch.zeros(size, self.frozen.dim)
         batch = {"random": torch.full((size, 4), 0.5), "style": rows, "embeds": embeds, "noise": embeds}
         channels = 3 if head.opacity_out is None else 4
-        return batch | {"image": torch.zeros(size, channels, head.size, head.size), "from_prior": rows > 0}
+        return batch | {
+            "image": torch.zeros(size, channels, head.size, head.size),
+            "from_prior": rows > 0,
+            "from_text": rows > 0,
+        }
 
     def _embeds(self, rows: Tensor, random: Tensor, from_prior: Tensor) -> Tensor:
         """Embeddings [B, D] of icons: CLIP's, or, where `from_prior` [B], the sampled one that `random` [B] chooses."""
