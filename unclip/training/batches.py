@@ -64,6 +64,7 @@ class TrainingBatches:
         except ValueError as error:
             if not str(error).startswith("Caught "):
                 raise
+            traceback.clear_frames(error.__traceback__)  # torch's frame refers to the exception: a cycle that keeps workers
             kind = type(error)
             message = re.split(rf"^[\w.]*{kind.__name__}: ", str(error), flags=re.MULTILINE)[-1]
         finally:

@@ -103,7 +103,7 @@ def test_english_phrases_are_assigned_to_concepts(packages, tiny_folder, command
         "ring of stars",
         "star",
     ]
-    assert said == f"4 phrases are heard as {len(found)} concepts\n"
+    assert said == f"4 phrases are assigned to {len(found)} concepts\n"
     assert IconSet.load(packages).words.of["ring"].names == ["hoop"]  # as before
     first = (packages / "words.json.gz").read_bytes()
     CLIP.from_pretrained(tiny_folder).save_pretrained(packages / "run" / "final")
