@@ -30,8 +30,16 @@ def push(  # noqa: PLR0913 - the parameters of a command are its options
         raise ValueError(f"{folder} is no folder")
     path = components_folder(resolve(folder))
     facts = CardFacts(licence, data, _samples(path, prompt or []), report)
-    options = {"private": private or None, "revision": revision, "subfolder": subfolder, "commit_message": message}
-    print(push_folder(path, repository, facts=facts, **options))
+    address = push_folder(
+        path,
+        repository,
+        private=private or None,
+        revision=revision,
+        subfolder=subfolder,
+        commit_message=message,
+        facts=facts,
+    )
+    print(address)
 
 
 def _samples(folder: Path, prompts: list[str]) -> dict:

@@ -71,7 +71,7 @@ def _purpose(name: str, complete: bool) -> str:
 
 
 def _networks(folder: Path, index: Mapping[str, Any]) -> list[Sequence[str]]:
-    rows = []
+    rows: list[Sequence[str]] = []
     for name, entry in index.items():
         weights = sorted((folder / name).glob("*.safetensors")) if isinstance(entry, list) else []
         if weights:
@@ -81,7 +81,7 @@ def _networks(folder: Path, index: Mapping[str, Any]) -> list[Sequence[str]]:
 
 def _parameters(files: Sequence[Path]) -> int:
     """How many numbers these files hold; of a network in several precisions, each once."""
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for path in files:
         with safe_open(path, "pt") as file:
             shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
