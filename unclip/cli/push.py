@@ -1,7 +1,7 @@
 """`unclip push`: a model's folder to the Hub."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,13 +30,16 @@ def push(  # noqa: PLR0913 - the parameters of a command are its options
         raise ValueError(f"{folder} is no folder")
     path = components_folder(resolve(folder))
     facts = CardFacts(licence, data, _samples(path, prompt or []), report)
-    options: dict[str, Any] = {
-        "private": private or None,
-        "revision": revision,
-        "subfolder": subfolder,
-        "commit_message": message,
-    }
-    print(push_folder(path, repository, facts=facts, **options))
+    address = push_folder(
+        path,
+        repository,
+        private=private or None,
+        revision=revision,
+        subfolder=subfolder,
+        commit_message=message,
+        facts=facts,
+    )
+    print(address)
 
 
 def _samples(folder: Path, prompts: list[str]) -> dict:

@@ -1,11 +1,11 @@
 """The speed of training, apart from validation, sampling and saving: of the examples, of the device and of the data workers."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from ..runtime.profiling import flop_counter, measured_peak
@@ -94,5 +94,10 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that torch had allocated on a GPU; on a CPU, the most resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows, where psutil tells the peak itself
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

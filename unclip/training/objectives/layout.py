@@ -49,7 +49,8 @@ class LayoutObjective(Objective):
         project.requires_grad_(False)
         project.layout_predictor.requires_grad_(True)
         self.trained = nn.ModuleDict({"text_proj": project})
-        self.icon_bank = IconBank(self.examples.icons, Path(str(data["path"])), self.frozen, None, 0, seed)
+        self.seed = seed
+        self.icon_bank = self.load_icon_bank(data, None, 0)
 
     @property
     def text_proj(self) -> Any:
@@ -58,6 +59,9 @@ class LayoutObjective(Objective):
 
     def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> Dataset[Any]:
         return captioned_examples(data, split, seed)
+
+    def load_icon_bank(self, data: dict[str, Any], prior: str | None, samples: int) -> IconBank:
+        return IconBank(self.examples.icons, Path(str(data["path"])), self.frozen, prior, samples, self.seed)
 
     def load_clip(self, clip: str, embeddings: str | None) -> Any:
         return frozen_clip(clip, None)
