@@ -22,7 +22,7 @@ from ..runtime.precision import fast_dtype
 from .config import TrainConfig, read_config
 from .counting import Measured, measure
 from .objectives import Objective
-from .planned_objective import SIDE, PlannedCLIP, is_clip_conditioned, plan_clip, plan_objective
+from .planned_objective import PlannedCLIP, is_clip_conditioned, plan_clip, plan_objective
 
 # Dense bf16 TFLOP/s of one A100, and of two cores with AVX512-BF16 on this package's convolutions; and the share of it
 # that a training run keeps.
@@ -219,9 +219,9 @@ def _read_bytes(data: dict[str, Any], objective: Objective) -> tuple[int, str]:
     sizes = [p.stat().st_size for _, p in zip(range(200), _images(path), strict=False)]
     if sizes:
         return sum(sizes) // len(sizes), f"the mean file of {path}"
-    # an upsampler's example is a crop of an image of `size` pixels; a stage without images in its batches reads icons
+    # an upsampler's example is a crop of an image of `size` pixels; some batches have no images, or other ones
     read = batch.get("image", torch.zeros(0))
-    side = getattr(objective, "size", 0) or (read.shape[-1] if read.dtype == torch.uint8 else SIDE)
+    side = getattr(objective, "size", 0) or (read.shape[-1] if read.dtype == torch.uint8 else objective.examples.size)
     return round(side * side * JPEG_BYTES), f"JPEG of {side} px a side at {JPEG_BYTES} bytes a pixel, assumed"
 
 

@@ -69,6 +69,15 @@ def test_a_judge_is_planned_over_the_words_of_its_data():
         plan(TINY / "judge.yaml", ["data.path="], gpus=0)
 
 
+def test_a_clip_that_is_not_here_is_noted_and_the_rest_is_planned():
+    overrides = ["objective.clip=nobody/clip", "data.path=nowhere", "data.size=128"]
+    here, planned = plan(TINY / "prior.yaml", [], gpus=0), plan(TINY / "prior.yaml", overrides, gpus=0)
+    assert here.frozen_parameters and planned.frozen_parameters is None
+    assert planned.notes == ["the CLIP 'nobody/clip' is not here: neither its weights nor its work count"]
+    assert planned.forward_flops == here.forward_flops and planned.training_flops < here.training_flops
+    assert planned.trained == here.trained and planned.read_basis.startswith("JPEG of 128 px a side")
+
+
 def test_strategies_share_what_they_should(tmp_path):
     path = config(tmp_path)
     alone, two, many = (plan(path, [], gpus=n) for n in (1, 2, 64))
