@@ -20,11 +20,12 @@ from ..io.checkpoints import check_folder, components_folder, resolve
 from ..runtime.config import ConfigError, construct, load_config, shipped
 from .objectives import Objective, objective_class
 from .objectives.frozen_clip import CachedCLIP, FrozenCLIP
+from .objectives.icon_bank import IconBank
 
 SIDE = 64  # pixels of an image of the dataset, where `data.size` does not say
 STOCK_TOKENS = 77  # of a CLIP that is not here: those of OpenAI's
 UNKNOWN = ""  # fingerprint: there are no weights to take it of
-READ_BY_NETWORKS = ("clip", "prior", "adapter")  # keys of `objective` that name other models
+OTHER_MODELS = ("clip", "adapter")  # keys of `objective` that name other models
 
 
 class PlannedImages(EmojiScenes):
@@ -74,6 +75,9 @@ class PlannedInputs:
     def load_clip(self, clip: str, embeddings: str | None) -> PlannedCLIP | PlannedCache | None:
         return self.planned_clip
 
+    def load_icon_bank(self, data: dict[str, Any], prior: str | None, samples: int) -> IconBank:
+        return IconBank(cast(IconSet, ()), Path(), nn.Identity(), None, samples, 0)  # without a prior it reads nothing
+
     def load_tokenizer(self, text: nn.Module, weights: bool) -> None:
         return None
 
@@ -107,7 +111,7 @@ def plan_objective(stage: str, sections: dict[str, Any], clip: PlannedCLIP | Pla
     Raises ConfigError for a configuration that could not be trained.
     """
     made = _planned(objective_class(stage), clip)
-    settings = {k: v for k, v in sections["objective"].items() if k not in READ_BY_NETWORKS}
+    settings = {k: v for k, v in sections["objective"].items() if k not in OTHER_MODELS}
     given = {"clip": sections["objective"].get("clip")} if clip is not None else {}
     objective = construct(made, settings, "objective", model=sections["model"], data=sections["data"], seed=0, **given)
     _add_adapter(objective)

@@ -132,6 +132,14 @@ def test_the_papers_models_plan(stage):
         assert saved["DDP, activation checkpointing"] < saved["DDP"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "emoji").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_emoji_models_plan(config):
+    """With the shipped CLIP, without their data and without a prior's samples."""
+    planned = plan(config, ["data.path=shapes"], gpus=1)
+    assert 0 < planned.trained <= sum(planned.parameters.values()) + 1 and planned.forward_flops > 0
+
+
 def test_the_command_prints_it_and_names_mistakes(command, tmp_path):
     code, out, _ = command("plan", TINY / "decoder.yaml", "--gpus", "8", "--gpu-memory", "24GB", "batch_size=2")
     assert code == 0 and "240 = 30 steps x 8" not in out and "480 = 30 steps x 16" in out

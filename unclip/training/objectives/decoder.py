@@ -117,7 +117,7 @@ class DecoderObjective(ClipConditioned):
         if prior is not None:
             if not isinstance(self.examples, EmojiScenes):
                 raise ConfigError("objective.prior needs emoji scenes, whose single icons it samples embeddings for")
-            self.icon_bank = IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, seed)
+            self.icon_bank = self.load_icon_bank(data, prior, samples)
         elif self.text_proj.layout_predictor is not None:
             raise ConfigError("model.text_proj.layout needs objective.prior, and emoji scenes")
         self._set_grounding(grounding, grounding_every)
@@ -127,6 +127,9 @@ class DecoderObjective(ClipConditioned):
                 f"data.size is {self.examples.size}, which is no multiple of the {self.resolution} px that the decoder is "
                 "trained at (objective.resolution, else model.sample_size)"
             )
+
+    def load_icon_bank(self, data: dict[str, Any], prior: str, samples: int) -> IconBank:
+        return IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, self.seed)
 
     @property
     def decoder(self) -> Any:

@@ -70,8 +70,8 @@ class DraftObjective(Objective):
         project.requires_grad_(False)
         project.draft_head.requires_grad_(True)
         self.trained = nn.ModuleDict({"text_proj": project})
-        self.icon_bank = IconBank(self.icons, Path(self.path), self.frozen, prior, samples, seed)
         self.seed, self.sampled = seed, sampled if prior else 0.0
+        self.icon_bank = self.load_icon_bank(data, prior, samples)
         self.embedding_noise, self.drop_style, self.from_text = embedding_noise, drop_style, from_text
         self.images: Any = None  # a tensor, once it is filled
         self.noise: Any = None
@@ -84,6 +84,9 @@ class DraftObjective(Objective):
 
     def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> SingleIcons:
         return construct(SingleIcons, data, "data", split=split, seed=seed)
+
+    def load_icon_bank(self, data: dict[str, Any], prior: str | None, samples: int) -> IconBank:
+        return IconBank(self.icons, Path(self.path), self.frozen, prior, samples, self.seed)
 
     def load_clip(self, clip: str, embeddings: str | None) -> Any:
         return frozen_clip(clip, None)
