@@ -17,7 +17,7 @@ from .validation import MAX_BLEND_IMAGES, MAX_IMAGES, MAX_PROMPT, MAX_SEED, REST
 FILE_SECONDS = 3600  # that Gradio keeps an image's file
 SESSIONS = 16  # whose calls are in the worker's queue; others wait in Gradio's
 # On a phone, where the images are below the inputs, scroll to them.
-SCROLL_TO_IMAGES = "() => document.getElementById('images').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+SCROLL_TO_IMAGES = "() => document.getElementById('pictures').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 # A random session id, which the browser keeps for one tab, through reloads.
 SESSION = """() => {
     try {
