@@ -1,13 +1,15 @@
-# make setup, then any of: test, test-slow, lint, docs, release. VENV= and PYTHON= choose the environment.
+# make setup, then any of: test, test-slow, lint, docs, release. VENV= and PYTHON= choose the environment; CONSTRAINTS= (empty)
+# takes the newest version of every dependency.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
 .PHONY: setup test test-slow lint docs release
 
 setup:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e '.[app,train,test,lint,docs]'
+	$(BIN)/pip install -q $(addprefix -c ,$(CONSTRAINTS)) -e '.[app,train,test,lint,docs]'
 
 test:
 	$(BIN)/pytest
