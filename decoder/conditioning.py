@@ -77,7 +77,7 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
         self.draft_head = None if draft is None else DraftHead(dim, styles=len(styles), **draft)
         if layout is not None and not (draft and draft.get("opacity") and text_images):
             raise ValueError("layout needs draft with opacity, and text_images")
-        self.layout_predictor = None if layout is None else LayoutPredictor(cross_attention_dim, **layout)
+        self.layout_predictor = None if layout is None else LayoutPredictor(dim, **layout)
 
     def set_attn_processor(self, function: AttentionFunction) -> None:
         """Use `function` for every attention of the text blocks."""
@@ -173,7 +173,8 @@ class UnCLIPTextProjModel(Checkpointed, Int8Storage, ModelMixin):
         if self.layout_predictor is None:
             raise ValueError("predict_layout needs layout")
         text = self.read(text_encoder_hidden_states, text_mask)
-        return self.layout_predictor(text, text_mask), self.guess(text_encoder_hidden_states, text)
+        layout = self.layout_predictor(text_encoder_hidden_states, text_mask)
+        return layout, self.guess(text_encoder_hidden_states, text)
 
     def compose(
         self, embeddings: Tensor, boxes: Tensor, present: Tensor, background: Tensor, style: Tensor | None = None

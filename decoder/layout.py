@@ -1,6 +1,6 @@
 """Layout of a scene: which objects a prompt names and where they are, and the draft image composed of them."""
 
-# B batch, K slots, N text tokens, C text width, D embedding dimension, W width, R side of an object's draft in pixels,
+# B batch, K slots, N text tokens, C width of the text encodings, D embedding dimension, W width, R side of an object's draft in pixels,
 # S side of the composed image in pixels
 
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ class Layout:
 
 
 class LayoutPredictor(nn.Module):
-    """Transformer over learned queries, one for each slot and one for the image, and the text features.
+    """Transformer over learned queries, one for each slot and one for the image, and CLIP's text encodings.
 
     In the manner of DETR's object queries (arXiv 2005.12872, section 3.2), without matching: the slots have the order of the
-    layers.
+    layers. It reads CLIP's encodings, which are frozen, and not the decoder's text layers, which change in its training.
     """
 
-    def __init__(self, text_dim: int, slots: int = 5, width: int = 192, layers: int = 2, head_dim: int = 64):
+    def __init__(self, text_dim: int, slots: int = 5, width: int = 192, layers: int = 3, head_dim: int = 64):
         super().__init__()
         self.slots = slots
         self.queries = nn.Parameter(torch.randn(slots + 1, width) * width**-0.5)
