@@ -1,7 +1,7 @@
 """Layout of a scene: which objects a prompt names and where they are, and the draft image composed of them."""
 
-# B batch, K slots, N text tokens, C width of the text encodings, D embedding dimension, W width, R side of an object's draft in pixels,
-# S side of the composed image in pixels
+# B batch, K slots, N text tokens, C width of the text encodings, D embedding dimension, W width, R side of an object's
+# draft in pixels, S side of the composed image in pixels
 
 from dataclasses import dataclass
 

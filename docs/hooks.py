@@ -17,19 +17,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the clone that the documentation belongs to, installed or not
 
+from unclip.training.objectives import STAGES  # noqa: E402 - it lies in that clone
+
 OBJECTIVES = "unclip.training.objectives."
-STAGES = {  # stage -> the class that its section `objective` fills
-    "clip": "clip.ClipObjective",
-    "prior": "prior.PriorObjective",
-    "prior_autoregressive": "prior_autoregressive.AutoregressivePriorObjective",
-    "text_proj": "text_proj.TextProjObjective",
-    "draft": "draft.DraftObjective",
-    "decoder": "decoder.DecoderObjective",
-    "decoder_distill": "decoder_distill.DecoderDistillObjective",
-    "upsampler_256": "upsampler.UpsamplerObjective",
-    "upsampler_1024": "upsampler.UpsamplerObjective",
-    "judge": "judge.JudgeObjective",
-}
 NETWORKS = {  # section of a configuration -> the classes that it fills
     "model (clip)": ("unclip.clip.towers.TextTower", "unclip.clip.towers.ImageTower"),
     "model (prior)": ("prior.DiffusionPrior",),
