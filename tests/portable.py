@@ -23,7 +23,9 @@ def remove_posix() -> None:
     import_module = builtins.__import__
 
     def import_here(name: str, globals: dict | None = None, *more, **named):
-        if name in ("fcntl", "resource") and Path((globals or {}).get("__file__") or "/").is_relative_to(ROOT):
+        importer = Path((globals or {}).get("__file__") or "/")
+        ours = importer.is_relative_to(ROOT) and "site-packages" not in importer.parts  # an environment may lie in the clone
+        if name in ("fcntl", "resource") and ours:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return import_module(name, globals, *more, **named)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoder.layout import POSE_SIZE
@@ -32,6 +33,7 @@ from .layouts import (
     LARGE,
     LARGE_SHIFT,
     LAYOUTS,
+    MAX_LAYERS,
     PLACES,
     SHIFT,
 )
@@ -116,13 +118,15 @@ class BankScenes(nn.Module):
         concepts = self.concepts[spots]  # [B, L]
         layers = self._layers(indices, random, layout, self.spots[spots])
         layers.icons = torch.where(concepts < 0, -1, icons.gather(1, concepts.clamp_min(0)))
+        turns = self.turns[plans].long().gather(1, concepts.clamp_min(0))  # [B, L]
         if self.has_colours:
-            layers.matrices = self.matrices[self.turns[plans].long().gather(1, concepts.clamp_min(0))]
+            layers.matrices = self.matrices[turns]
         text, named, names_style = self._text(caption)
+        background = self._background(indices, ground)
         style = self.styles[icons[:, 0]]
         return {
             "index": indices,
-            "image": compose(self.atlas, layers, self._background(indices, ground), self.size),
+            "image": compose(self.atlas, layers, background, self.size),
             **text,
             "key": self.keys[plans],
             "style": style,
@@ -131,6 +135,8 @@ class BankScenes(nn.Module):
             "random": random,
             "rows": torch.where(torch.arange(2, device=named.device) < named[:, None], icons[:, :2], -1),
             "sides": self._sides(layers, concepts, attached) * (named == 2)[:, None, None],
+            **_layer_columns(layers, turns),
+            "background": background / 127.5 - 1,
         }
 
     def empty(self, count: int) -> tuple[Tensor, Tensor]:
@@ -191,6 +197,17 @@ class BankScenes(nn.Module):
         opaque = inside & (self.atlas[icons, row[..., None], column[..., None, :], 3] > 127)
         visible = torch.where(opaque[:, 1], sign[:, 1], opaque[:, 0] * sign[:, 0])  # the upper covers the lower
         return torch.where((attached >= 0)[:, None, None], visible, sides)
+
+
+def _layer_columns(layers: Layers, turns: Tensor) -> dict[str, Tensor]:
+    """`boxes`, `layers` and `recoloured`, as `EmojiScenes` has them; `turns` [B, L] is 0 for layers in their own colours."""
+    shown, missing = layers.icons >= 0, MAX_LAYERS - layers.icons.shape[1]
+    boxes = torch.stack([layers.x, layers.y, layers.size], -1) * shown[..., None]
+    return {
+        "boxes": F.pad(boxes, (0, 0, 0, missing)),
+        "layers": F.pad(layers.icons, (0, missing), value=-1),
+        "recoloured": F.pad((turns > 0) & shown, (0, missing)),
+    }
 
 
 def _plan_tables(bank: PlanBank) -> dict[str, np.ndarray]:

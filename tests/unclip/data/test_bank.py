@@ -21,7 +21,7 @@ from unclip.data.bank_scenes import BankScenes
 from unclip.data.compositor import Layers
 from unclip.data.examples import EmojiScenes, _grounding
 from unclip.data.icon_packages import STYLES
-from unclip.data.layouts import FIT_SHIFT, FIT_SIZES, LAYOUTS, layout_of
+from unclip.data.layouts import FIT_SHIFT, FIT_SIZES, LAYOUTS, MAX_LAYERS, layout_of
 from unclip.data.plans import KIND_WEIGHTS, OPTIONAL_KINDS
 from unclip.data.render import BACKGROUNDS, GROUNDS, Layer
 from unclip.data.scenes import SceneSampler, is_everyday
@@ -222,6 +222,20 @@ def test_a_batch_has_what_collated_examples_have(batch, wanted):
     assert set(batch) == set(wanted) - {"caption", "spans"} | {"tokens", "mask", "names"}
     for name in set(batch) & set(wanted):
         assert batch[name].dtype == wanted[name].dtype and batch[name].shape == wanted[name].shape
+
+
+def test_boxes_and_layers_are_what_is_composed(scenes, batch):
+    for row, layers in enumerate(layers_of(scenes, torch.as_tensor(INDICES))):
+        assert batch["layers"][row].tolist() == [layer.icon for layer in layers] + [-1] * (MAX_LAYERS - len(layers))
+        places = [[layer.x, layer.y, layer.size] for layer in layers]
+        torch.testing.assert_close(batch["boxes"][row, : len(layers)], torch.tensor(places))
+        assert not batch["boxes"][row, len(layers) :].any()
+        assert not batch["recoloured"][row, len(layers) :].any()
+    corner = batch["image"][:, :, 0, 0].float() / 127.5 - 1
+    empty = (batch["boxes"][..., :2] - batch["boxes"][..., 2:] / 2 > 0.02).all(-1) | (batch["layers"] < 0)
+    shown = empty.all(1)  # no layer reaches the corner
+    assert shown.any()
+    torch.testing.assert_close(batch["background"][shown], corner[shown], atol=0.01, rtol=0)
 
 
 def test_captions_that_are_cut_keep_the_names_that_are_left(tokenizer, frozen):

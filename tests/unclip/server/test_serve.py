@@ -72,7 +72,7 @@ BAD = [
     (["--queue", "19"], "queue must be at least 20, twice the images that one request may ask for, got 19"),
     (["--deadline", "0"], "deadline must be more than 0 seconds, got 0.0"),
     (["--public-url", "ftp://x"], "got 'ftp://x'"),
-    (["--content-filter", "nowhere:check"], "--content-filter nowhere:check cannot be had"),
+    (["--content-filter", "nowhere:check"], "--content-filter nowhere:check cannot be imported"),
     (["--port", "99999"], "cannot listen on 127.0.0.1, port 99999"),
     (["--search", "nowhere"], "nowhere is not a folder"),
 ]
