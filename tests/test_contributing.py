@@ -94,7 +94,7 @@ def test_what_the_guide_names_is_there():
     for module, name in (
         ("pipelines.samplers", "SAMPLERS"),
         ("cli.options", "Sampler"),
-        ("cli", "drawing"),
+        ("cli", "sampling"),
         ("io.moved", "MODULES"),
     ):
         assert hasattr(import_module(f"unclip.{module}"), name), f"CONTRIBUTING.md names {name} in unclip.{module}"

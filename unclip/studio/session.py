@@ -70,7 +70,7 @@ class Sessions:
         """Save a PNG with its metadata in a folder of a random name among Gradio's files."""
         folder = Path(os.environ["GRADIO_TEMP_DIR"]) / secrets.token_hex(16)
         folder.mkdir(parents=True)
-        file = folder / "image.png"
+        file = folder / "picture.png"
         image.save(file, pnginfo=png_facts(facts | {"model": self.studio.model}))
         return str(file)
 
