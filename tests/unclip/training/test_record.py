@@ -84,8 +84,8 @@ def test_a_finished_run_goes_on_to_more_steps_and_is_then_as_if_it_never_stopped
     unbroken = run_here(STAGE, tmp_path / "unbroken", *settings, "max_steps=4")
     run = run_here(STAGE, tmp_path / "run", *settings, "max_steps=2")
     before = finals(run)
-    run_here(STAGE, run, *settings, "max_steps=6", "save_every=3", stop_at=3)
-    assert finals(run) == before and not checkpoints(run)[0].name.endswith("6"), "final/ is replaced when the run is done"
+    run_here(STAGE, run, *settings, "max_steps=60", "save_every=3", stop_at=3)
+    assert finals(run) == before and not checkpoints(run)[0].name.endswith("60"), "final/ is replaced when the run is done"
     for name in checkpoints(run):
         if int(name.name[-8:]) > 3:
             shutil.rmtree(name)
