@@ -21,7 +21,9 @@ MODULES = {  # what a stage needs beside its own module
 }
 
 
-@pytest.mark.parametrize("stage", MODULES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=pytest.mark.slow) if s in ("clip", "upsampler_256") else s for s in MODULES]
+)
 def test_a_stage_imports_its_own_objective_alone(stage):
     code = f"""
 import sys
