@@ -235,7 +235,7 @@ def index(tiny_model, tmp_path):
 def test_a_search_and_an_exploration(studio_address, browse, shot, index):
     page = browse(studio_address(index=index))
     tab(page, "Search")
-    upload(page, "query-picture", png(colour="blue"))
+    upload(page, "query-image", png(colour="blue"))
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Find").click()
     status(page, "2 images, the nearest first")
