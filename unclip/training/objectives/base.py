@@ -127,6 +127,11 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return batch | moved
 
 
+def mean_where(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of `values` where `counted`, 0 of none."""
+    return (values * counted).sum() / counted.sum().clamp_min(1)
+
+
 def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
     """Images [B, 3, H, W] in [0, 1] as one sheet of `columns`, enlarged `scale` times."""
     images = images.detach().float().cpu().clamp(0, 1)

@@ -18,7 +18,7 @@ from ...io.pixels import normalize
 from ...pipelines.lora import save_adapter
 from ...runtime.config import ConfigError, construct
 from .base import Objective, to_device
-from .frozen_clip import CachedCLIP, FrozenCLIP, frozen_clip, unpadded_length
+from .frozen_clip import CachedCLIP, FrozenCLIP, frozen_clip, replace_dropped, unpadded_length
 from .random_columns import COLUMNS, IMAGE_NOISE, TIMESTEP
 
 # The layers that an adapter changes where its settings name none: attention, in this package's networks and in diffusers'.
@@ -217,9 +217,7 @@ class ClipConditioned(Objective):
         cached = "text_embeds" in batch
         given: Any = tuple(batch[name] for name in (("text_embeds", "encodings", "mask") if cached else ("tokens", "mask")))
         if dropped is not None:
-            pairs = zip(self.frozen.empty(), given, strict=True)  # padded to the tower's length, and to the batch's
-            columns = [(dropped.view(-1, *[1] * (g.ndim - 1)), e[:, : g.shape[1]].to(g), g) for e, g in pairs]
-            given = tuple(torch.where(*column) for column in columns)
+            given = replace_dropped(given, self.frozen.empty(), dropped)
         return given if cached else self.frozen.encode(*given)
 
     def encode_empty_text(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Training the 64 px decoder (paper, section 2.1): an image from its own CLIP embedding and its caption."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from .base import grid
 from .conditioned import ClipConditioned, NoiseLevels, check_shares, new_weights
 from .frozen_clip import name_tokens
 from .grounding import Grounding, IconEmbeddings
-from .icon_bank import IconBank
+from .icon_bank import IconBank, load_icon_bank
 from .random_columns import (
     CONDITION_NOISE,
     DROP_BOTH,
@@ -72,6 +71,7 @@ class DecoderObjective(ClipConditioned):
     """
 
     network, optional_init = "decoder", ("decoder",)
+    load_icon_bank = load_icon_bank
 
     def __init__(
         self,
@@ -127,9 +127,6 @@ class DecoderObjective(ClipConditioned):
                 f"data.size is {self.examples.size}, which is no multiple of the {self.resolution} px that the decoder is "
                 "trained at (objective.resolution, else model.sample_size)"
             )
-
-    def load_icon_bank(self, data: dict[str, Any], prior: str, samples: int) -> IconBank:
-        return IconBank(self.examples.icons, Path(data["path"]), self.frozen, prior, samples, self.seed)
 
     @property
     def decoder(self) -> Any:
@@ -309,7 +306,7 @@ class DecoderObjective(ClipConditioned):
             grounding.guess = guess
         mask = expand_to_context(project, mask, True)
         conditions = {"encoder_hidden_states": context, "class_labels": added, "attention_mask": mask}
-        if draft is None and getattr(project, "draft_head", None) is not None:
+        if draft is None:
             draft = project.draft_image(image_embeds, style, text_encoder_hidden_states=encodings, text_mask=text[2])
         if draft is not None:
             conditions["draft"] = draft.float()
@@ -319,9 +316,9 @@ class DecoderObjective(ClipConditioned):
         self, batch: dict[str, Tensor], text: tuple[Tensor, Tensor, Tensor], image_embeds: Tensor, style: Tensor | None
     ) -> Tensor | None:
         """The drafts of a batch, some of them dropped (zeros); None without a draft head. `text` is from `encode_text`."""
-        if getattr(self.text_proj, "draft_head", None) is None:
-            return None
         draft, random = self.text_proj.draft_image(image_embeds, style), batch["random"]
+        if draft is None:
+            return None
         if self.text_proj.layout_predictor is not None:
             scenes = scene_drafts(self.text_proj, batch, text[1:], style, random[:, USE_SAMPLED] < self.sampled)
             scenes = scenes * ~self.dropped(random)[1][:, None, None, None]
@@ -332,9 +329,8 @@ class DecoderObjective(ClipConditioned):
         """`conditions` of a batch with the unconditional ones before them: [2B, ...]."""
         project, count = self.text_proj, len(conditional["class_labels"])
         null = project.learned_classifier_free_guidance_embeddings.expand(count, -1)
-        unconditional = self.conditions(self.encode_empty_text(batch), null)
-        if "draft" in unconditional:
-            unconditional["draft"] = torch.zeros_like(unconditional["draft"])
+        no_draft = torch.zeros_like(conditional["draft"]) if "draft" in conditional else None
+        unconditional = self.conditions(self.encode_empty_text(batch), null, draft=no_draft)
         return {name: torch.cat([unconditional[name], value]) for name, value in conditional.items()}
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 # N icons, B batch, D embedding dimension, R side of a draft in pixels
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from ... import networks
 from ...data.icon_packages import STYLES
 from ...data.single_icons import SingleIcons
 from ...runtime.config import ConfigError, construct
-from .base import Objective, grid
+from .base import Objective, grid, mean_where
 from .conditioned import check_shares, new_weights
 from .frozen_clip import frozen_clip
-from .icon_bank import TOGETHER, IconBank
+from .icon_bank import TOGETHER, load_icon_bank
 
 NOISES = 16_384  # rows of noise, of which an example's index chooses one
 SAMPLES = 16
@@ -37,6 +36,7 @@ class DraftObjective(Objective):
 
     shardable = False
     optional_init = ("text_proj",)
+    load_icon_bank = load_icon_bank
 
     def __init__(
         self,
@@ -84,9 +84,6 @@ class DraftObjective(Objective):
 
     def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> SingleIcons:
         return construct(SingleIcons, data, "data", split=split, seed=seed)
-
-    def load_icon_bank(self, data: dict[str, Any], prior: str | None, samples: int) -> IconBank:
-        return IconBank(self.icons, Path(self.path), self.frozen, prior, samples, self.seed)
 
     def load_clip(self, clip: str, embeddings: str | None) -> Any:
         return frozen_clip(clip, None)
@@ -154,8 +151,7 @@ class DraftObjective(Objective):
         sources = {"true": ~(from_prior | from_text), "sampled": from_prior}
         if self.from_text:
             sources["text"] = from_text
-        means = {k: (losses.detach() * chosen).sum() / chosen.sum().clamp_min(1) for k, chosen in sources.items()}
-        return losses.mean(), means
+        return losses.mean(), {name: mean_where(losses.detach(), chosen) for name, chosen in sources.items()}
 
     def dummy_batch(self, size: int) -> dict[str, Tensor]:
         head = self.text_proj.draft_head

@@ -1,5 +1,6 @@
 """The CLIP that prior and decoder are trained against."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ class CachedCLIP(nn.Module):
     def empty(self) -> tuple[Tensor, Tensor, Tensor]:
         """Text embeddings [1, D], encodings [1, N, D] and mask [1, N] of the empty caption."""
         return self.embeds, self.encodings, self.mask
+
+
+def replace_dropped(given: Sequence[Tensor], empty: Sequence[Tensor], dropped: Tensor) -> tuple[Tensor, ...]:
+    """`given` texts, each tensor [B, ...], with the `empty` one's, each [1, ...], where `dropped` [B].
+
+    `empty` is padded to the tower's length, `given` to the batch's.
+    """
+    pairs = zip(empty, given, strict=True)
+    columns = [(dropped.view(-1, *[1] * (g.ndim - 1)), e[:, : g.shape[1]].to(g), g) for e, g in pairs]
+    return tuple(torch.where(*column) for column in columns)
 
 
 def name_tokens(offsets: Tensor, spans: Tensor) -> Tensor:

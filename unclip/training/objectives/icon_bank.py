@@ -94,6 +94,11 @@ class IconBank:
         return load_file(path)[name]
 
 
+def load_icon_bank(objective: Any, data: dict[str, Any], prior: str | None, samples: int) -> IconBank:
+    """The bank of an objective's icons; a method of the objectives that have one, which `unclip plan` overrides."""
+    return IconBank(objective.examples.icons, Path(str(data["path"])), objective.frozen, prior, samples, objective.seed)
+
+
 @torch.no_grad()
 def embed_icons(icons: IconSet, frozen: Any, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
     """CLIP's image embeddings [N, D] of all icons in their one pose."""

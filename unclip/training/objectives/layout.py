@@ -2,7 +2,6 @@
 
 # B batch, K slots, N text tokens, D embedding dimension
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from ...data.examples import EmojiScenes, captioned_examples
 from ...data.layouts import MAX_LAYERS
 from ...diffusion.schedules import masked_mean
 from ...runtime.config import ConfigError
-from .base import Objective, to_device
+from .base import Objective, mean_where, to_device
 from .conditioned import check_shares, new_weights, to_floats
-from .frozen_clip import frozen_clip
-from .icon_bank import IconBank
+from .frozen_clip import frozen_clip, replace_dropped
+from .icon_bank import load_icon_bank
 from .random_columns import COLUMNS, DROP_TEXT
 
 BOX_WEIGHT = 10.0  # of the distance of boxes, in fractions of the image's side
@@ -34,6 +33,7 @@ class LayoutObjective(Objective):
     """
 
     optional_init = ("text_proj",)
+    load_icon_bank = load_icon_bank
     shardable = False
 
     def __init__(self, model: dict, data: dict, seed: int, clip: str, drop_text: float = 0.05):
@@ -60,9 +60,6 @@ class LayoutObjective(Objective):
     def load_examples(self, data: dict[str, Any], split: str, seed: int = 0) -> Dataset[Any]:
         return captioned_examples(data, split, seed)
 
-    def load_icon_bank(self, data: dict[str, Any], prior: str | None, samples: int) -> IconBank:
-        return IconBank(self.examples.icons, Path(str(data["path"])), self.frozen, prior, samples, self.seed)
-
     def load_clip(self, clip: str, embeddings: str | None) -> Any:
         return frozen_clip(clip, None)
 
@@ -73,15 +70,11 @@ class LayoutObjective(Objective):
     def to_tensors(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         device = batch["boxes"].device
         tokens = to_device(self.frozen.tokenize(batch["caption"], self.fixes_lengths), device)
-        empty, mask = self.frozen.empty()
-        dropped, length = batch["random"][:, DROP_TEXT, None] < self.drop_text, tokens["tokens"].shape[1]
-        text = {
-            "tokens": torch.where(dropped, empty[:, :length], tokens["tokens"]),
-            "mask": torch.where(dropped, mask[:, :length], tokens["mask"]),
-        }
+        dropped = batch["random"][:, DROP_TEXT] < self.drop_text
+        given = replace_dropped((tokens["tokens"], tokens["mask"]), self.frozen.empty(), dropped)
         batch["layer_embeds"] = self.icon_bank.embeds().to(device)[batch["layers"].clamp_min(0)]
         names = ("boxes", "layers", "recoloured", "background", "icon", "random", "layer_embeds")
-        return text | {name: batch[name] for name in names}
+        return dict(zip(("tokens", "mask"), given, strict=True)) | {name: batch[name] for name in names}
 
     def compute_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         losses, metrics = self.losses(batch)
@@ -103,10 +96,10 @@ class LayoutObjective(Objective):
         background = (layout.background - batch["background"]).square().mean(1)
         losses = {
             "single": F.binary_cross_entropy_with_logits(layout.is_single, is_single.float()),
-            "present": _mean(slot_losses, has_text),
-            "boxes": BOX_WEIGHT * _mean(distances, present),
-            "background": _mean(background, has_text),
-            "what": _mean(1 - cosines, present & ~batch["recoloured"]),
+            "present": mean_where(slot_losses, has_text),
+            "boxes": BOX_WEIGHT * mean_where(distances, present),
+            "background": mean_where(background, has_text),
+            "what": mean_where(1 - cosines, present & ~batch["recoloured"]),
         }
         right = ((layout.present > 0) == used).all(1)
         metrics = {
@@ -138,8 +131,3 @@ class LayoutObjective(Objective):
 
     def components(self) -> dict[str, Any]:
         return {"text_proj": self.trained["text_proj"]}
-
-
-def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    """The mean of `values` where `counted`, 0 of none."""
-    return (values * counted).sum() / counted.sum().clamp_min(1)
