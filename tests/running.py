@@ -1,5 +1,6 @@
 """Training runs in this process and in others, stopped in the middle; and what they leave."""
 
+import json
 import os
 import signal
 import socket
@@ -42,6 +43,11 @@ def run_here(stage: str, folder: Path, *settings: str, stop_at: int | None = Non
         if stop_at is not None:
             watcher.join()
     return folder
+
+
+def rows(run: Path, kind: str) -> list[dict]:
+    """The rows of a run's log of one kind: "train", say."""
+    return [row for line in (run / "log.jsonl").read_text().splitlines() if (row := json.loads(line))["kind"] == kind]
 
 
 def _need_posix() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from running import rows
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -50,10 +51,6 @@ def inputs(tmp_path):
 def options(stage: str, inputs: Path, out: Path, minutes: float = 30):
     words = ["--tiny", "--stage", stage, "--minutes", minutes, "--inputs", inputs, "--out", out]
     return sprint.arguments(list(map(str, words)))
-
-
-def rows(out: Path, kind: str) -> list[dict]:
-    return [row for line in (out / "log.jsonl").read_text().splitlines() if (row := json.loads(line))["kind"] == kind]
 
 
 @pytest.mark.parametrize("stage", ["decoder", "prior", "draft"])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import seeds
-from running import finals, run_here
+from running import finals, rows, run_here
 from safetensors.torch import load_file
 
 from unclip import UnCLIPPipeline
@@ -24,16 +24,6 @@ MODEL |= {"time_embed_dim": 32, "draft_channels": 3, "position_maps": True, "tex
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return run_here("clip", tmp_path_factory.mktemp("clip"), "max_steps=1", "batch_size=2")
-
-
-@pytest.fixture(scope="module")
-def prior(clip, tmp_path_factory):
-    return run_here("prior", tmp_path_factory.mktemp("prior"), f"objective.clip={clip}", "max_steps=1", "batch_size=2")
-
-
-@pytest.fixture(scope="module")
 def head(clip, prior, tmp_path_factory):
     """A run of 12 steps, half of its embeddings sampled by a prior."""
     settings = f"objective.clip={clip}", f"objective.prior={prior}", "objective.samples=2", "max_steps=12", "ema=0"
@@ -42,11 +32,6 @@ def head(clip, prior, tmp_path_factory):
 
 def weights(run) -> dict[str, torch.Tensor]:
     return load_file(next((run / "final" / "text_proj").glob("*.safetensors")))
-
-
-def rows(run, kind: str) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 def test_the_head_learns_and_standardises_by_the_icons(head):

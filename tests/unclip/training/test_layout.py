@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import randomise
-from running import finals, run_here
+from running import finals, rows, run_here
 from safetensors.torch import load_file
 
 from unclip.data.layouts import MAX_LAYERS
@@ -23,24 +23,9 @@ MODEL |= {"time_embed_dim": 32, "draft_channels": 3, "draft_skip": True, "text_p
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return run_here("clip", tmp_path_factory.mktemp("clip"), "max_steps=1", "batch_size=2")
-
-
-@pytest.fixture(scope="module")
-def prior(clip, tmp_path_factory):
-    return run_here("prior", tmp_path_factory.mktemp("prior"), f"objective.clip={clip}", "max_steps=1", "batch_size=2")
-
-
-@pytest.fixture(scope="module")
 def run(clip, tmp_path_factory):
     settings = f"objective.clip={clip}", "max_steps=60", "batch_size=16", "ema=0", "learning_rate=3e-3", "validate_every=60"
     return run_here("layout", tmp_path_factory.mktemp("layout"), *settings)
-
-
-def rows(run, kind: str) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 def test_the_places_are_learned_from_captions(run):

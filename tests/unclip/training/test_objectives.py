@@ -24,11 +24,6 @@ from unclip.training.objectives.upsampler import UpsamplerObjective
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return run_here("clip", tmp_path_factory.mktemp("clip"), "max_steps=1", "batch_size=2")
-
-
-@pytest.fixture(scope="module")
 def plain(clip, tmp_path_factory):
     """A decoder after one step."""
     folder = tmp_path_factory.mktemp("plain")

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 from conftest import ROOT
-from running import run_here
 from torch.utils.data import default_collate
 
 from unclip.runtime.config import load_config
@@ -41,11 +40,6 @@ print(*(name.rpartition(".")[2] for name in sys.modules if name.startswith("uncl
 def test_objectives_are_at_most_two_levels_under_their_base(stage):
     made = objective_class(stage)
     assert made.__mro__.index(Objective) <= 2
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return run_here("clip", tmp_path_factory.mktemp("clip"), "max_steps=1", "batch_size=2")
 
 
 @pytest.mark.parametrize("stage", STAGES)
