@@ -2,7 +2,7 @@
 
     python benchmarks/own_images.py [--folder out/own] [--out docs/own_images.png]
 
-The images are robots that it draws itself: eight colours, one to three eyes, with and without an aerial; the prompts of the
+The script renders the images, robots: eight colours, one to three eyes, with and without an aerial; the prompts of the
 samples are combinations that are in none of them. Runs the commands as the README has them, each in a process of its own.
 """
 

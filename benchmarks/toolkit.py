@@ -303,7 +303,7 @@ def departure(bench: Bench, drawn: list[Image.Image], steps: int = 25) -> None:
 
 
 def kept(bench: Bench) -> None:
-    """The middle of an image drawn anew at every size: how far it and the rest are from what they were."""
+    """The middle of an image inpainted at every size: how far it and the rest are from what they were."""
     repaint = bench.tool(UnCLIPInpaintPipeline)
     for size in bench.pipe.sizes:
         image = bench.drawn("a red apple", size=size)[0]

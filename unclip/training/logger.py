@@ -24,7 +24,7 @@ class RunLogger:
     """
 
     def __init__(self, config: TrainConfig, settings: Mapping[str, Any], distributed: Distributed, step: int):
-        """Drop the log's rows after `step` and start the trackers, which are told the run's `settings`."""
+        """Drop the log's rows after `step` and start the trackers with the run's `settings`."""
         self.distributed, self.path = distributed, Path(config.output_dir) / "log.jsonl"
         self.samples_per_step = distributed.samples_per_step(config)
         self._scalars: dict[str, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Attachments told by the most similar render."""
+"""Attachments recognised by the most similar render."""
 
 from dataclasses import replace
 

@@ -93,8 +93,8 @@ class Objective(nn.Module):
 
     @property
     def fixes_lengths(self) -> bool:
-        """Whether texts are padded to one length for all batches: a compiler would start anew for each length, and so may a
-        GPU's allocator. On a CPU there is less padding."""
+        """Whether texts are padded to one length for all batches: every other length would be compiled again, and a GPU's
+        allocator may need new blocks for it. On a CPU there is less padding."""
         return self.compiled or next(self.trained.parameters()).device.type != "cpu"
 
     @torch.no_grad()
